@@ -1,0 +1,1 @@
+//! What both backends share: LLVM emission, scalar expressions, row kernels.

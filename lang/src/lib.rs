@@ -1,0 +1,1 @@
+//! `.model` text to typed modules to IR.

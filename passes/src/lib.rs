@@ -1,0 +1,1 @@
+//! Module to module, one file per pass.

@@ -1,0 +1,1 @@
+//! Runs executable graphs.
