@@ -1,0 +1,173 @@
+//! What the compiler tells the author: one message at one place, further labels, at most one hint.
+//!
+//! Stages collect `Vec<Diag>` and go on, so that one run shows every error. Rendering is separate:
+//! the same `Diag` becomes plain text for tests and logs and coloured text for a terminal.
+
+use crate::source::{FileId, SourceMap, Span};
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Severity {
+    Error,
+    Warning,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Diag {
+    pub severity: Severity,
+    pub span: Span,
+    /// One line that names the thing and says what is wrong with it.
+    pub message: String,
+    /// Notes at places. One at `span` itself is drawn there; without any, the span is underlined.
+    pub labels: Vec<(Span, String)>,
+    pub hint: Option<String>,
+}
+
+impl Diag {
+    pub fn error(span: Span, message: impl Into<String>) -> Diag {
+        Diag {
+            severity: Severity::Error,
+            span,
+            message: message.into(),
+            labels: Vec::new(),
+            hint: None,
+        }
+    }
+
+    pub fn warning(span: Span, message: impl Into<String>) -> Diag {
+        Diag { severity: Severity::Warning, ..Diag::error(span, message) }
+    }
+
+    pub fn label(mut self, span: Span, text: impl Into<String>) -> Diag {
+        self.labels.push((span, text.into()));
+        self
+    }
+
+    pub fn hint(mut self, text: impl Into<String>) -> Diag {
+        self.hint = Some(text.into());
+        self
+    }
+
+    /// The hint "did you mean `x`?" if a candidate is close to `name`.
+    pub fn did_you_mean<'a>(
+        mut self,
+        name: &str,
+        candidates: impl IntoIterator<Item = &'a str>,
+    ) -> Diag {
+        if let Some(close) = suggest(name, candidates) {
+            self.hint = Some(format!("did you mean `{close}`?"));
+        }
+        self
+    }
+
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+/// The candidate nearest to `name` by edit distance, if it is near enough to be a slip of the
+/// fingers: a third of the name's letters, at least one. Of equals the first wins.
+pub fn suggest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (name.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, _)| (1..=limit).contains(distance))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Errors and warnings by place, which is how an author reads a file.
+pub fn sort(diags: &mut [Diag]) {
+    diags.sort_by_key(|diag| (diag.span, diag.severity));
+}
+
+/// All of `diags` in their order, an empty line between two.
+pub fn render_all(map: &SourceMap, diags: &[Diag], colour: bool) -> String {
+    diags.iter().map(|diag| render(map, diag, colour)).collect::<Vec<_>>().join("\n")
+}
+
+/// One diagnostic with the lines of source it points at.
+pub fn render(map: &SourceMap, diag: &Diag, colour: bool) -> String {
+    type Place = (FileId, std::ops::Range<usize>);
+    let kind = match diag.severity {
+        Severity::Error => ariadne::ReportKind::Error,
+        Severity::Warning => ariadne::ReportKind::Warning,
+    };
+    let ink = match diag.severity {
+        Severity::Error => ariadne::Color::Red,
+        Severity::Warning => ariadne::Color::Yellow,
+    };
+    let config = ariadne::Config::default()
+        .with_color(colour)
+        .with_index_type(ariadne::IndexType::Byte)
+        .with_compact(true);
+    let mut report = ariadne::Report::<Place>::build(kind, place(map, diag.span))
+        .with_config(config)
+        .with_message(&diag.message);
+    if !diag.labels.iter().any(|(span, _)| *span == diag.span) {
+        report = report.with_label(
+            ariadne::Label::new(place(map, diag.span)).with_color(ink).with_priority(1),
+        );
+    }
+    for (span, text) in &diag.labels {
+        let label_ink = if *span == diag.span { ink } else { ariadne::Color::Cyan };
+        report = report.with_label(
+            ariadne::Label::new(place(map, *span)).with_message(text).with_color(label_ink),
+        );
+    }
+    if let Some(hint) = &diag.hint {
+        report = report.with_help(hint);
+    }
+    let mut bytes = Vec::new();
+    if report.finish().write(Sources::new(map), &mut bytes).is_err() {
+        return format!("{}: {}\n", map.place(diag.span), diag.message);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    // Drawings pad their lines; expectations in tests and terminals are better without.
+    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// A span as ariadne wants it: on characters of the file, whatever a caller gave.
+fn place(map: &SourceMap, span: Span) -> (FileId, std::ops::Range<usize>) {
+    let text = map.text(span.file);
+    let on_character = |offset: u32| {
+        let mut offset = (offset as usize).min(text.len());
+        while !text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        offset
+    };
+    let start = on_character(span.start);
+    (span.file, start..on_character(span.end).max(start))
+}
+
+/// The `SourceMap` in the shape of ariadne's cache: texts split into lines when first asked for.
+struct Sources<'a> {
+    map: &'a SourceMap,
+    split: Vec<Option<ariadne::Source<&'a str>>>,
+}
+
+impl<'a> Sources<'a> {
+    fn new(map: &'a SourceMap) -> Sources<'a> {
+        Sources { map, split: map.files().map(|_| None).collect() }
+    }
+}
+
+impl<'a> ariadne::Cache<FileId> for Sources<'a> {
+    type Storage = &'a str;
+
+    fn fetch(&mut self, id: &FileId) -> Result<&ariadne::Source<&'a str>, impl std::fmt::Debug> {
+        let map = self.map;
+        match self.split.get_mut(id.0 as usize) {
+            Some(slot) => {
+                let source = slot.get_or_insert_with(|| ariadne::Source::from(map.text(*id)));
+                Ok(&*source)
+            }
+            None => Err("a span of a file that is not loaded"),
+        }
+    }
+
+    fn display<'b>(&self, id: &'b FileId) -> Option<impl std::fmt::Display + 'b> {
+        Some(self.map.path(*id).display().to_string())
+    }
+}
