@@ -1,0 +1,125 @@
+//! Steps: what an entry does, in order.
+
+use crate::{BufferId, DimExpr, KernelId};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    Launch(Launch),
+    Copy(Copy),
+    Loop(Loop),
+}
+
+/// One kernel over its whole grid. The next step sees everything it wrote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    pub kernel: KernelId,
+    pub args: Vec<Arg>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scalars: Vec<Scalar>,
+    /// Number of blocks; a launch of none does nothing.
+    pub grid: DimExpr,
+    /// What a person calls this step: the op's value and place, `layers.mlp.up_proj`.
+    pub label: String,
+    /// Where it comes from, `deepseek_v3.model:41`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<String>,
+    /// Floating-point operations, for profiles; zero where nobody counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flops: DimExpr,
+    /// Bytes read and written at least, for profiles; zero where nobody counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes: DimExpr,
+}
+
+/// Moves bytes between buffers that do not overlap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Copy {
+    pub from: Arg,
+    pub to: Arg,
+    pub bytes: DimExpr,
+    pub label: String,
+}
+
+/// Runs `body` once for each index of `0..count`, from the last to the first if `reverse`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Loop {
+    pub count: DimExpr,
+    pub reverse: bool,
+    pub body: Vec<Step>,
+    /// What is repeated, `layers`.
+    pub label: String,
+}
+
+/// A place in a buffer: `byte_offset + sum of index(loop_depth) * stride`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Arg {
+    pub buffer: BufferId,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub byte_offset: DimExpr,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strides: Vec<LoopStride>,
+}
+
+/// Bytes that an argument moves by for each index of an enclosing loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoopStride {
+    /// 0 is the outermost loop.
+    pub loop_depth: u32,
+    pub bytes: DimExpr,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scalar {
+    Dim(DimExpr),
+    /// The bits of an f32.
+    F32(u32),
+    /// The index of the enclosing loop of this depth.
+    LoopIndex(u32),
+}
+
+impl Arg {
+    /// The start of a buffer.
+    pub fn whole(buffer: BufferId) -> Arg {
+        Arg { buffer, byte_offset: DimExpr::zero(), strides: Vec::new() }
+    }
+
+    /// The slice of a stacked buffer that belongs to the index of the loop at `loop_depth`.
+    pub fn sliced(buffer: BufferId, loop_depth: u32, bytes: DimExpr) -> Arg {
+        let strides = vec![LoopStride { loop_depth, bytes }];
+        Arg { buffer, byte_offset: DimExpr::zero(), strides }
+    }
+}
+
+impl Launch {
+    /// A launch on whole buffers, to be refined with struct update.
+    pub fn new(
+        kernel: KernelId,
+        args: Vec<Arg>,
+        grid: DimExpr,
+        label: impl Into<String>,
+    ) -> Launch {
+        Launch {
+            kernel,
+            args,
+            scalars: Vec::new(),
+            grid,
+            label: label.into(),
+            source: Vec::new(),
+            flops: DimExpr::zero(),
+            bytes: DimExpr::zero(),
+        }
+    }
+}
+
+impl Scalar {
+    pub fn f32(value: f32) -> Scalar {
+        Scalar::F32(value.to_bits())
+    }
+}
+
+fn is_zero(expr: &DimExpr) -> bool {
+    expr.terms().is_empty()
+}

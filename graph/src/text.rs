@@ -1,0 +1,191 @@
+//! The text form of an entry, for dumps: dims, buffers, then one line per step.
+//!
+//! ```text
+//! entry train_step(B <= 8, S <= 256), arena 1048576 bytes
+//!   input   tokens: i64[B, S]
+//!   weight  mlp.up: f32[7, 512, 256] as model.layers.{i}.mlp.up_proj.weight from [1]
+//!   loop layers, 7 times {
+//!     layers.mlp.up_proj = gemm_f32(mlp.x, mlp.up[524288*i0]; S, 256), grid 4*B
+//!   }
+//! ```
+
+use crate::{
+    Arg, Buffer, DimDecl, DimExpr, Entry, Factor, Graph, Launch, Role, Scalar, Step, Term,
+};
+use std::fmt;
+
+impl Graph {
+    /// The text of one entry.
+    pub fn display<'a>(&'a self, entry: &'a Entry) -> impl fmt::Display + 'a {
+        EntryText { graph: self, entry }
+    }
+}
+
+impl fmt::Display for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, entry) in self.entries.iter().enumerate() {
+            if position > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{}", self.display(entry))?;
+        }
+        Ok(())
+    }
+}
+
+impl DimExpr {
+    /// The expression with the names of `dims`.
+    pub fn display<'a>(&'a self, dims: &'a [DimDecl]) -> impl fmt::Display + 'a {
+        DimText { expr: self, dims }
+    }
+}
+
+struct EntryText<'a> {
+    graph: &'a Graph,
+    entry: &'a Entry,
+}
+
+impl fmt::Display for EntryText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entry = self.entry;
+        let dims: Vec<String> =
+            entry.dims.iter().map(|dim| format!("{} <= {}", dim.name, dim.max)).collect();
+        let (name, arena_bytes) = (&entry.name, entry.arena_bytes);
+        writeln!(f, "entry {name}({}), arena {arena_bytes} bytes", dims.join(", "))?;
+        for buffer in &entry.buffers {
+            self.buffer(f, buffer)?;
+        }
+        self.steps(f, &entry.steps, 0)
+    }
+}
+
+impl EntryText<'_> {
+    fn buffer(&self, f: &mut fmt::Formatter<'_>, buffer: &Buffer) -> fmt::Result {
+        write!(f, "  {:<8} {}: {}", buffer.role.name(), buffer.name, buffer.dtype)?;
+        write!(f, "[{}]", self.exprs(&buffer.dims))?;
+        match buffer.role {
+            Role::Temp { offset } => write!(f, " at {offset}")?,
+            Role::Constant(id) => write!(f, " bytes {}", id.0)?,
+            Role::Input | Role::Output | Role::Weight | Role::State => {}
+        }
+        if let Some(state) = buffer.alias {
+            write!(f, " in place of {}", self.entry.buffer(state).name)?;
+        }
+        if let Some(weight) = &buffer.weight {
+            write!(f, " as {}", weight.template)?;
+            if !weight.starts.is_empty() {
+                write!(f, " from {:?}", weight.starts)?;
+            }
+        }
+        writeln!(f)
+    }
+
+    fn steps(&self, f: &mut fmt::Formatter<'_>, steps: &[Step], depth: usize) -> fmt::Result {
+        let indent = 2 * (depth + 1);
+        for step in steps {
+            write!(f, "{:indent$}", "")?;
+            match step {
+                Step::Launch(launch) => self.launch(f, launch)?,
+                Step::Copy(copy) => {
+                    let (to, from) = (self.arg(&copy.to), self.arg(&copy.from));
+                    let bytes = copy.bytes.display(&self.entry.dims);
+                    writeln!(f, "{} = copy({to} <- {from}), bytes {bytes}", copy.label)?;
+                }
+                Step::Loop(repeat) => {
+                    let count = repeat.count.display(&self.entry.dims);
+                    let order = if repeat.reverse { ", last to first" } else { "" };
+                    writeln!(f, "loop {}, {count} times{order} {{", repeat.label)?;
+                    self.steps(f, &repeat.body, depth + 1)?;
+                    writeln!(f, "{:indent$}}}", "")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&self, f: &mut fmt::Formatter<'_>, launch: &Launch) -> fmt::Result {
+        let args: Vec<String> = launch.args.iter().map(|arg| self.arg(arg)).collect();
+        let kernel = &self.graph.kernel(launch.kernel).name;
+        write!(f, "{} = {kernel}({}", launch.label, args.join(", "))?;
+        if !launch.scalars.is_empty() {
+            let scalars: Vec<String> = launch.scalars.iter().map(|s| self.scalar(s)).collect();
+            write!(f, "; {}", scalars.join(", "))?;
+        }
+        write!(f, "), grid {}", launch.grid.display(&self.entry.dims))?;
+        if !launch.source.is_empty() {
+            write!(f, "  // {}", launch.source.join(", "))?;
+        }
+        writeln!(f)
+    }
+
+    fn arg(&self, arg: &Arg) -> String {
+        let name = &self.entry.buffer(arg.buffer).name;
+        let mut places = Vec::new();
+        if arg.byte_offset != DimExpr::zero() {
+            places.push(arg.byte_offset.display(&self.entry.dims).to_string());
+        }
+        for stride in &arg.strides {
+            let bytes = stride.bytes.display(&self.entry.dims).to_string();
+            let bytes = if bytes.contains(" + ") { format!("({bytes})") } else { bytes };
+            places.push(format!("{bytes}*i{}", stride.loop_depth));
+        }
+        if places.is_empty() { name.clone() } else { format!("{name}[{}]", places.join(" + ")) }
+    }
+
+    fn scalar(&self, scalar: &Scalar) -> String {
+        match scalar {
+            Scalar::Dim(expr) => expr.display(&self.entry.dims).to_string(),
+            Scalar::F32(bits) => format!("{:?}f", f32::from_bits(*bits)),
+            Scalar::LoopIndex(depth) => format!("i{depth}"),
+        }
+    }
+
+    fn exprs(&self, exprs: &[DimExpr]) -> String {
+        let texts: Vec<String> =
+            exprs.iter().map(|expr| expr.display(&self.entry.dims).to_string()).collect();
+        texts.join(", ")
+    }
+}
+
+struct DimText<'a> {
+    expr: &'a DimExpr,
+    dims: &'a [DimDecl],
+}
+
+impl fmt::Display for DimText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.expr.terms().is_empty() {
+            return f.write_str("0");
+        }
+        for (position, term) in self.expr.terms().iter().enumerate() {
+            if position > 0 {
+                f.write_str(" + ")?;
+            }
+            self.term(f, term)?;
+        }
+        Ok(())
+    }
+}
+
+impl DimText<'_> {
+    fn term(&self, f: &mut fmt::Formatter<'_>, term: &Term) -> fmt::Result {
+        if term.coeff != 1 || term.factors.is_empty() {
+            write!(f, "{}", term.coeff)?;
+        }
+        for (position, factor) in term.factors.iter().enumerate() {
+            if position > 0 || term.coeff != 1 {
+                f.write_str("*")?;
+            }
+            match factor {
+                Factor::Dim(id) => match self.dims.get(id.0 as usize) {
+                    Some(dim) => f.write_str(&dim.name)?,
+                    None => write!(f, "d{}", id.0)?,
+                },
+                Factor::CeilDiv { of, by } => {
+                    write!(f, "ceil(({}) / {by})", of.display(self.dims))?
+                }
+            }
+        }
+        Ok(())
+    }
+}
