@@ -207,7 +207,7 @@ impl ops::Sub for DimExpr {
     type Output = DimExpr;
 
     fn sub(self, other: DimExpr) -> DimExpr {
-        self + other.map_coeffs(|coeff| coeff.saturating_neg())
+        ops::Add::add(self, other.map_coeffs(i64::saturating_neg))
     }
 }
 

@@ -17,24 +17,26 @@
 //! computes does not depend on the thread that runs it: any number of threads gives the same bits.
 //! An f32 scalar is passed as its bits in the low half of the `int64_t`.
 //!
-//! A graph from a file is checked by `verify` before anything uses it: every id in
-//! range, every size finite, every argument inside its buffer at any dims within their bounds.
+//! A graph from a file is checked by [`verify`](Graph::verify) before anything uses it: every id in
+//! range, every size finite, every argument inside its buffer with the dims at their bounds.
 
 mod buffer;
 mod dim;
 mod dtype;
-
+mod file;
 mod kernel;
 mod step;
 mod text;
-
+mod verify;
 mod weight;
 
 pub use buffer::{Buffer, BufferId, ConstantId, Role};
 pub use dim::{DimDecl, DimExpr, DimId, Factor, Term};
 pub use dtype::DType;
+pub use file::{FORMAT_VERSION, OpenError, Reason};
 pub use kernel::{CpuVariant, Kernel, KernelId, KernelVariant, ObjectId};
 pub use step::{Arg, Copy, Launch, Loop, LoopStride, Scalar, Step};
+pub use verify::{VerifyError, offset_range};
 pub use weight::{Init, WeightInfo};
 
 use serde::{Deserialize, Serialize};

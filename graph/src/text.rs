@@ -181,9 +181,10 @@ impl DimText<'_> {
                     Some(dim) => f.write_str(&dim.name)?,
                     None => write!(f, "d{}", id.0)?,
                 },
-                Factor::CeilDiv { of, by } => {
-                    write!(f, "ceil(({}) / {by})", of.display(self.dims))?
+                Factor::CeilDiv { of, by } if of.terms().len() > 1 => {
+                    write!(f, "ceil(({}) / {by})", of.display(self.dims))?;
                 }
+                Factor::CeilDiv { of, by } => write!(f, "ceil({} / {by})", of.display(self.dims))?,
             }
         }
         Ok(())

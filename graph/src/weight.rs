@@ -39,12 +39,18 @@ impl WeightInfo {
     /// The stored tensors in the order they lie in the buffer, each with its position: tensor `p`
     /// is the elements `p * n .. (p + 1) * n`, where `n` is the product of the unstacked dims.
     /// `dims` are the buffer's.
-    pub fn stored_names<'a>(&'a self, dims: &[i64]) -> impl Iterator<Item = (String, usize)> + 'a {
+    pub fn stored_names<'a>(
+        &'a self,
+        dims: &[i64],
+    ) -> impl Iterator<Item = (String, usize)> + use<'a> {
         self.names_of(&self.template, dims)
     }
 
     /// As `stored_names`, for each of the duplicates in turn.
-    pub fn duplicate_names(&self, dims: &[i64]) -> impl Iterator<Item = (String, usize)> {
+    pub fn duplicate_names<'a>(
+        &'a self,
+        dims: &[i64],
+    ) -> impl Iterator<Item = (String, usize)> + use<'a> {
         let sizes = dims.to_vec();
         self.duplicates.iter().flat_map(move |template| self.names_of(template, &sizes))
     }
