@@ -63,4 +63,5 @@ pub mod dim;
 pub mod module;
 pub mod op;
 pub mod rules;
+pub mod text;
 pub mod ty;

@@ -214,6 +214,11 @@ impl Func {
         }
     }
 
+    /// Size of the op arena: ids are below it.
+    pub fn n_ops(&self) -> usize {
+        self.ops.len()
+    }
+
     /// The ops of the body, in order.
     pub fn body_ops(&self) -> impl DoubleEndedIterator<Item = (OpId, &OpData)> {
         self.body.iter().map(|id| (*id, self.op(*id)))
