@@ -1,1 +1,9 @@
-//! What both backends share: LLVM emission, scalar expressions, row kernels.
+//! What both backends share: LLVM emission, mathematics on vectors, object files.
+//!
+//! `emit` is the builder every kernel is written with, `math` the functions LLVM has no vector code
+//! for, `object` what turns kernels into position-independent objects. Nothing here knows a CPU
+//! microarchitecture: lanes and features come in a [`emit::Target`].
+
+pub mod emit;
+pub mod math;
+pub mod object;

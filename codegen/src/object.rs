@@ -1,0 +1,224 @@
+//! From kernels to position-independent ELF objects.
+//!
+//! A kernel is a name and a closure that emits it; kernels are compiled a handful to an object, objects
+//! in parallel, one LLVM context per thread. Which kernels share an object depends on their order alone,
+//! so any number of threads gives the same bytes. An object may ask for no symbol but `memcpy`, `memset`
+//! and `memmove`.
+
+mod elf;
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+
+use inkwell::OptimizationLevel;
+use inkwell::context::Context;
+use inkwell::passes::PassBuilderOptions;
+use inkwell::targets::{
+    CodeModel, FileType, InitializationConfig, RelocMode, Target as LlvmTarget, TargetMachine,
+    TargetTriple,
+};
+
+use crate::emit::{Cg, Target};
+
+/// Emits one kernel into the module.
+pub type Emit = Arc<dyn for<'c> Fn(&Cg<'c>) + Send + Sync>;
+
+/// A kernel to be compiled.
+#[derive(Clone)]
+pub struct KernelSource {
+    /// The entry point: `<target>_<dtype>_<op>[_<variant>]`.
+    pub name: String,
+    /// Where it comes from, `mla.model:12`; printed if LLVM gives up on it.
+    pub label: String,
+    pub emit: Emit,
+}
+
+impl KernelSource {
+    pub fn new(
+        name: impl Into<String>,
+        label: impl Into<String>,
+        emit: impl for<'c> Fn(&Cg<'c>) + Send + Sync + 'static,
+    ) -> KernelSource {
+        KernelSource { name: name.into(), label: label.into(), emit: Arc::new(emit) }
+    }
+}
+
+/// A relocatable ELF object and the kernels it defines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    pub bytes: Vec<u8>,
+    pub kernels: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error("LLVM has no target {0}")]
+    Target(String),
+    #[error("{kernels}: the emitted module is malformed: {reason}")]
+    Malformed { kernels: String, reason: String },
+    #[error("{kernels}: {reason}")]
+    Codegen { kernels: String, reason: String },
+    #[error("{kernels}: needs the symbols {symbols}, which no loader gives")]
+    Undefined { kernels: String, symbols: String },
+}
+
+/// What a kernel may leave for the loader to bind.
+pub const ALLOWED_SYMBOLS: [&str; 3] = ["memcpy", "memmove", "memset"];
+
+/// Kernels in one object: enough to share its fixed cost, few enough to compile in parallel.
+const KERNELS_PER_OBJECT: usize = 4;
+
+/// Kernels are written with explicit vectors and loops, so the pipeline only cleans up. It takes a third
+/// of the time of `default<O2>` and does not undo the loops it is given.
+const PIPELINE: &str = "function(sroa,early-cse<memssa>,instcombine,simplifycfg),always-inline,\
+    function(loop-mssa(licm),gvn,instcombine,simplifycfg,adce)";
+
+/// Compiles all kernels on up to `threads` threads.
+pub fn compile_all(
+    target: &Target,
+    sources: &[KernelSource],
+    threads: usize,
+) -> Result<Vec<Object>, ObjectError> {
+    let chunks: Vec<&[KernelSource]> = sources.chunks(KERNELS_PER_OBJECT).collect();
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, chunks.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(chunk) = chunks.get(at) else { break };
+                    let object = compile(target, chunk);
+                    done.lock().unwrap_or_else(|e| e.into_inner()).push((at, object));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(|e| e.into_inner());
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, object)| object).collect()
+}
+
+/// Compiles kernels into one object.
+pub fn compile(target: &Target, sources: &[KernelSource]) -> Result<Object, ObjectError> {
+    let bytes = emit_file(target, sources, FileType::Object)?;
+    let foreign: Vec<String> = elf::undefined_symbols(&bytes)
+        .into_iter()
+        .filter(|s| !ALLOWED_SYMBOLS.contains(&s.as_str()))
+        .collect();
+    if !foreign.is_empty() {
+        let symbols = foreign.join(", ");
+        return Err(ObjectError::Undefined { kernels: names(sources), symbols });
+    }
+    Ok(Object { bytes, kernels: sources.iter().map(|s| s.name.clone()).collect() })
+}
+
+/// The assembly of kernels, for dumps.
+pub fn assembly(target: &Target, sources: &[KernelSource]) -> Result<String, ObjectError> {
+    let bytes = emit_file(target, sources, FileType::Assembly)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The optimised LLVM IR of kernels, for dumps.
+pub fn llvm_ir(target: &Target, sources: &[KernelSource]) -> Result<String, ObjectError> {
+    let machine = machine(target)?;
+    let ctx = Context::create();
+    let cg = optimised(&ctx, target, &machine, sources)?;
+    Ok(cg.module.print_to_string().to_string())
+}
+
+fn emit_file(
+    target: &Target,
+    sources: &[KernelSource],
+    kind: FileType,
+) -> Result<Vec<u8>, ObjectError> {
+    let machine = machine(target)?;
+    let ctx = Context::create();
+    let cg = optimised(&ctx, target, &machine, sources)?;
+    let file = while_compiling(sources, || machine.write_to_memory_buffer(&cg.module, kind));
+    let file =
+        file.map_err(|e| ObjectError::Codegen { kernels: names(sources), reason: e.to_string() })?;
+    // inkwell's slice counts the terminating zero that LLVM keeps behind a buffer.
+    let size = file.get_size();
+    Ok(file.as_slice()[..size.min(file.as_slice().len())].to_vec())
+}
+
+fn optimised<'c>(
+    ctx: &'c Context,
+    target: &Target,
+    machine: &TargetMachine,
+    sources: &[KernelSource],
+) -> Result<Cg<'c>, ObjectError> {
+    let cg = Cg::new(ctx, "kernels", target);
+    cg.module.set_triple(&machine.get_triple());
+    cg.module.set_data_layout(&machine.get_target_data().get_data_layout());
+    for source in sources {
+        (source.emit)(&cg);
+    }
+    let kernels = || names(sources);
+    let malformed = |reason| ObjectError::Malformed { kernels: names(sources), reason };
+    cg.module.verify().map_err(|e| malformed(e.to_string()))?;
+    let defined = |name: &str| cg.module.get_function(name).is_some_and(|f| f.count_params() == 5);
+    if let Some(absent) = sources.iter().find(|s| !defined(&s.name)) {
+        return Err(malformed(format!("no function {}", absent.name)));
+    }
+    while_compiling(sources, || {
+        cg.module.run_passes(PIPELINE, machine, PassBuilderOptions::create())
+    })
+    .map_err(|e| ObjectError::Codegen { kernels: kernels(), reason: e.to_string() })?;
+    Ok(cg)
+}
+
+fn machine(target: &Target) -> Result<TargetMachine, ObjectError> {
+    static INITIALISE: Once = Once::new();
+    INITIALISE.call_once(|| {
+        LlvmTarget::initialize_x86(&InitializationConfig::default());
+        // SAFETY: the handler is a plain function that lives as long as the program.
+        unsafe { inkwell::support::error_handling::install_fatal_error_handler(on_fatal_error) };
+    });
+    let unknown = || ObjectError::Target(target.triple.to_string());
+    let triple = TargetTriple::create(target.triple);
+    LlvmTarget::from_triple(&triple)
+        .map_err(|_| unknown())?
+        .create_target_machine(
+            &triple,
+            target.cpu,
+            target.features,
+            OptimizationLevel::Default,
+            RelocMode::PIC,
+            CodeModel::Default,
+        )
+        .ok_or_else(unknown)
+}
+
+thread_local! {
+    /// The kernels this thread is compiling, for the fatal-error handler.
+    static COMPILING: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fn while_compiling<T>(sources: &[KernelSource], f: impl FnOnce() -> T) -> T {
+    COMPILING.set(names(sources));
+    let result = f();
+    COMPILING.set(String::new());
+    result
+}
+
+fn names(sources: &[KernelSource]) -> String {
+    let name = |s: &KernelSource| format!("{} ({})", s.name, s.label);
+    sources.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// LLVM ends the process after this returns: what can be done is to say on what it stumbled.
+extern "C" fn on_fatal_error(reason: *const std::ffi::c_char) {
+    // SAFETY: LLVM passes a zero-terminated string that outlives the call.
+    let reason = unsafe { CStr::from_ptr(reason) }.to_string_lossy();
+    COMPILING.with_borrow(|kernels| {
+        eprintln!("error: LLVM cannot compile {kernels}: {reason}");
+        eprintln!("  = note: this is a bug of Weft, not of the model");
+    });
+}
+
+#[cfg(test)]
+mod tests;
