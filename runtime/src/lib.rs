@@ -1,1 +1,4 @@
 //! Runs executable graphs.
+
+pub mod data;
+pub mod train;
