@@ -584,3 +584,15 @@ impl BinaryOp {
         }
     }
 }
+
+impl From<If<Member>> for Member {
+    fn from(member: If<Member>) -> Member {
+        Member::If(member)
+    }
+}
+
+impl From<If<Stmt>> for Stmt {
+    fn from(stmt: If<Stmt>) -> Stmt {
+        Stmt::If(stmt)
+    }
+}

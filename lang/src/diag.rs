@@ -97,16 +97,14 @@ pub fn render(map: &SourceMap, diag: &Diag, colour: bool) -> String {
         Severity::Error => ariadne::Color::Red,
         Severity::Warning => ariadne::Color::Yellow,
     };
-    let config = ariadne::Config::default()
-        .with_color(colour)
-        .with_index_type(ariadne::IndexType::Byte)
-        .with_compact(true);
+    let config =
+        ariadne::Config::default().with_color(colour).with_index_type(ariadne::IndexType::Byte);
     let mut report = ariadne::Report::<Place>::build(kind, place(map, diag.span))
         .with_config(config)
         .with_message(&diag.message);
     if !diag.labels.iter().any(|(span, _)| *span == diag.span) {
         report = report.with_label(
-            ariadne::Label::new(place(map, diag.span)).with_color(ink).with_priority(1),
+            ariadne::Label::new(place(map, diag.span)).with_message("here").with_color(ink),
         );
     }
     for (span, text) in &diag.labels {
