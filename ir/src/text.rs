@@ -15,6 +15,9 @@
 //! name: the printer counts such values in the order in which a function shows them. `//` starts a comment.
 //! Attributes print in the order of the op's row, flags that are false not at all.
 
+mod lex;
+mod parse;
 mod print;
 
+pub use parse::{FuncLines, Lines, TextError, parse, parse_located};
 pub use print::{print, print_attr, print_dim, print_func, print_op, print_type, value_names};
