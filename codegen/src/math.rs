@@ -6,7 +6,7 @@
 //!
 //! | exp | ln | tanh | sigmoid | softplus | sin, cos | erf | rsqrt |
 //! |---|---|---|---|---|---|---|---|
-//! | 1.0 | 0.8 | 1.2 | 2.0 | 2.5 | 1.0 | 3.0 | 1.5 |
+//! | 1.0 | 0.8 | 1.2 | 2.0 | 2.5 | 1.5 | 3.0 | 1.5 |
 //!
 //! Coefficients are Chebyshev fits made in 40 digits, rounded to f32.
 
