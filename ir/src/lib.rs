@@ -60,8 +60,11 @@
 pub mod attr;
 pub mod builder;
 pub mod dim;
+pub mod formats;
+pub mod interp;
 pub mod module;
 pub mod op;
 pub mod rules;
 pub mod text;
 pub mod ty;
+pub mod verify;

@@ -1,0 +1,68 @@
+//! Ops that run another function.
+
+use std::rc::Rc;
+
+use super::{Fault, Run, RunError, Tensor};
+use crate::module::{Func, FuncId, OpData};
+use crate::op::Op;
+
+pub(super) fn run(
+    run: &Run,
+    caller: FuncId,
+    f: &Func,
+    op: &OpData,
+    xs: Vec<Rc<Tensor>>,
+) -> Result<Vec<Rc<Tensor>>, RunError> {
+    let fault = |why: Fault| run.error(f, Some(op), why);
+    let Some(callee) = op.attrs.get_func("func").filter(|c| c.0 < caller.0) else {
+        return Err(fault("the callee must stand before its caller".into()));
+    };
+    if op.op == Op::Repeat { repeat(run, callee, op, xs, &fault) } else { run.func(callee, xs) }
+}
+
+fn repeat(
+    run: &Run,
+    callee: FuncId,
+    op: &OpData,
+    xs: Vec<Rc<Tensor>>,
+    fault: &dyn Fn(Fault) -> RunError,
+) -> Result<Vec<Rc<Tensor>>, RunError> {
+    let attr = |name| op.attrs.get_int(name).unwrap_or(0) as usize;
+    let (count, carry, n_stacks) = (attr("count"), attr("carry"), attr("xs"));
+    let (carried, rest) = xs.split_at(carry);
+    let (stacks, shared) = rest.split_at(n_stacks);
+    let mut carried = carried.to_vec();
+    // For each stacked result, its slices in place order.
+    let mut slices: Vec<Vec<Rc<Tensor>>> = vec![];
+    let places: Vec<usize> = if op.attrs.get_flag("reverse") {
+        (0..count).rev().collect()
+    } else {
+        (0..count).collect()
+    };
+    for i in &places {
+        let mut args = carried;
+        for stack in stacks {
+            args.push(Rc::new(stack.slice_of_stack(*i).map_err(fault)?));
+        }
+        args.extend(shared.iter().cloned());
+        carried = run.func(callee, args)?;
+        let of_run = carried.split_off(carry);
+        slices.resize(of_run.len(), vec![]);
+        slices.iter_mut().zip(of_run).for_each(|(all, slice)| all.push(slice));
+    }
+    for all in slices {
+        let all = if op.attrs.get_flag("reverse") { all.into_iter().rev().collect() } else { all };
+        carried.push(Rc::new(stacked(&all).map_err(fault)?));
+    }
+    Ok(carried)
+}
+
+fn stacked(slices: &[Rc<Tensor>]) -> Result<Tensor, Fault> {
+    let first = slices.first().ok_or("a stack has at least one slice")?;
+    let mut data = first.data.none();
+    for slice in slices {
+        data.append(&slice.data, 0, slice.len())?;
+    }
+    let dims = [&[slices.len()], &first.dims[..]].concat();
+    Ok(Tensor { dtype: first.dtype, dims, data })
+}
