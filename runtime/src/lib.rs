@@ -1,4 +1,10 @@
 //! Runs executable graphs.
 
+pub mod checkpoint;
 pub mod data;
+pub mod device;
+pub mod elf;
+pub mod exec;
+pub mod memory;
+pub mod pool;
 pub mod train;
