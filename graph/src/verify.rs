@@ -6,6 +6,7 @@
 //! - A temp lies in the arena, at a multiple of 64; a constant has all its bytes.
 //! - An output is the new value only of a weight or state of its own type.
 //! - A weight's shape is constant, its names have a number for each stacked dim.
+//! - A state keeps its layout when dims change: only its first dim above 1 may depend on them.
 //! - A weight or state that several entries use has one type at the bounds in all of them.
 //! - A loop index is that of an enclosing loop.
 //! - With every dim at its bound, every argument starts inside its buffer and every copy stays in it.
@@ -141,7 +142,14 @@ impl EntryCheck<'_> {
                     || format!("constant {} does not hold {size_bytes} bytes", id.0),
                 )?;
             }
-            Role::Input | Role::Output | Role::Weight | Role::State => {}
+            Role::State => {
+                let unit = |dim: &&DimExpr| **dim == DimExpr::constant(1);
+                let inner = buffer.dims.iter().skip_while(unit).skip(1);
+                ensure(inner.clone().all(|dim| dim.as_constant().is_some()), &place, || {
+                    "is kept between runs, but its layout changes with the dims".into()
+                })?;
+            }
+            Role::Input | Role::Output | Role::Weight => {}
         }
         if let Some(state) = buffer.alias {
             self.alias(&place, buffer, state)?;

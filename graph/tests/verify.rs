@@ -115,6 +115,20 @@ fn a_weight_says_how_it_is_stored() {
 }
 
 #[test]
+fn a_state_keeps_its_layout() {
+    let (batch, seq) = (DimExpr::dim(DimId(0)), DimExpr::dim(DimId(1)));
+    check(
+        |g| entry(g).buffers[2].dims = vec![batch.clone(), seq.clone()],
+        "entry eval, buffer step: is kept between runs, but its layout changes with the dims",
+    );
+    let mut graph = sample::graph();
+    for state in [2, 3] {
+        entry(&mut graph).buffers[state].dims = vec![1.into(), seq.clone(), 64.into()];
+    }
+    assert_eq!(graph.verify(), Ok(()));
+}
+
+#[test]
 fn shared_buffers_agree() {
     check(
         |g| {

@@ -1,0 +1,67 @@
+//! What the executor asks of a device: memory, and kernels to launch.
+//!
+//! Launches are in order: each sees what the ones before it wrote. Addresses are the device's own; only
+//! the device reads or writes what is there.
+
+use crate::elf::ElfError;
+use std::fmt;
+use std::sync::Arc;
+use thiserror::Error;
+use weft_graph::{Graph, KernelId};
+
+mod cpu;
+
+pub use cpu::Cpu;
+
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    #[error("no memory for {size_bytes} bytes: {error}")]
+    Memory { size_bytes: u64, error: std::io::Error },
+    #[error("cannot start threads: {0}")]
+    Threads(std::io::Error),
+    #[error(transparent)]
+    Object(#[from] ElfError),
+    #[error("kernel {kernel} has no code for {device}")]
+    NoVariant { kernel: String, device: String },
+}
+
+/// Memory of a device; released with its last owner.
+pub trait Memory: fmt::Debug + Send + Sync {
+    /// A multiple of 64.
+    fn address(&self) -> *mut u8;
+
+    fn size_bytes(&self) -> usize;
+}
+
+pub trait Device: fmt::Debug + Send + Sync {
+    /// What it is, for people: `cpu avx512bf16, 2 threads`.
+    fn describe(&self) -> String;
+
+    /// Zeroed memory.
+    fn allocate(&self, size_bytes: u64) -> Result<Arc<dyn Memory>, DeviceError>;
+
+    /// Makes the kernels of a graph ready to be launched.
+    fn load(&self, graph: &Graph) -> Result<Box<dyn Kernels>, DeviceError>;
+
+    /// Writes at an offset. Panics if that leaves the memory.
+    fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]);
+
+    /// Reads at an offset. Panics if that leaves the memory.
+    fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]);
+}
+
+/// The loaded kernels of a graph.
+pub trait Kernels: fmt::Debug + Send + Sync {
+    /// Runs a kernel over its whole grid.
+    ///
+    /// # Safety
+    /// The arguments are those the kernel was compiled for, the buffers live, and no one else touches
+    /// them meanwhile.
+    unsafe fn launch(&self, kernel: KernelId, buffers: &[*mut u8], scalars: &[i64], grid: i64);
+
+    /// Moves bytes between places that do not overlap.
+    ///
+    /// # Safety
+    /// As `launch`, for the bytes at `from` and `to`.
+    unsafe fn copy(&self, from: *const u8, to: *mut u8, size_bytes: usize);
+}

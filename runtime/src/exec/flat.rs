@@ -1,0 +1,333 @@
+//! The steps of an entry at given dims: addresses, grids and counts, with loops still rolled.
+//!
+//! A launch without strides passes slices of `Flat` as they are; one inside a loop copies its few
+//! addresses and moves them.
+
+use super::{ExecError, Profile};
+use crate::device::Kernels;
+use std::ops::Range;
+use std::time::Instant;
+use weft_graph::{Arg, Entry, KernelId, Launch, Scalar, Step, offset_range};
+
+#[derive(Debug, Default)]
+pub(super) struct Flat {
+    steps: Vec<FlatStep>,
+    buffers: Vec<*mut u8>,
+    strides: Vec<Stride>,
+    scalars: Vec<i64>,
+    indices: Vec<IndexSlot>,
+}
+
+#[derive(Debug)]
+enum FlatStep {
+    Launch(FlatLaunch),
+    Copy(FlatCopy),
+    /// The steps up to `end` are the body.
+    Loop {
+        count: i64,
+        reverse: bool,
+        end: usize,
+    },
+}
+
+#[derive(Debug)]
+struct FlatLaunch {
+    kernel: KernelId,
+    grid: i64,
+    buffers: Range<usize>,
+    strides: Range<usize>,
+    scalars: Range<usize>,
+    indices: Range<usize>,
+    flops: i64,
+    bytes: i64,
+    /// Position among the launches and copies of the entry.
+    row: usize,
+}
+
+#[derive(Debug)]
+struct FlatCopy {
+    /// Two of `buffers`: from and to.
+    buffers: Range<usize>,
+    strides: Range<usize>,
+    bytes: i64,
+    row: usize,
+}
+
+/// `buffers[slot]`, counted within the step, moves by `bytes` per index of the loop at `depth`.
+#[derive(Debug)]
+struct Stride {
+    slot: usize,
+    depth: usize,
+    bytes: i64,
+}
+
+/// `scalars[slot]`, counted within the step, is the index of the loop at `depth`.
+#[derive(Debug)]
+struct IndexSlot {
+    slot: usize,
+    depth: usize,
+}
+
+// SAFETY: the addresses are of memory that the session owns together with the `Flat`, and that any
+// thread may use.
+unsafe impl Send for Flat {}
+
+impl Flat {
+    /// The steps of `entry` at `dims`; `addresses` are those of its buffers.
+    pub(super) fn rebuild(
+        &mut self,
+        entry: &Entry,
+        dims: &[i64],
+        addresses: &[*mut u8],
+    ) -> Result<(), ExecError> {
+        let mut build = Build { flat: std::mem::take(self), entry, dims, addresses, rows: 0 };
+        build.flat.clear();
+        build.steps(&entry.steps, &mut Vec::new())?;
+        *self = build.flat;
+        Ok(())
+    }
+
+    /// # Safety
+    /// The memory behind the addresses is live and used by no one else.
+    pub(super) unsafe fn run(&self, kernels: &dyn Kernels, profile: Option<&mut Profile>) {
+        let mut run = Run {
+            flat: self,
+            kernels,
+            profile,
+            indices: Vec::new(),
+            buffers: Vec::new(),
+            scalars: Vec::new(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { run.steps(0..self.steps.len()) }
+    }
+
+    fn clear(&mut self) {
+        self.steps.clear();
+        self.buffers.clear();
+        self.strides.clear();
+        self.scalars.clear();
+        self.indices.clear();
+    }
+}
+
+struct Build<'a> {
+    flat: Flat,
+    entry: &'a Entry,
+    dims: &'a [i64],
+    addresses: &'a [*mut u8],
+    rows: usize,
+}
+
+impl Build<'_> {
+    /// `counts` are those of the enclosing loops.
+    fn steps(&mut self, steps: &[Step], counts: &mut Vec<i64>) -> Result<(), ExecError> {
+        for step in steps {
+            match step {
+                Step::Launch(launch) => self.launch(launch, counts)?,
+                Step::Copy(copy) => {
+                    let bytes = copy.bytes.eval(self.dims).max(0);
+                    let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
+                    for (slot, arg) in [&copy.from, &copy.to].into_iter().enumerate() {
+                        self.arg(&copy.label, arg, slot, bytes, counts)?;
+                    }
+                    let flat = FlatCopy {
+                        buffers: buffers..self.flat.buffers.len(),
+                        strides: strides..self.flat.strides.len(),
+                        bytes,
+                        row: self.next_row(),
+                    };
+                    self.flat.steps.push(FlatStep::Copy(flat));
+                }
+                Step::Loop(repeat) => {
+                    let (count, reverse) = (repeat.count.eval(self.dims), repeat.reverse);
+                    let at = self.flat.steps.len();
+                    self.flat.steps.push(FlatStep::Loop { count, reverse, end: at });
+                    counts.push(count);
+                    self.steps(&repeat.body, counts)?;
+                    counts.pop();
+                    let end = self.flat.steps.len();
+                    self.flat.steps[at] = FlatStep::Loop { count, reverse, end };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, launch: &Launch, counts: &[i64]) -> Result<(), ExecError> {
+        let grid = launch.grid.eval(self.dims);
+        let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
+        let (scalars, indices) = (self.flat.scalars.len(), self.flat.indices.len());
+        let counts = if grid > 0 { counts } else { &[0] };
+        for (slot, arg) in launch.args.iter().enumerate() {
+            self.arg(&launch.label, arg, slot, 0, counts)?;
+        }
+        for (slot, scalar) in launch.scalars.iter().enumerate() {
+            let value = match scalar {
+                Scalar::Dim(expr) => expr.eval(self.dims),
+                Scalar::F32(bits) => i64::from(*bits),
+                Scalar::LoopIndex(depth) => {
+                    self.flat.indices.push(IndexSlot { slot, depth: *depth as usize });
+                    0
+                }
+            };
+            self.flat.scalars.push(value);
+        }
+        let flat = FlatLaunch {
+            kernel: launch.kernel,
+            grid,
+            buffers: buffers..self.flat.buffers.len(),
+            strides: strides..self.flat.strides.len(),
+            scalars: scalars..self.flat.scalars.len(),
+            indices: indices..self.flat.indices.len(),
+            flops: launch.flops.eval(self.dims),
+            bytes: launch.bytes.eval(self.dims),
+            row: self.next_row(),
+        };
+        self.flat.steps.push(FlatStep::Launch(flat));
+        Ok(())
+    }
+
+    fn arg(
+        &mut self,
+        label: &str,
+        arg: &Arg,
+        slot: usize,
+        extent_bytes: i64,
+        counts: &[i64],
+    ) -> Result<(), ExecError> {
+        let offset = arg.byte_offset.eval(self.dims);
+        let first_stride = self.flat.strides.len();
+        for stride in &arg.strides {
+            let (depth, bytes) = (stride.loop_depth as usize, stride.bytes.eval(self.dims));
+            self.flat.strides.push(Stride { slot, depth, bytes });
+        }
+        // What is never run has no places to check, and its address is never used.
+        let runs = counts.iter().all(|&count| count > 0);
+        if runs {
+            let strides = self.flat.strides[first_stride..].iter();
+            let strides = strides.map(|stride| (stride.bytes, counts[stride.depth]));
+            let (least, greatest) = offset_range(offset, strides);
+            let greatest = greatest.saturating_add(extent_bytes);
+            let buffer = self.entry.buffer(arg.buffer);
+            // Storage has the size at the bounds; what a run may use is its size at these dims.
+            let size_bytes = buffer.size_bytes().eval(self.dims);
+            if least < 0 || greatest > size_bytes {
+                let (label, buffer) = (label.to_owned(), buffer.name.clone());
+                return Err(ExecError::OutOfBuffer { label, buffer, least, greatest, size_bytes });
+            }
+        }
+        let address = self.addresses[arg.buffer.0 as usize];
+        self.flat.buffers.push(address.wrapping_offset(if runs { offset as isize } else { 0 }));
+        Ok(())
+    }
+
+    fn next_row(&mut self) -> usize {
+        self.rows += 1;
+        self.rows - 1
+    }
+}
+
+struct Run<'a> {
+    flat: &'a Flat,
+    kernels: &'a dyn Kernels,
+    profile: Option<&'a mut Profile>,
+    /// Of the enclosing loops.
+    indices: Vec<i64>,
+    /// Addresses and scalars of the launch at hand, where a loop moves them.
+    buffers: Vec<*mut u8>,
+    scalars: Vec<i64>,
+}
+
+impl Run<'_> {
+    /// # Safety
+    /// As `Flat::run`.
+    unsafe fn steps(&mut self, range: Range<usize>) {
+        let flat = self.flat;
+        let mut at = range.start;
+        while at < range.end {
+            let start = self.profile.is_some().then(Instant::now);
+            match &flat.steps[at] {
+                FlatStep::Launch(launch) => {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.launch(launch) };
+                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                        profile.add(launch.row, start.elapsed(), launch.flops, launch.bytes);
+                    }
+                }
+                FlatStep::Copy(copy) => {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.copy(copy) };
+                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                        profile.add(copy.row, start.elapsed(), 0, 2 * copy.bytes);
+                    }
+                }
+                &FlatStep::Loop { count, reverse, end } => {
+                    for turn in 0..count {
+                        self.indices.push(if reverse { count - 1 - turn } else { turn });
+                        // SAFETY: the caller's promise.
+                        unsafe { self.steps(at + 1..end) };
+                        self.indices.pop();
+                    }
+                    at = end;
+                    continue;
+                }
+            }
+            at += 1;
+        }
+    }
+
+    /// # Safety
+    /// As `Flat::run`.
+    unsafe fn launch(&mut self, launch: &FlatLaunch) {
+        if launch.grid <= 0 {
+            return;
+        }
+        let flat = self.flat;
+        let mut scalars = &flat.scalars[launch.scalars.clone()];
+        if !launch.indices.is_empty() {
+            self.scalars.clear();
+            self.scalars.extend_from_slice(scalars);
+            for IndexSlot { slot, depth } in &flat.indices[launch.indices.clone()] {
+                self.scalars[*slot] = self.indices[*depth];
+            }
+            scalars = &self.scalars;
+        }
+        move_buffers(
+            &mut self.buffers,
+            &flat.buffers[launch.buffers.clone()],
+            &flat.strides[launch.strides.clone()],
+            &self.indices,
+        );
+        let buffers = if launch.strides.is_empty() {
+            &flat.buffers[launch.buffers.clone()]
+        } else {
+            &self.buffers
+        };
+        // SAFETY: the caller's promise; the places were checked when the list was built.
+        unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid) }
+    }
+
+    /// # Safety
+    /// As `Flat::run`.
+    unsafe fn copy(&mut self, copy: &FlatCopy) {
+        let fixed = &self.flat.buffers[copy.buffers.clone()];
+        let strides = &self.flat.strides[copy.strides.clone()];
+        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
+        let buffers = if strides.is_empty() { fixed } else { &self.buffers };
+        // SAFETY: the caller's promise; both extents were checked when the list was built.
+        unsafe { self.kernels.copy(buffers[0], buffers[1], copy.bytes as usize) }
+    }
+}
+
+/// Writes to `moved` the addresses `fixed` at the loop indices; nothing where nothing moves.
+fn move_buffers(moved: &mut Vec<*mut u8>, fixed: &[*mut u8], strides: &[Stride], indices: &[i64]) {
+    if strides.is_empty() {
+        return;
+    }
+    moved.clear();
+    moved.extend_from_slice(fixed);
+    for Stride { slot, depth, bytes } in strides {
+        moved[*slot] = moved[*slot].wrapping_offset((bytes * indices[*depth]) as isize);
+    }
+}
