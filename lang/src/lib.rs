@@ -7,6 +7,7 @@
 pub mod ast;
 pub mod diag;
 mod expected;
+pub mod fmt;
 mod layout;
 mod lexer;
 mod load;
