@@ -25,8 +25,9 @@
 //!
 //! Of states (`states.rs`):
 //! - **consumed once**: a state is consumed by a `State` op, by a call whose callee donates the parameter, or by being
-//!   returned; after that nothing uses it.
-//! - **reads**: a value `read` from a state, or returned by the op that made it, is not used after the state is consumed.
+//!   returned; after that nothing uses it, and the consumer itself uses it once.
+//! - **reads**: a value `read` from a state, or returned by the op that made it, is not used after the state is consumed,
+//!   nor by the call that consumes it.
 //! - **donations**: each pair links a state parameter to a state result of the same type that it became through a chain of
 //!   consumptions; no parameter and no result stands in two pairs; every state result stands in one; a parameter that
 //!   stands in none is not consumed.

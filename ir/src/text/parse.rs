@@ -688,12 +688,12 @@ fn sigil_name(text: &str) -> Option<String> {
     }
 }
 
-/// `; did you mean ...?` if one of `names` is close to `found`.
+/// `; did you mean ..?` if one of `names` is a slip of the fingers away: a third of its letters, at least one.
 fn suggestion<'n>(found: &str, names: impl Iterator<Item = &'n str>) -> String {
-    let scored = names.map(|n| (strsim::jaro_winkler(found, n), n));
-    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        // 0.8 lets a letter or two of a short word be wrong.
-        Some((score, name)) if score > 0.8 => format!("; did you mean `{name}`?"),
-        _ => String::new(),
+    let limit = (found.chars().count() / 3).max(1);
+    let scored = names.map(|n| (strsim::damerau_levenshtein(found, n), n));
+    match scored.filter(|(d, _)| *d <= limit).min_by_key(|(d, _)| *d) {
+        Some((_, name)) => format!("; did you mean `{name}`?"),
+        None => String::new(),
     }
 }

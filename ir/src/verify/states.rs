@@ -34,8 +34,18 @@ pub fn check(cx: &mut Cx, id: FuncId) {
         }
         let effect = effect(m, f, op);
         for (old, new) in effect.successions {
-            if !consumed.insert(old) && op.operands.iter().filter(|v| **v == old).count() > 1 {
-                cx.fail(at, format!("{} is consumed twice", name(old)));
+            let once = op.operands.iter().filter(|v| **v == old).count() == 1;
+            let first = consumed.insert(old);
+            cx.check(once || !first, at, || {
+                format!("{} is consumed and used by one op", name(old))
+            });
+            // The callee could look at the value after it has changed the state.
+            let shown = op.operands.iter().find(|v| shows.get(v) == Some(&old));
+            if let Some(v) = shown.filter(|_| op.op.has(Trait::Calls)) {
+                cx.fail(
+                    at,
+                    format!("{} is consumed, and {} was read from it", name(old), name(*v)),
+                );
             }
             if let Some(param) = was.get(&old).copied() {
                 was.insert(new, param);
@@ -47,8 +57,8 @@ pub fn check(cx: &mut Cx, id: FuncId) {
     let at = Place::Return(id);
     for v in &f.results {
         used(cx, at, *v, &consumed, &shows, &names);
-        if f.ty(*v).state && !consumed.insert(*v) {
-            cx.fail(at, format!("{} is returned twice", name(*v)));
+        if f.ty(*v).state {
+            consumed.insert(*v);
         }
     }
     donations(cx, id, &was, &consumed, &names);
