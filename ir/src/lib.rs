@@ -59,6 +59,8 @@
 
 pub mod attr;
 pub mod builder;
+pub mod cost;
+pub mod decompose;
 pub mod dim;
 pub mod formats;
 pub mod interp;
