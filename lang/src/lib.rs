@@ -1,16 +1,20 @@
 //! `.model` text to typed modules to IR.
 //!
 //! `source` holds the texts, `ast` the tree, `diag` what is told to the author. Text becomes tokens
-//! (`lexer`), tokens a sequence whose meaning does not depend on names (`layout`), that a tree
-//! (`parse`, with `grammar.lalrpop`). This crate opens no file and knows no device.
+//! (`lexer`), tokens a sequence whose meaning does not depend on names (`layout`, `brackets`), that
+//! a tree (`parse`, with `grammar.lalrpop`). `elaborate` places modules and decides sizes, `lower` makes IR.
+//! This crate opens no file and knows no device.
 
 pub mod ast;
+mod brackets;
 pub mod diag;
+pub mod elaborate;
 mod expected;
 pub mod fmt;
 mod layout;
 mod lexer;
 mod load;
+pub mod lower;
 mod parse;
 pub mod source;
 

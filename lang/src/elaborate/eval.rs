@@ -1,0 +1,295 @@
+//! Evaluating compile-time expressions.
+
+use std::rc::Rc;
+
+use super::Reported;
+use super::consts::{self, Closure, Const};
+use crate::ast::{self, BinaryOp, ExprKind};
+use crate::diag::Diag;
+use crate::source::Span;
+
+/// Names visible to a compile-time expression.
+pub trait Scope {
+    fn lookup(&self, name: &str) -> Option<Const>;
+    /// A constant of an instance: `turn.temperature`.
+    fn lookup_path(&self, names: &[&str]) -> Option<Const>;
+    /// Every visible name, for suggestions.
+    fn names(&self) -> Vec<String>;
+}
+
+/// Evaluates against a scope; what is wrong goes to `diags`.
+pub struct Eval<'a, 'd> {
+    pub modules: &'a [&'a ast::Module],
+    pub diags: &'d mut Vec<Diag>,
+}
+
+impl Eval<'_, '_> {
+    fn error<T>(&mut self, span: Span, message: impl Into<String>) -> Result<T, Reported> {
+        self.diags.push(Diag::error(span, message));
+        Err(Reported)
+    }
+
+    pub fn expr(&mut self, e: &ast::Expr, scope: &dyn Scope) -> Result<Const, Reported> {
+        match &e.kind {
+            ExprKind::Number(n) => Ok(Const::Num(*n)),
+            ExprKind::Str(s) => Ok(Const::Str(s.clone())),
+            ExprKind::Bool(b) => Ok(Const::Bool(*b)),
+            ExprKind::None => Ok(Const::None),
+            ExprKind::Path(path) => self.path(path, scope),
+            ExprKind::Call(call) => self.call(call, scope),
+            ExprKind::List(items) => {
+                let all: Result<Vec<Const>, Reported> =
+                    items.iter().map(|i| self.expr(i, scope)).collect();
+                Ok(Const::List(all?))
+            }
+            ExprKind::Unary(op, x) => {
+                let x = self.expr(x, scope)?;
+                consts::unary(*op, &x).or_else(|why| self.error(e.span, why))
+            }
+            ExprKind::Binary(op @ (BinaryOp::And | BinaryOp::Or), x, y) => {
+                // The right side may only make sense when the left does not decide.
+                match (op, self.expr(x, scope)?) {
+                    (BinaryOp::And, Const::Bool(false)) => Ok(Const::Bool(false)),
+                    (BinaryOp::Or, Const::Bool(true)) => Ok(Const::Bool(true)),
+                    (op, x) => {
+                        let y = self.expr(y, scope)?;
+                        consts::binary(*op, &x, &y).or_else(|why| self.error(e.span, why))
+                    }
+                }
+            }
+            ExprKind::Binary(op, x, y) => {
+                let (x, y) = (self.expr(x, scope), self.expr(y, scope));
+                let (x, y) = (x?, y?);
+                consts::binary(*op, &x, &y).or_else(|why| self.error(e.span, why))
+            }
+            ExprKind::If { condition, then, otherwise } => {
+                if self.condition(condition, scope)? {
+                    self.expr(then, scope)
+                } else {
+                    self.expr(otherwise, scope)
+                }
+            }
+            ExprKind::Tuple(_)
+            | ExprKind::Reshape(..)
+            | ExprKind::Repeat(_)
+            | ExprKind::Each(_) => self.error(e.span, "this is not a compile-time value"),
+        }
+    }
+
+    pub fn condition(&mut self, e: &ast::Expr, scope: &dyn Scope) -> Result<bool, Reported> {
+        match self.expr(e, scope)? {
+            Const::Bool(b) => Ok(b),
+            other => {
+                self.error(e.span, format!("a condition is a boolean, found {}", other.kind()))
+            }
+        }
+    }
+
+    fn path(&mut self, path: &ast::Path, scope: &dyn Scope) -> Result<Const, Reported> {
+        let names: Vec<&str> = path.names.iter().map(|n| n.text.as_str()).collect();
+        let found = match names[..] {
+            [one] => scope.lookup(one).or_else(|| self.bare_module(one, path.span)),
+            _ => scope.lookup_path(&names),
+        };
+        match found {
+            Some(value) => Ok(value),
+            None => {
+                let all = scope.names();
+                let diag = Diag::error(path.span, format!("unknown name `{path}`"))
+                    .did_you_mean(names[0], all.iter().map(String::as_str));
+                self.diags.push(diag);
+                Err(Reported)
+            }
+        }
+    }
+
+    /// A module without parameters may be named without parentheses.
+    fn bare_module(&self, name: &str, span: Span) -> Option<Const> {
+        let module = self.modules.iter().position(|m| m.name.text == name)?;
+        self.modules[module]
+            .params
+            .is_empty()
+            .then(|| Const::Module(Rc::new(Closure { module, args: vec![], span })))
+    }
+
+    fn call(&mut self, call: &ast::Call, scope: &dyn Scope) -> Result<Const, Reported> {
+        let name = call.callee.to_string();
+        if name == "given" {
+            return match &call.args[..] {
+                [ast::CallArg { name: None, value, .. }] => {
+                    Ok(Const::Bool(self.expr(value, scope)? != Const::None))
+                }
+                _ => self.error(call.span, "`given` asks about one name"),
+            };
+        }
+        if let Some(module) = self.modules.iter().position(|m| m.name.text == name) {
+            return self.closure(module, call, scope);
+        }
+        let mut numbers = vec![];
+        for arg in &call.args {
+            match self.expr(&arg.value, scope)? {
+                Const::Num(n) => numbers.push(n),
+                other => {
+                    let why = format!("`{name}` takes numbers, found {}", other.kind());
+                    return self.error(arg.span, why);
+                }
+            }
+        }
+        match consts::function(&name, &numbers) {
+            Some(n) => Ok(Const::Num(n)),
+            None if consts::FUNCTIONS.contains(&name.as_str()) => {
+                self.error(call.span, format!("`{name}` takes another number of arguments"))
+            }
+            None => {
+                let known = self.modules.iter().map(|m| m.name.text.as_str());
+                let known = known.chain(consts::FUNCTIONS.iter().copied());
+                let diag = Diag::error(
+                    call.callee.span,
+                    format!("no module or compile-time function `{name}`"),
+                )
+                .did_you_mean(&name, known);
+                self.diags.push(diag);
+                Err(Reported)
+            }
+        }
+    }
+
+    /// Bind a module's arguments to its parameters.
+    fn closure(
+        &mut self,
+        module: usize,
+        call: &ast::Call,
+        scope: &dyn Scope,
+    ) -> Result<Const, Reported> {
+        let def = self.modules[module];
+        let mut bound: Vec<Option<Const>> = vec![None; def.params.len()];
+        let mut failed = false;
+        for (i, arg) in call.args.iter().enumerate() {
+            let slot = match &arg.name {
+                None => (i < def.params.len()).then_some(i),
+                Some(n) => def.params.iter().position(|p| p.name.text == n.text),
+            };
+            let Some(slot) = slot else {
+                self.unknown_argument(def, arg);
+                failed = true;
+                continue;
+            };
+            if bound[slot].is_some() {
+                let twice = format!("argument `{}` is given twice", def.params[slot].name.text);
+                self.diags.push(Diag::error(arg.span, twice));
+                failed = true;
+                continue;
+            }
+            // An enumerant of the parameter is a word there, whatever else has its name.
+            let word = match (&def.params[slot].kind, &arg.value.kind) {
+                (ast::ParamKind::Enumeration(words), ExprKind::Path(p)) => p
+                    .single()
+                    .filter(|n| words.iter().any(|w| w.text == n.text))
+                    .filter(|n| scope.lookup(&n.text).is_none())
+                    .map(|n| Const::Word(n.text.clone())),
+                _ => None,
+            };
+            match word.map_or_else(|| self.expr(&arg.value, scope), Ok) {
+                Ok(value) => bound[slot] = self.checked(def, slot, value, arg.span),
+                Err(Reported) => {}
+            }
+            failed |= bound[slot].is_none();
+        }
+        let mut args: Vec<(String, Const)> = vec![];
+        for (param, value) in def.params.iter().zip(bound) {
+            let name = param.name.text.clone();
+            let value = match (value, &param.kind) {
+                (Some(v), _) => v,
+                (None, ast::ParamKind::Optional) => Const::None,
+                (None, ast::ParamKind::Enumeration(words)) => Const::Word(words[0].text.clone()),
+                (None, ast::ParamKind::Default(e)) => {
+                    let earlier = Bound { args: &args };
+                    self.expr(e, &earlier)?
+                }
+                (None, ast::ParamKind::Required) => {
+                    if !failed {
+                        let diag = Diag::error(
+                            call.span,
+                            format!("`{}` needs the argument `{name}`", def.name.text),
+                        );
+                        self.diags.push(diag.label(param.span, "declared here"));
+                    }
+                    failed = true;
+                    continue;
+                }
+            };
+            args.push((name, value));
+        }
+        if failed {
+            return Err(Reported);
+        }
+        Ok(Const::Module(Rc::new(Closure { module, args, span: call.span })))
+    }
+
+    fn unknown_argument(&mut self, def: &ast::Module, arg: &ast::CallArg) {
+        let diag = match &arg.name {
+            Some(n) => {
+                Diag::error(n.span, format!("`{}` has no parameter `{}`", def.name.text, n.text))
+                    .did_you_mean(&n.text, def.params.iter().map(|p| p.name.text.as_str()))
+            }
+            None => Diag::error(
+                arg.span,
+                format!("`{}` takes {} arguments", def.name.text, def.params.len()),
+            ),
+        };
+        self.diags.push(diag.label(def.name.span, "declared here"));
+    }
+
+    /// A value that fits parameter `slot`, or a diagnostic.
+    fn checked(
+        &mut self,
+        def: &ast::Module,
+        slot: usize,
+        value: Const,
+        span: Span,
+    ) -> Option<Const> {
+        let param = &def.params[slot];
+        let why = match (&param.kind, &value) {
+            (ast::ParamKind::Enumeration(words), Const::Word(w)) => {
+                if words.iter().any(|x| x.text == *w) {
+                    return Some(value);
+                }
+                let all: Vec<&str> = words.iter().map(|w| w.text.as_str()).collect();
+                let diag = Diag::error(
+                    span,
+                    format!("`{}` is one of {}, found `{w}`", param.name.text, all.join(", ")),
+                );
+                self.diags.push(diag.did_you_mean(w, all));
+                return None;
+            }
+            (ast::ParamKind::Enumeration(_), v) => {
+                format!("`{}` takes one of its words, found {}", param.name.text, v.kind())
+            }
+            (ast::ParamKind::Required, Const::None) => {
+                format!("`{}` of `{}` may not be none", param.name.text, def.name.text)
+            }
+            _ => return Some(value),
+        };
+        self.diags.push(Diag::error(span, why).label(param.span, "declared here"));
+        None
+    }
+}
+
+/// The parameters bound so far: what a default may refer to.
+struct Bound<'a> {
+    args: &'a [(String, Const)],
+}
+
+impl Scope for Bound<'_> {
+    fn lookup(&self, name: &str) -> Option<Const> {
+        self.args.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())
+    }
+
+    fn lookup_path(&self, _: &[&str]) -> Option<Const> {
+        None
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.args.iter().map(|(n, _)| n.clone()).collect()
+    }
+}
