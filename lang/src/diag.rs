@@ -65,9 +65,10 @@ impl Diag {
 }
 
 /// The candidate nearest to `name` by edit distance, if it is near enough to be a slip of the
-/// fingers: a third of the name's letters, at least one. Of equals the first wins.
+/// fingers: a third of the name's letters, at least one, but not all. Of equals the first wins.
 pub fn suggest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (name.chars().count() / 3).max(1);
+    let length = name.chars().count();
+    let limit = (length / 3).max(1).min(length.saturating_sub(1));
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
@@ -167,5 +168,41 @@ impl<'a> ariadne::Cache<FileId> for Sources<'a> {
 
     fn display<'b>(&self, id: &'b FileId) -> Option<impl std::fmt::Display + 'b> {
         Some(self.map.path(*id).display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggestions_are_near_and_never_the_name_itself() {
+        let names = ["hidden", "heads", "q_rank"];
+        assert_eq!(suggest("hiden", names), Some("hidden"));
+        assert_eq!(suggest("haeds", names), Some("heads"));
+        assert_eq!(suggest("heads", names), None);
+        assert_eq!(suggest("vocab", names), None);
+        assert_eq!(suggest("x", ["y", "z"]), None);
+    }
+
+    #[test]
+    fn colours_only_when_asked_for() {
+        let mut map = SourceMap::new();
+        let file = map.add("a.model", "x = y\n");
+        let diag = Diag::error(Span::new(file, 4, 5), "`y` is unknown").hint("declare it");
+        assert!(render(&map, &diag, true).contains('\u{1b}'));
+        let plain = render(&map, &diag, false);
+        assert!(!plain.contains('\u{1b}'));
+        assert!(plain.contains("a.model:1:5") && plain.contains("Help: declare it"), "{plain}");
+    }
+
+    #[test]
+    fn spans_outside_the_text_are_drawn_at_its_end() {
+        let mut map = SourceMap::new();
+        let file = map.add("a.model", "é");
+        for (start, end) in [(0, 9), (1, 1), (9, 9), (9, 0)] {
+            let diag = Diag::error(Span { file, start, end }, "message");
+            assert!(render(&map, &diag, false).contains("message"));
+        }
     }
 }

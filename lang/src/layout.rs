@@ -6,6 +6,7 @@
 //! of names. Two signs are split for the same reason: `(` after a name is a call, and `-` after an
 //! operand is a subtraction, so statements may follow each other on a line without a separator.
 
+use crate::brackets::{Brackets, Fault, line_before, pair};
 use crate::diag::Diag;
 use crate::lexer::{self, Raw, RawKind};
 use crate::source::{FileId, Span};
@@ -22,8 +23,16 @@ pub enum Token<'s> {
     CallParen,
     /// `-` before an operand.
     Neg,
+    /// Never in a text: put before it, says what is to be read.
+    Start(Start),
     /// The end of a statement: a newline that counts, or `;`. Never first or last in braces.
     Separator,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    File,
+    Expr,
 }
 
 /// Words with a meaning of their own: the first group always, the rest where `keyword` says.
@@ -95,15 +104,7 @@ pub fn layout(file: FileId, text: &str, base: usize) -> Layout<'_> {
             diags.push(Diag::error(span(raw), format!("`{found}` is not part of the language")));
         }
     }
-    for (index, fault) in &brackets.faults {
-        let sign = &text[raws[*index].start..raws[*index].end];
-        let message = match fault {
-            _ if explained(&raws, &brackets, *index) => continue,
-            Fault::NeverClosed => format!("this `{sign}` is never closed"),
-            Fault::NeverOpened => format!("this `{sign}` closes nothing"),
-        };
-        diags.push(Diag::error(span(&raws[*index]), message));
-    }
+    diags.extend(brackets.messages(text, &raws).map(|(raw, text)| Diag::error(span(raw), text)));
     let mut builder = Builder {
         file,
         text,
@@ -138,116 +139,6 @@ pub fn layout(file: FileId, text: &str, base: usize) -> Layout<'_> {
     Layout { tokens, comments, damaged, diags }
 }
 
-/// The tokens before `index` on its line, the nearest first.
-fn line_before(raws: &[Raw], index: usize) -> impl Iterator<Item = &Raw> {
-    raws[..index].iter().rev().take_while(|raw| raw.kind != RawKind::Newline)
-}
-
-/// Another report on the line says why this bracket has no partner: a string swallowed it, or
-/// `f(x]` has the wrong one.
-fn explained(raws: &[Raw], brackets: &Brackets, index: usize) -> bool {
-    let mut line_after = raws[index..].iter().take_while(|raw| raw.kind != RawKind::Newline);
-    let first = index - line_before(raws, index).count();
-    let wrong_partner = brackets
-        .faults
-        .iter()
-        .any(|(i, fault)| (first..index).contains(i) && *fault == Fault::NeverClosed);
-    line_after.any(|raw| raw.kind == RawKind::OpenStr)
-        || (wrong_partner && raws[index].kind != RawKind::LBrace)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    NeverClosed,
-    NeverOpened,
-}
-
-/// Which brackets of a text have no partner, and where braces without one are taken to close.
-#[derive(Default)]
-struct Brackets {
-    /// By position; the `usize` is an index of a raw token.
-    faults: Vec<(usize, Fault)>,
-    /// Indices of raw tokens before which a brace is closed, once for each.
-    closes: Vec<usize>,
-}
-
-impl Brackets {
-    fn is_faulty(&self, index: usize) -> bool {
-        self.faults.iter().any(|(i, _)| *i == index)
-    }
-}
-
-/// Pairs brackets as they stand; only if that fails, again with indentation as a witness.
-fn pair(text: &str, raws: &[Raw]) -> Brackets {
-    let plain = pair_with(raws, |_, _| false);
-    if plain.faults.is_empty() {
-        return plain;
-    }
-    let indents = indents(text, raws);
-    pair_with(raws, |opener, index| {
-        let first = index == 0 || raws[index - 1].kind == RawKind::Newline;
-        let raw = &raws[index];
-        let opens_item = raw.kind == RawKind::Word
-            && matches!(&text[raw.start..raw.end], "module" | "model" | "use")
-            && raws
-                .get(index + 1)
-                .is_some_and(|next| matches!(next.kind, RawKind::Word | RawKind::Str));
-        let closes = raw.kind == RawKind::RBrace;
-        first
-            && ((opens_item && indents[index] == 0) || (closes && indents[index] < indents[opener]))
-    })
-}
-
-/// The indentation in bytes of the line each token stands on.
-fn indents(text: &str, raws: &[Raw]) -> Vec<usize> {
-    raws.iter()
-        .map(|raw| {
-            let line = text[..raw.start].rfind('\n').map_or(0, |newline| newline + 1);
-            text[line..].bytes().take_while(|byte| *byte == b' ' || *byte == b'\t').count()
-        })
-        .collect()
-}
-
-/// `gave_up(opener, index)`: the brace at `opener` cannot still be open at `index`.
-fn pair_with(raws: &[Raw], gave_up: impl Fn(usize, usize) -> bool) -> Brackets {
-    let mut found = Brackets::default();
-    let mut open: Vec<usize> = Vec::new();
-    for (index, raw) in raws.iter().enumerate() {
-        while let Some(brace) = open.iter().rposition(|i| raws[*i].kind == RawKind::LBrace) {
-            if !gave_up(open[brace], index) {
-                break;
-            }
-            found.closes.push(index);
-            found.faults.extend(open.drain(brace..).map(|i| (i, Fault::NeverClosed)));
-        }
-        let opener = match raw.kind {
-            RawKind::LParen | RawKind::LBracket | RawKind::LBrace => {
-                open.push(index);
-                continue;
-            }
-            RawKind::RParen => RawKind::LParen,
-            RawKind::RBracket => RawKind::LBracket,
-            RawKind::RBrace => RawKind::LBrace,
-            _ => continue,
-        };
-        let partner = open.iter().rposition(|i| raws[*i].kind == opener);
-        let wall = open.iter().rposition(|i| raws[*i].kind == RawKind::LBrace);
-        match partner {
-            // A brace is not closed by a `)` that belongs to nothing.
-            Some(partner) if opener == RawKind::LBrace || Some(partner) > wall => {
-                found.faults.extend(open.drain(partner + 1..).map(|i| (i, Fault::NeverClosed)));
-                open.pop();
-            }
-            _ => found.faults.push((index, Fault::NeverOpened)),
-        }
-    }
-    let braces = open.iter().filter(|i| raws[**i].kind == RawKind::LBrace).count();
-    found.closes.extend(std::iter::repeat_n(raws.len(), braces));
-    found.faults.extend(open.into_iter().map(|i| (i, Fault::NeverClosed)));
-    found.faults.sort_by_key(|(index, _)| *index);
-    found
-}
-
 struct Builder<'s, 'a> {
     file: FileId,
     text: &'s str,
@@ -268,6 +159,11 @@ impl<'s> Builder<'s, '_> {
         self.close_braces(index, raw.start);
         let text = &self.text[raw.start..raw.end];
         let token = match raw.kind {
+            RawKind::Newline if self.brackets.opens.contains(&index) => {
+                self.open.push(RawKind::LBrace);
+                let brace = Token::Sign(RawKind::LBrace);
+                return self.add(raw.start, brace, raw.start);
+            }
             RawKind::Newline => return self.newline(index),
             RawKind::Semicolon => Token::Separator,
             RawKind::Word => self.word(index, text),

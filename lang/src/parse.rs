@@ -10,7 +10,7 @@ use lalrpop_util::{ParseError, lalrpop_mod};
 use crate::ast::*;
 use crate::diag::{self, Diag};
 use crate::expected;
-use crate::layout::{self, Keyword, Spanned, Token};
+use crate::layout::{self, Keyword, Spanned, Start, Token};
 use crate::lexer::{self, RawKind};
 use crate::source::SourceMap;
 
@@ -42,10 +42,10 @@ pub fn parse_file(
     leave_out_damaged(&mut tokens, &layout.damaged);
     let top_levels = loop {
         let mut cx = Cx { file: id, diags: Vec::new() };
-        match grammar::FileParser::new().parse(&mut cx, tokens.iter().copied().map(Ok)) {
-            Ok(top_levels) => {
+        match cx.parse(Start::File, &tokens) {
+            Ok(goal) => {
                 diags.append(&mut cx.diags);
-                break top_levels;
+                break goal.file();
             }
             Err(error) => {
                 let at = fault(&error, &tokens);
@@ -77,6 +77,28 @@ fn first_line(file: FileId, text: &str) -> Span {
     match line.next() {
         None => Span::new(file, 0, 0),
         Some(first) => Span::new(file, first.start, line.last().unwrap_or(first).end),
+    }
+}
+
+/// What was read; which of the two, the `Start` before the text decides.
+pub enum Goal {
+    File(Vec<TopLevel>),
+    Expr(Expr),
+}
+
+impl Goal {
+    fn file(self) -> Vec<TopLevel> {
+        match self {
+            Goal::File(top_levels) => top_levels,
+            Goal::Expr(_) => Vec::new(),
+        }
+    }
+
+    fn expr(self) -> Option<Expr> {
+        match self {
+            Goal::Expr(expr) => Some(expr),
+            Goal::File(_) => None,
+        }
     }
 }
 
@@ -222,6 +244,11 @@ pub struct Cx {
 }
 
 impl Cx {
+    fn parse<'s>(&mut self, start: Start, tokens: &[Spanned<'s>]) -> Result<Goal, Fault<'s>> {
+        let all = std::iter::once((0, Token::Start(start), 0)).chain(tokens.iter().copied());
+        grammar::GoalParser::new().parse(self, all.map(Ok))
+    }
+
     pub fn span(&self, start: usize, end: usize) -> Span {
         Span::new(self.file, start, end)
     }
@@ -344,8 +371,8 @@ impl Cx {
         let clean = layout.diags.is_empty();
         self.diags.extend(layout.diags);
         let tokens = layout.tokens;
-        match grammar::ExprParser::new().parse(self, tokens.iter().copied().map(Ok)) {
-            Ok(expr) => Some(expr),
+        match self.parse(Start::Expr, &tokens) {
+            Ok(goal) => goal.expr(),
             Err(error) => {
                 if clean {
                     let span = self.span(base - 1, base + text.len() + 1);

@@ -46,3 +46,18 @@ fn damaged_models_give_diagnostics_and_no_panic() {
         }
     }
 }
+
+/// A slip in one place is not explained at many.
+#[test]
+fn one_deleted_character_gives_few_errors() {
+    for (path, text) in support::shipped_models() {
+        let step = (text.len() / 400).max(1);
+        for at in (0..text.len()).step_by(step).filter(|at| text.is_char_boundary(*at)) {
+            let length = text[at..].chars().next().map_or(0, char::len_utf8);
+            let without = format!("{}{}", &text[..at], &text[at + length..]);
+            let mut map = SourceMap::new();
+            let (_, diags) = parse_file(&mut map, path.clone(), without);
+            assert!(diags.len() <= 4, "{}", diag::render_all(&map, &diags, false));
+        }
+    }
+}
