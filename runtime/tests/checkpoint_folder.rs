@@ -1,4 +1,4 @@
-//! Checkpoint folders: written and read back, quantized and sharded ones read, damaged ones refused.
+//! Checkpoint folders: written and read back, from other makers read, damaged ones refused.
 
 use std::fs;
 use std::path::Path;

@@ -158,10 +158,10 @@ fn paths_without_text_are_named_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().display().to_string();
     let empty = message(options(dir.path()));
-    assert!(empty.starts_with(&format!("no usable text in {path}: 0 files")), "{empty}");
+    assert!(empty.starts_with(&format!("no usable text in {path}: files found: 0")), "{empty}");
     fs::write(dir.path().join("x.bin"), [0u8; 100]).unwrap();
     let binary = message(options(dir.path()));
-    assert!(binary.contains("1 files, 1 of them not text; give files or folders"), "{binary}");
+    assert!(binary.contains("files found: 1, not text: 1; give files or folders"), "{binary}");
     fs::write(dir.path().join("a.txt"), "text").unwrap();
     let held_out = message(LoaderOptions { held_out: 1e-9, ..options(dir.path()) }.for_held_out());
     assert!(held_out.starts_with(&format!("no held-out text in {path}")), "{held_out}");

@@ -1,4 +1,4 @@
-//! Writes a checkpoint so that, whenever the machine stops, its folder is there whole or not at all.
+//! Writes a checkpoint whose folder is there whole or not at all, whenever the machine stops.
 //!
 //! Everything goes into `NAME.tmp-<pid>`; each file and the folder are synced; one rename gives the
 //! folder its name; the parent is synced. A reader passes over names that contain `tmp-`.

@@ -3,7 +3,8 @@
 //!
 //! The documents of an epoch come in a random order and are taken in windows of about
 //! `window_tokens`; a window is packed as a whole and its rows are shuffled. A window is a function
-//! of (seed, epoch, first document), so the state names a window and how many of its rows were taken.
+//! of (seed, epoch, first document), so the state names a window and how many of its rows were
+//! taken.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -275,7 +276,7 @@ impl Loader {
             let n_documents = self.source.n_documents();
             return DataError::NoHeldOut { paths, n_documents, fraction: self.options.held_out };
         }
-        let mut found = format!("{n_files} files, {n_skipped} of them not text");
+        let mut found = format!("files found: {n_files}, not text: {n_skipped}");
         if self.options.held_out > 0.0 && n_skipped < n_files {
             found += &format!(", and a held-out fraction of {} leaves none", self.options.held_out);
         }

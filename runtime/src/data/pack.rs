@@ -28,8 +28,8 @@ pub fn pack(documents: &[Vec<u32>], length: usize) -> Vec<Row> {
         .collect()
 }
 
-/// Assigns items to bins: longest first, each into the fullest bin that still takes it. Among equals
-/// the earlier item and the earlier bin win. O(n log n).
+/// Assigns items to bins: longest first, each into the fullest bin that still takes it. Among equal
+/// items the earlier goes first, among equal bins the last one filled is taken. O(n log n).
 pub fn best_fit_decreasing(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
