@@ -314,6 +314,34 @@ mod tests {
     }
 
     #[test]
+    fn no_altered_byte_of_the_header_panics() {
+        let codes: &[u8] = &[0x38; 6];
+        let e4m3 = NewTensor::new("q", Dtype::F8_E4M3, &[2, 3], codes);
+        let (_dir, path) = file(&[NewTensor::f32("w", &[2], &[1.0, 2.0]), e4m3]);
+        let whole = fs::read(&path).unwrap();
+        let (mut n_refused, mut n_opened) = (0, 0);
+        for at in 0..whole.len() - 14 {
+            for to in [b'0', b'9', b'"', b']', 0, 0xff, whole[at] ^ 1] {
+                let mut altered = whole.clone();
+                altered[at] = to;
+                fs::write(&path, altered).unwrap();
+                let Ok(file) = TensorFile::open(&path) else {
+                    n_refused += 1;
+                    continue;
+                };
+                n_opened += 1;
+                for info in file.tensors() {
+                    assert!(file.tensor(&info.name).unwrap().1.len() <= 14);
+                    let read = file.read_f32(&info.name, &info.shape);
+                    assert!(read.is_ok() || !matches!(info.dtype, Dtype::F32));
+                }
+            }
+        }
+        // Some alterations only rename a tensor; most break the header.
+        assert!(n_refused > n_opened && n_opened > 0, "{n_refused} refused, {n_opened} opened");
+    }
+
+    #[test]
     fn data_that_does_not_match_its_shape_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
