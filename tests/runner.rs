@@ -18,12 +18,16 @@ mod case;
 mod grad;
 #[path = "runner/lang.rs"]
 mod lang;
+#[path = "runner/parts.rs"]
+mod parts;
 #[path = "runner/pass.rs"]
 mod pass;
 #[path = "runner/roundtrip.rs"]
 mod roundtrip;
 #[path = "runner/run.rs"]
 mod run;
+#[path = "runner/values.rs"]
+mod values;
 #[path = "runner/verify.rs"]
 mod verify;
 

@@ -100,6 +100,17 @@ impl Case {
     }
 }
 
+/// What tests print: places would make every line of an expectation long and none of it clearer.
+pub fn without_places(m: &Module) -> Module {
+    let mut m = m.clone();
+    for f in &mut m.funcs {
+        for id in f.body.clone() {
+            f.op_mut(id).spans.clear();
+        }
+    }
+    m
+}
+
 /// One error a line.
 pub fn all<E: ToString>(errors: &[E]) -> String {
     errors.iter().map(|e| e.to_string() + "\n").collect()

@@ -1,46 +1,101 @@
-//! `pass NAME, ..`: runs the passes on the module; what they leave is verified, prints as `// expect:` says and, where
-//! the input's functions are still there with their signatures, computes the same.
+//! `pass NAME, .. [with OPTION, ..]`: runs the passes on the module; what they leave is verified, prints as `// expect:`
+//! says, and computes in f64 what the functions of the same signature computed before.
 //!
-//! A pass that must refuse the input has `error: ..` as its expectation.
+//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`. If the last pass must refuse the input, the
+//! expectation is `error: ..`.
 
-use weft_ir::module::Module;
+use weft_ir::dim::{SymId, SymKind};
+use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
+use weft_ir::module::{Func, Module};
 use weft_ir::text;
+use weft_ir::ty::Type;
 use weft_ir::verify::verify;
-use weft_passes::{PassCx, by_name, run_pass};
+use weft_passes::{PassCx, Save, Train, by_name, run_pass};
 
-use crate::case::{Case, Outcome, all};
+use crate::case::{Case, Outcome, all, without_places};
+use crate::values::agree;
 
 pub fn run(case: &Case) -> Result<Outcome, String> {
     let before = case.verified()?;
     let mut after = before.clone();
-    let cx = PassCx::default();
-    for (i, name) in case.args.split(',').map(str::trim).enumerate() {
+    let (names, options) = case.args.split_once(" with ").unwrap_or((&case.args, ""));
+    let cx = context(options)?;
+    for (i, name) in names.split(',').map(str::trim).enumerate() {
         let pass = by_name(name).ok_or_else(|| format!("no pass `{name}`"))?;
         if let Err(e) = run_pass(i + 1, pass, &mut after, &cx) {
             return case.compare(&format!("error: {}", e.why));
         }
-        verify(&after)
-            .map_err(|e| format!("after {name}:\n{}\n{}", all(&e), text::print(&after)))?;
+        let shown = |e: String| format!("after {name}: {e}\n{}", text::print(&after));
+        verify(&after).map_err(|e| shown(all(&e)))?;
+        same_numbers(&before, &after).map_err(shown)?;
     }
     case.compare(&functions(&before, &after))
 }
 
-/// The functions without places, and what the passes added to the lines above them.
-fn functions(before: &Module, after: &Module) -> String {
-    let strip = |m: &Module| {
-        let mut m = m.clone();
-        for f in &mut m.funcs {
-            for id in f.body.clone() {
-                f.op_mut(id).spans.clear();
+fn context(options: &str) -> Result<PassCx, String> {
+    let mut cx = PassCx::default();
+    for option in options.split(',').map(str::trim).filter(|o| !o.is_empty()) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("gradients", "") => cx.gradients = true,
+            ("apart", "") => cx.apart = true,
+            ("everything", "") => cx.save = Save::Everything,
+            ("micro_batches", n) => {
+                let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;
+                let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
+                cx.train = Some(Train { micro_batches, beta1, beta2, eps, decay, clip });
             }
+            _ => return Err(format!("no option `{option}`")),
         }
-        m
+    }
+    Ok(cx)
+}
+
+/// Functions that kept name and signature give the same numbers on drawn arguments, with symbols of 2 or their bound.
+fn same_numbers(before: &Module, after: &Module) -> Result<(), String> {
+    let mut sizes = Sizes::new();
+    for (i, sym) in before.syms.iter().enumerate() {
+        if let SymKind::Bounded { max } = sym.kind {
+            sizes.insert(SymId(i as u32), max.min(2));
+        }
+    }
+    let range = |_: usize, ty: &Type| {
+        if ty.dtype.is_int() {
+            Range { low: 0.0, high: 2.0 }
+        } else {
+            Range { low: 0.1, high: 1.0 }
+        }
     };
-    let (before, after) = (text::print(&strip(before)), text::print(&strip(after)));
-    let head = |text: &str| text.split_once("\n\n").map_or(String::new(), |(h, _)| h.to_string());
-    let known = head(&before);
-    let (new_head, body) = after.split_once("\n\n").unwrap_or((&after, ""));
-    let added = new_head.lines().filter(|l| !known.lines().any(|k| k == *l));
-    let added: String = added.map(|l| format!("{l}\n")).collect();
-    format!("{added}{body}")
+    for id in before.func_ids() {
+        let f = before.func(id);
+        let Some(g) = after.find(&f.name).filter(|g| signature(f) == signature(after.func(*g)))
+        else {
+            continue;
+        };
+        let args = random_args(before, id, &sizes, 1, &range)?;
+        // Arguments that the input itself has no value for, offsets for instance, say nothing.
+        let run = |m, f| Interp::new(m, Precision::F64).run_sized(f, args.clone(), &sizes);
+        let Ok(expected) = run(before, id) else { continue };
+        let found = run(after, g).map_err(|e| e.to_string())?;
+        let numbers = |r: &[Tensor]| r.iter().map(Tensor::numbers).collect::<Vec<_>>();
+        let same = agree(&numbers(&found), &numbers(&expected), 1e-9);
+        same.map_err(|e| format!("@{} computes something else: {e}", f.name))?;
+    }
+    Ok(())
+}
+
+fn signature(f: &Func) -> (Vec<&Type>, Vec<&Type>) {
+    let types = |ids: &[weft_ir::module::ValueId]| ids.iter().map(|v| f.ty(*v)).collect();
+    (types(&f.params), types(&f.results))
+}
+
+/// The functions without places, and the lines above them that the passes added.
+fn functions(before: &Module, after: &Module) -> String {
+    let [before, after] = [before, after].map(|m| text::print(&without_places(m)));
+    let split = |text: &str| {
+        let (head, body) = text.split_once("\n\n").unwrap_or((text, ""));
+        (head.to_string(), body.to_string())
+    };
+    let ((known, _), (head, body)) = (split(&before), split(&after));
+    let added = head.lines().filter(|l| !known.lines().any(|k| k == *l));
+    added.map(|l| format!("{l}\n")).collect::<String>() + &body
 }
