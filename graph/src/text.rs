@@ -17,7 +17,12 @@ use std::fmt;
 impl Graph {
     /// The text of one entry.
     pub fn display<'a>(&'a self, entry: &'a Entry) -> impl fmt::Display + 'a {
-        EntryText { graph: self, entry }
+        EntryText { graph: self, entry, steps: true }
+    }
+
+    /// The text of one entry without its steps.
+    pub fn display_buffers<'a>(&'a self, entry: &'a Entry) -> impl fmt::Display + 'a {
+        EntryText { graph: self, entry, steps: false }
     }
 }
 
@@ -43,6 +48,7 @@ impl DimExpr {
 struct EntryText<'a> {
     graph: &'a Graph,
     entry: &'a Entry,
+    steps: bool,
 }
 
 impl fmt::Display for EntryText<'_> {
@@ -55,7 +61,7 @@ impl fmt::Display for EntryText<'_> {
         for buffer in &entry.buffers {
             self.buffer(f, buffer)?;
         }
-        self.steps(f, &entry.steps, 0)
+        if self.steps { self.steps(f, &entry.steps, 0) } else { Ok(()) }
     }
 }
 

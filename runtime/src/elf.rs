@@ -262,14 +262,16 @@ fn section_offset(layout: &Layout, index: SectionIndex, what: &str) -> Result<u6
         .ok_or_else(|| format!("{what} is in a section that is not loaded"))
 }
 
+/// What a relocation is against, for errors; a symbol without a name stands for its section.
 fn symbol_name(file: &File, relocation: &Relocation) -> String {
-    match relocation.target() {
-        RelocationTarget::Symbol(index) => {
-            let symbol = file.symbol_by_index(index);
-            symbol.ok().and_then(|s| s.name().ok().map(str::to_owned)).unwrap_or_default()
-        }
-        _ => "a section".into(),
-    }
+    let RelocationTarget::Symbol(index) = relocation.target() else { return "a section".into() };
+    let Ok(symbol) = file.symbol_by_index(index) else { return "an unknown symbol".into() };
+    let section = || file.section_by_index(symbol.section_index()?).ok();
+    let name = match symbol.name() {
+        Ok("") | Err(_) => section().and_then(|section| section.name().ok()),
+        Ok(name) => Some(name),
+    };
+    name.unwrap_or("an unnamed symbol").into()
 }
 
 fn functions(file: &File, layout: &Layout) -> BTreeMap<String, usize> {

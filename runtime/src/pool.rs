@@ -9,6 +9,9 @@
 //! then takes a chunk by compare-and-swap; as the number only ever grows, success means that what it
 //! read belongs to this very launch. A launch is published after its description is in place, and the
 //! next description is written only after all chunks are done.
+//!
+//! Cost of a launch that does nothing, 2 threads of a Zen 5 with other work on it (`pool_launch` in
+//! `tests/`): 0.01 us with one chunk, which the caller does itself; 0.3 us with 16.
 
 use crate::memory::Pages;
 use std::any::Any;
@@ -110,8 +113,9 @@ impl Pool {
     }
 
     /// Calls `f(begin, end, worker)` for chunks of at most `chunk` blocks that cover `0..grid`, each
-    /// once, and returns when all are done. `worker` is below `threads()`; no two calls with the same
-    /// one run at the same time. Calls from inside `f` never return.
+    /// once, and returns when all are done. A pool of one thread makes a single call of them all.
+    /// `worker` is below `threads()`; no two calls with the same one run at the same time. Calls from
+    /// inside `f` never return.
     pub fn run<F: Fn(i64, i64, usize) + Sync>(&self, grid: i64, chunk: i64, f: &F) {
         if grid <= 0 {
             return;
@@ -331,7 +335,7 @@ mod tests {
         let blocks: Vec<AtomicI64> = (0..grid).map(|_| AtomicI64::new(0)).collect();
         for _ in 0..50 {
             pool.run(grid, chunk, &|begin, end, worker| {
-                assert!(worker < threads && end - begin <= chunk);
+                assert!(worker < threads && (end - begin <= chunk || threads == 1));
                 for block in begin..end {
                     blocks[block as usize].fetch_add(1, Ordering::Relaxed);
                 }
@@ -368,9 +372,14 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(3).unwrap();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(100, 1, &|begin, _, _| assert!(begin != 41, "block {begin}"));
+            // Without the message that `panic!` prints.
+            pool.run(100, 1, &|begin, _, _| {
+                if begin == 41 {
+                    resume_unwind(Box::new(begin));
+                }
+            });
         }));
-        assert_eq!(outcome.unwrap_err().downcast_ref::<String>().unwrap(), "block 41");
+        assert_eq!(outcome.unwrap_err().downcast_ref::<i64>(), Some(&41));
         let sum = AtomicI64::new(0);
         pool.run(10, 1, &|begin, _, _| {
             sum.fetch_add(begin, Ordering::Relaxed);

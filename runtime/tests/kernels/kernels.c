@@ -66,6 +66,17 @@ KERNEL(i64_choose) {
     }
 }
 
+static int64_t twice(int64_t value) { return 2 * value; }
+static int64_t square(int64_t value) { return value * value; }
+static int64_t (*const functions[2])(int64_t) = {twice, square};
+
+// Calls through pointers in constant data.
+KERNEL(i64_call) {
+    int64_t *y = (int64_t *)buffers[0];
+    for (int64_t block = begin; block < end; block++)
+        y[block] = functions[scalars[0] & 1](y[block]);
+}
+
 // counter += scalars[0]: a state updated in place, one block.
 KERNEL(i64_add) {
     for (int64_t block = begin; block < end; block++)
