@@ -127,7 +127,7 @@ impl Module {
     }
 
     /// Every function's id, in order: callees stand before their callers.
-    pub fn func_ids(&self) -> impl Iterator<Item = FuncId> + use<> {
+    pub fn func_ids(&self) -> impl DoubleEndedIterator<Item = FuncId> + use<> {
         (0..self.funcs.len() as u32).map(FuncId)
     }
 

@@ -1,1 +1,263 @@
-//! Module to module, one file per pass.
+//! Module to module, one file per pass; `PIPELINE` says which run in which order and why.
+//!
+//! A pass does no IO. `run_pipeline` tells an observer about every step: its name, time, op counts and whether it changed
+//! anything. In debug builds the module is verified and its text form parsed back after every step.
+
+pub mod autodiff;
+
+pub mod canonicalize;
+pub mod cse;
+pub mod dce;
+pub mod fold;
+pub mod inline;
+pub mod rewrite;
+
+use std::time::{Duration, Instant};
+
+use weft_ir::module::{Func, Module, OpData, Span};
+use weft_ir::op::Op;
+use weft_ir::rules::TypeError;
+
+/// What holds of a module after a pass, until the pipeline's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fact {
+    /// One spelling per expression.
+    Canonical,
+    /// What `@loss` sums over the global batch is a parameter of it, or its own batch is the whole.
+    CountsKnown,
+    /// `@grad` exists if anyone asked for gradients or training.
+    Differentiated,
+}
+
+/// A named step.
+pub struct Pass {
+    pub name: &'static str,
+    pub requires: &'static [Fact],
+    pub establishes: &'static [Fact],
+    pub run: fn(&mut Module, &PassCx) -> Result<Stats, PassError>,
+}
+
+/// What the passes are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct PassCx {
+    /// Make `@grad`: the results of `@loss` and `grad.<weight>` for every weight.
+    pub gradients: bool,
+    /// Make `@train_step`.
+    pub train: Option<Train>,
+    /// What the backward pass finds saved.
+    pub save: Save,
+    /// Run the two halves of a repeat's backward in two repeats, so that they can be scheduled apart; costs memory for what
+    /// passes between them. Otherwise each run of a body does both.
+    pub apart: bool,
+}
+
+/// What `f.fwd` returns for the backward functions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Save {
+    /// Everything they read, but what moving elements gives back.
+    Everything,
+    /// Not what pointwise ops and norms give back from what is saved anyway.
+    #[default]
+    NoCheap,
+}
+
+/// The optimizer and the batch.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Train {
+    /// Micro-batches of an optimizer step; they are summed in order.
+    pub micro_batches: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Weight decay; only of weights that are at least matrices.
+    pub decay: f64,
+    /// The largest norm of all gradients together.
+    pub clip: Option<f64>,
+}
+
+/// What a pass did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Named counts for the one-line report.
+    pub counts: Vec<(&'static str, usize)>,
+}
+
+impl Stats {
+    pub fn one(name: &'static str, n: usize) -> Stats {
+        Stats { counts: vec![(name, n)] }
+    }
+
+    /// Whether anything changed.
+    pub fn changed(&self) -> bool {
+        self.counts.iter().any(|(_, n)| *n > 0)
+    }
+}
+
+/// A step that has run.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Place in the pipeline, from 1.
+    pub idx: usize,
+    pub name: &'static str,
+    pub time: Duration,
+    pub n_ops_before: usize,
+    pub n_ops_after: usize,
+    pub stats: Stats,
+}
+
+/// `fuse: 112 -> 37 ops, 12 fused, 0.8 ms`
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} -> {} ops", self.name, self.n_ops_before, self.n_ops_after)?;
+        for (name, n) in self.stats.counts.iter().filter(|(_, n)| *n > 0) {
+            write!(f, ", {n} {name}")?;
+        }
+        write!(f, ", {:.1} ms", self.time.as_secs_f64() * 1e3)
+    }
+}
+
+/// Why a pass refuses a module.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PassError {
+    pub pass: &'static str,
+    pub func: Option<String>,
+    pub op: Option<Op>,
+    pub span: Option<Span>,
+    /// `file:line:column` of `span`.
+    pub place: Option<String>,
+    pub why: String,
+}
+
+impl PassError {
+    pub fn new(why: impl Into<String>) -> PassError {
+        let why = why.into();
+        PassError { pass: "", func: None, op: None, span: None, place: None, why }
+    }
+
+    /// The error at `op` of `func`, unless it already has a place.
+    pub fn at(mut self, func: &Func, op: &OpData) -> PassError {
+        if self.func.is_none() {
+            self.func = Some(func.name.clone());
+            self.op = Some(op.op);
+            self.span = op.spans.first().copied();
+        }
+        self
+    }
+
+    /// The error in `func`, unless it already has a place.
+    pub fn within(mut self, func: &Func) -> PassError {
+        self.func.get_or_insert_with(|| func.name.clone());
+        self
+    }
+}
+
+impl From<TypeError> for PassError {
+    fn from(e: TypeError) -> PassError {
+        PassError::new(e.0)
+    }
+}
+
+impl std::error::Error for PassError {}
+
+impl std::fmt::Display for PassError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        write!(f, "{}: {}", self.pass, self.why)?;
+        match (&self.func, self.op) {
+            (Some(func), Some(op)) => write!(f, " (`{}` in @{func})", op.name()),
+            (Some(func), None) => write!(f, " (in @{func})"),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// The order of the passes.
+pub const PIPELINE: &[Pass] = &[
+    canonicalize::PASS, // so that constants meet constants
+    fold::PASS,         // before `autodiff`: what is constant has no derivative
+    cse::PASS,          // before `autodiff`: a value computed twice would be saved twice
+    dce::PASS,          // leaves what the entries need
+    autodiff::PASS,     // on whole ops: their derivatives are simpler than those of their parts
+    inline::PASS,       // both halves of a run in one body: what they share is computed once
+    canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
+    fold::PASS,         // zeros and ones of cotangents
+    cse::PASS,          // what both halves of a backward compute again
+    dce::PASS,          // saved values that no one reads, functions that no one calls
+];
+
+/// Every pass by its name.
+pub fn by_name(name: &str) -> Option<&'static Pass> {
+    PIPELINE.iter().find(|p| p.name == name)
+}
+
+/// Whether each pass finds what it requires; `Err` names the first that does not.
+pub fn check_order(passes: &[Pass]) -> Result<(), PassError> {
+    let mut known: Vec<Fact> = vec![];
+    for pass in passes {
+        if let Some(fact) = pass.requires.iter().find(|f| !known.contains(f)) {
+            let why = format!("needs {fact:?}, which no pass before it establishes");
+            return Err(PassError { pass: pass.name, ..PassError::new(why) });
+        }
+        known.extend(pass.establishes);
+    }
+    Ok(())
+}
+
+/// All of `PIPELINE`, in order.
+pub fn run_pipeline(
+    module: &mut Module,
+    cx: &PassCx,
+    observer: &mut dyn FnMut(&Step, &Module),
+) -> Result<(), PassError> {
+    check_order(PIPELINE)?;
+    for (i, pass) in PIPELINE.iter().enumerate() {
+        let step = run_pass(i + 1, pass, module, cx)?;
+        observer(&step, module);
+    }
+    Ok(())
+}
+
+/// One pass, timed and checked.
+pub fn run_pass(
+    idx: usize,
+    pass: &Pass,
+    module: &mut Module,
+    cx: &PassCx,
+) -> Result<Step, PassError> {
+    let n_ops_before = rewrite::n_ops(module);
+    let start = Instant::now();
+    let stats = (pass.run)(module, cx).map_err(|e| placed(e, pass, module))?;
+    let time = start.elapsed();
+    if cfg!(debug_assertions) {
+        check(pass, module)?;
+    }
+    let n_ops_after = rewrite::n_ops(module);
+    Ok(Step { idx, name: pass.name, time, n_ops_before, n_ops_after, stats })
+}
+
+/// What every pass leaves behind: a module that verifies and whose text form reads back.
+fn check(pass: &Pass, module: &Module) -> Result<(), PassError> {
+    let broken = |why: String| Err(PassError { pass: pass.name, ..PassError::new(why) });
+    if let Err(errors) = weft_ir::verify::verify(module) {
+        return broken(format!("left a module that does not verify: {}", errors[0]));
+    }
+    let text = weft_ir::text::print(module);
+    match weft_ir::text::parse(&text) {
+        Ok(back) if weft_ir::text::print(&back) == text => Ok(()),
+        Ok(_) => broken("left a module whose text form reads back as another".into()),
+        Err(errors) => {
+            broken(format!("left a module whose text form does not parse: {}", errors[0]))
+        }
+    }
+}
+
+fn placed(mut e: PassError, pass: &Pass, module: &Module) -> PassError {
+    e.pass = pass.name;
+    if let Some(Span { file, line, col }) = e.span {
+        let name = module.files.get(file as usize).map_or("?", String::as_str);
+        e.place = Some(format!("{name}:{line}:{col}"));
+    }
+    e
+}
