@@ -86,8 +86,13 @@ pub struct Layout<'s> {
     pub comments: Vec<Span>,
     /// Places reported already that no grammar fits: the parser leaves out the statements there.
     pub damaged: Vec<usize>,
+    /// A tree of these tokens would be deeper than the compiler's own recursion can go.
+    pub too_deep: bool,
     pub diags: Vec<Diag>,
 }
+
+/// How deep a tree may become: everything that walks one recurses.
+const DEPTH_MAX: usize = 200;
 
 /// `base` is added to every offset: a template's expression is read from the middle of a file.
 pub fn layout(file: FileId, text: &str, base: usize) -> Layout<'_> {
@@ -96,6 +101,10 @@ pub fn layout(file: FileId, text: &str, base: usize) -> Layout<'_> {
     let span = |raw: &Raw| Span::new(file, base + raw.start, base + raw.end);
     let comments = raws.iter().filter(|raw| raw.kind == RawKind::Comment).map(span).collect();
     raws.retain(|raw| raw.kind != RawKind::Comment);
+    if let Some(raw) = nested_too_deep(&raws) {
+        let diags = vec![too_deep_diag(span(raw))];
+        return Layout { tokens: Vec::new(), comments, damaged: Vec::new(), too_deep: true, diags };
+    }
     let brackets = pair(text, &raws);
     for (i, raw) in raws.iter().enumerate().filter(|(_, raw)| raw.kind == RawKind::Unknown) {
         // One report a line: prose without its `#` has many.
@@ -123,7 +132,11 @@ pub fn layout(file: FileId, text: &str, base: usize) -> Layout<'_> {
     while matches!(builder.tokens.last(), Some((_, Token::Separator, _))) {
         builder.tokens.pop();
     }
-    let (tokens, diags) = (builder.tokens, builder.diags);
+    let (tokens, mut diags) = (builder.tokens, builder.diags);
+    let too_deep = too_deep(&tokens);
+    if let Some((start, _, end)) = too_deep {
+        diags.push(too_deep_diag(Span::new(file, start, end)));
+    }
     let unclosed = brackets
         .faults
         .iter()
@@ -136,7 +149,67 @@ pub fn layout(file: FileId, text: &str, base: usize) -> Layout<'_> {
         .filter(|raw| matches!(raw.kind, RawKind::OpenStr | RawKind::Unknown))
         .map(|raw| raw.start);
     let damaged = unclosed.chain(wrong).map(|start| base + start).collect();
-    Layout { tokens, comments, damaged, diags }
+    Layout { tokens, comments, damaged, too_deep: too_deep.is_some(), diags }
+}
+
+fn too_deep_diag(span: Span) -> Diag {
+    let message = format!("more than {DEPTH_MAX} operators and brackets inside each other");
+    Diag::error(span, message).hint("give a part of it a name")
+}
+
+/// The first bracket inside too many, before any time is spent on finding its partner.
+fn nested_too_deep(raws: &[Raw]) -> Option<&Raw> {
+    let mut depth = 0usize;
+    raws.iter().find(|raw| {
+        match raw.kind {
+            RawKind::LParen | RawKind::LBracket | RawKind::LBrace => depth += 1,
+            RawKind::RParen | RawKind::RBracket | RawKind::RBrace => {
+                depth = depth.saturating_sub(1);
+            }
+            _ => {}
+        }
+        depth > DEPTH_MAX
+    })
+}
+
+/// The first token at which the tree may be deeper than `DEPTH_MAX`: brackets nest, and so does every
+/// operator of a statement or argument.
+fn too_deep<'s>(tokens: &[Spanned<'s>]) -> Option<Spanned<'s>> {
+    // Each level counts its bracket as one.
+    let mut levels = vec![1];
+    let mut depth = 1;
+    for spanned in tokens {
+        match spanned.1 {
+            Token::CallParen
+            | Token::Sign(RawKind::LParen | RawKind::LBracket | RawKind::LBrace) => {
+                levels.push(1);
+                depth += 1;
+            }
+            Token::Sign(RawKind::RParen | RawKind::RBracket | RawKind::RBrace) => {
+                depth -= levels.pop().unwrap_or(0);
+            }
+            Token::Separator | Token::Sign(RawKind::Comma) => {
+                if let Some(level) = levels.last_mut() {
+                    depth -= *level - 1;
+                    *level = 1;
+                }
+            }
+            token
+                if asks_for_more(token)
+                    || matches!(token, Token::Word(Keyword::If | Keyword::As)) =>
+            {
+                if let Some(level) = levels.last_mut() {
+                    depth += 1;
+                    *level += 1;
+                }
+            }
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Some(*spanned);
+        }
+    }
+    None
 }
 
 struct Builder<'s, 'a> {

@@ -2,8 +2,8 @@
 //!
 //! `source` holds the texts, `ast` the tree, `diag` what is told to the author. Text becomes tokens
 //! (`lexer`), tokens a sequence whose meaning does not depend on names (`layout`, `brackets`), that
-//! a tree (`parse`, with `grammar.lalrpop`). `elaborate` places modules and decides sizes, `lower` makes IR.
-//! This crate opens no file and knows no device.
+//! a tree (`parse`, with `grammar.lalrpop`). `elaborate` places modules and decides sizes, `lower`
+//! makes IR. This crate opens no file and knows no device.
 
 pub mod ast;
 mod brackets;

@@ -38,6 +38,10 @@ pub fn parse_file(
     let text = map.text(id);
     let layout = layout::layout(id, text, 0);
     let mut diags = layout.diags;
+    if layout.too_deep {
+        diag::sort(&mut diags);
+        return (File { id, ..File::default() }, diags);
+    }
     let mut tokens = layout.tokens;
     leave_out_damaged(&mut tokens, &layout.damaged);
     let top_levels = loop {
@@ -370,6 +374,9 @@ impl Cx {
         let layout = layout::layout(self.file, text, base);
         let clean = layout.diags.is_empty();
         self.diags.extend(layout.diags);
+        if layout.too_deep {
+            return None;
+        }
         let tokens = layout.tokens;
         match self.parse(Start::Expr, &tokens) {
             Ok(goal) => goal.expr(),

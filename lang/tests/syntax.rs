@@ -1,4 +1,4 @@
-//! Reading files: the shipped models without a word, wrong ones with every error, none with a panic.
+//! Reading files: shipped models without a word, wrong ones with every error, none with a panic.
 
 mod support;
 
@@ -59,5 +59,29 @@ fn one_deleted_character_gives_few_errors() {
             let (_, diags) = parse_file(&mut map, path.clone(), without);
             assert!(diags.len() <= 4, "{}", diag::render_all(&map, &diags, false));
         }
+    }
+}
+
+/// What would overflow the stack of everything that walks a tree is refused before there is one.
+#[test]
+fn deep_nesting_is_refused() {
+    let deep = 100_000;
+    let member = |body: String| format!("weft 1\nmodel M {{\n{body}\n}}\n");
+    let texts = [
+        member(format!("a = {}1", "- ".repeat(deep))),
+        member(format!("a = {}1{}", "(".repeat(deep), ")".repeat(deep))),
+        member(format!("a = 1{}", " + 1".repeat(deep))),
+        member(format!("a = 1{}", " ^ 1".repeat(deep))),
+        member(format!("a = x{}", " as [1]".repeat(deep))),
+        member(format!("a = {}1", "if a then b else ".repeat(deep))),
+        member(format!("if a {{ }}{}", " else if a { }".repeat(deep))),
+        member(format!("{}{}", "if a {".repeat(deep), "}".repeat(deep))),
+        member("if a {".repeat(deep)),
+        member(format!("a : B at \"{{{}1}}\"", "-".repeat(deep))),
+    ];
+    for text in texts {
+        let mut map = SourceMap::new();
+        let (_, diags) = parse_file(&mut map, "deep.model", text);
+        assert!(diags.iter().any(|diag| diag.message.contains("inside each other")));
     }
 }
