@@ -168,7 +168,7 @@ pub struct Schedule {
     pub span: Span,
 }
 
-/// `if COND { .. } else { .. }` over members or statements; `else if` is an `otherwise` of one `If`.
+/// `if COND { .. } else { .. }` over members or statements; `else if` is an `If` in `otherwise`.
 #[derive(Clone, Debug)]
 pub struct If<T> {
     pub condition: Expr,

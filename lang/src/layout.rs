@@ -172,8 +172,8 @@ fn nested_too_deep(raws: &[Raw]) -> Option<&Raw> {
     })
 }
 
-/// The first token at which the tree may be deeper than `DEPTH_MAX`: brackets nest, and so does every
-/// operator of a statement or argument.
+/// The first token at which the tree may be deeper than `DEPTH_MAX`: brackets nest, and so does
+/// every operator of a statement or argument.
 fn too_deep<'s>(tokens: &[Spanned<'s>]) -> Option<Spanned<'s>> {
     // Each level counts its bracket as one.
     let mut levels = vec![1];
