@@ -40,7 +40,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Zeroed memory.
     fn allocate(&self, size_bytes: u64) -> Result<Arc<dyn Memory>, DeviceError>;
 
-    /// Makes the kernels of a graph ready to be launched.
+    /// Makes the kernels of a verified graph ready to be launched.
     fn load(&self, graph: &Graph) -> Result<Box<dyn Kernels>, DeviceError>;
 
     /// Writes at an offset. Panics if that leaves the memory.

@@ -10,7 +10,7 @@
 use crate::device::{Device, DeviceError, Kernels, Memory};
 use std::sync::Arc;
 use thiserror::Error;
-use weft_graph::Graph;
+use weft_graph::{Graph, VerifyError};
 
 mod flat;
 mod profile;
@@ -25,6 +25,8 @@ pub use store::{Kept, Store};
 pub enum ExecError {
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("the graph is wrong: {0}")]
+    Graph(#[from] VerifyError),
     #[error("the graph has no entry {name}; it has {}", known.join(", "))]
     NoEntry { name: String, known: Vec<String> },
     #[error("entry {entry} has no dim {name}")]
@@ -54,8 +56,9 @@ pub struct Program {
 }
 
 impl Program {
-    /// Takes a graph that is verified: one from a file is, one just compiled must be.
+    /// Verifies the graph, whether it comes from a file or from a compiler, and loads its kernels.
     pub fn load(graph: Graph, device: Arc<dyn Device>) -> Result<Arc<Program>, ExecError> {
+        graph.verify()?;
         let kernels = device.load(&graph)?;
         let mut constants = Vec::with_capacity(graph.constants.len());
         for bytes in &graph.constants {

@@ -10,8 +10,8 @@
 //! read belongs to this very launch. A launch is published after its description is in place, and the
 //! next description is written only after all chunks are done.
 //!
-//! Cost of a launch that does nothing, 2 threads of a Zen 5 with other work on it (`pool_launch` in
-//! `tests/`): 0.01 us with one chunk, which the caller does itself; 0.3 us with 16.
+//! Cost of a launch that does nothing, 2 threads of an AMD EPYC with other work on it (`pool_launch`
+//! in `tests/`): 0.01 us with one chunk, which the caller does itself; 0.3 to 0.5 us with 16.
 
 use crate::memory::Pages;
 use std::any::Any;

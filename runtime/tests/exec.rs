@@ -198,6 +198,14 @@ fn loop_indices_arrive_as_scalars() {
     assert_eq!(store.read::<i64>("runs").unwrap(), [4 * (1 + 2 + 3 + 4)]);
 }
 
+#[test]
+fn a_wrong_graph_is_not_loaded() {
+    let mut graph = kernels::graph(Vec::new());
+    graph.kernels[0].variants[0].object = ObjectId(9);
+    let error = error_of(Program::load(graph, Arc::new(Cpu::new(1).unwrap())));
+    assert_eq!(error, "the graph is wrong: kernel f32_scale: names object 9 of 1");
+}
+
 fn error_of(result: Result<impl Sized, ExecError>) -> String {
     result.err().map(|error| error.to_string()).unwrap_or_default()
 }

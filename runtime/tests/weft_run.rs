@@ -43,15 +43,14 @@ fn a_damaged_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("test.weft");
     let mut bytes = kernels::graph(vec![kernels::layers("eval", true)]).to_bytes();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 4;
+    *bytes.last_mut().unwrap() ^= 4;
     std::fs::write(&path, bytes).unwrap();
     let output = weft_run(&[path.to_str().unwrap(), "info"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(
         error,
         format!(
-            "error: {}: section 0 (graph) is damaged; compile it again with \
+            "error: {}: section 1 (object) is damaged; compile it again with \
              `weft compile test.model`\n",
             path.display()
         )
