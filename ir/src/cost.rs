@@ -1,13 +1,15 @@
-//! What an op or a function costs: operations and bytes, counted from types and sizes alone. Whoever compares, plans or
-//! explains asks here; a device's description turns the counts into time.
+//! What an op or a function costs: operations and bytes, counted from types and sizes alone.
+//! Whoever compares, plans or explains asks here; a device's description turns the counts into
+//! time.
 //!
-//! A multiply-add is two operations. Bytes are those of an op that runs by itself: all it reads and all it writes.
+//! A multiply-add is two operations. Bytes are those of an op that runs by itself: all it reads and
+//! all it writes.
 //!
 //! # Published counts
-//! Papers count a model's matmuls and attention alone, causal attention at half of `S T` pairs, and a backward pass as
-//! two forward passes. [`Cost::model_flops`] and [`Cost::training_flops`] follow them: DeepSeek-V3 at sequence 4096 trains
-//! at `6 * 36,624,596,992 + 3 * 61 * 2 * 128 * (192 + 128) * 4096 / 2` = 250.4 GFLOP a token. [`Cost::flops`] counts
-//! what is executed.
+//! Papers count a model's matmuls and attention alone, causal attention at half of `S T` pairs, and
+//! a backward pass as two forward passes. [`Cost::model_flops`] and [`Cost::training_flops`] follow
+//! them: DeepSeek-V3 at sequence 4096 trains at `6 * 36,624,596,992 + 3 * 61 * 2 * 128 * (192 +
+//! 128) * 4096 / 2` = 250.4 GFLOP a token. [`Cost::flops`] counts what is executed.
 
 use std::ops::{Add, AddAssign, Mul};
 
@@ -133,8 +135,9 @@ fn callee(module: &Module, op: &OpData, sizes: SizeOf) -> Result<Cost, CostError
     Ok(of_func(module, func, sizes)? * count)
 }
 
-/// Operations of `B H` heads over the pairs that see each other, for score widths D and value width Dv: the forward
-/// pass makes the products of widths `ΣD + Dv`; the derivative makes `2 ΣD + 2 Dv` and the scores again.
+/// Operations of `B H` heads over the pairs that see each other, for score widths D and value width
+/// Dv: the forward pass makes the products of widths `ΣD + Dv`; the derivative makes `2 ΣD + 2 Dv`
+/// and the scores again.
 fn attention(of: &Sizes, op: &OpData, operands: &[&Type]) -> Result<Cost, CostError> {
     let parts = op.attrs.get_int("parts").unwrap_or(0).max(0) as usize;
     let (q, v) = (operands[0], operands[2 * parts]);
@@ -154,8 +157,8 @@ fn attention(of: &Sizes, op: &OpData, operands: &[&Type]) -> Result<Cost, CostEr
     })
 }
 
-/// Twice the pairs of a query and a key that see each other. Causal: half of `S T` where `S = T`; with an offset the
-/// queries are the last `S` of the `T` positions.
+/// Twice the pairs of a query and a key that see each other. Causal: half of `S T` where `S = T`;
+/// with an offset the queries are the last `S` of the `T` positions.
 fn twice_pairs(s: u128, t: u128, op: &OpData) -> u128 {
     let square = s.min(t) * s.min(t);
     if !op.attrs.get_flag("causal") {
@@ -167,8 +170,8 @@ fn twice_pairs(s: u128, t: u128, op: &OpData) -> u128 {
     }
 }
 
-/// Bytes read and written. An op that only renames moves none; one that picks rows reads those it returns; a cache is
-/// changed in place.
+/// Bytes read and written. An op that only renames moves none; one that picks rows reads those it
+/// returns; a cache is changed in place.
 fn traffic(
     of: &Sizes,
     op: Op,

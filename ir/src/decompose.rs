@@ -1,5 +1,6 @@
-//! Composites in primitives. The decomposition of an op with the `Composite` trait is its definition: the interpreter's
-//! own code for the op gives the same numbers, and a backend without a kernel for it may use this instead.
+//! Composites in primitives. The decomposition of an op with the `Composite` trait is its
+//! definition: the interpreter's own code for the op gives the same numbers, and a backend without
+//! a kernel for it may use this instead.
 //!
 //! Everything is computed in f32 and converted once, at the end, to the element type of the result.
 
@@ -7,7 +8,7 @@ use crate::attr::{Attr, Attrs};
 use crate::builder::Builder;
 use crate::dim::Dim;
 use crate::module::ValueId;
-use crate::op::Op;
+use crate::op::{Op, Trait};
 use crate::rules::TypeError;
 use crate::ty::{DType, Type};
 
@@ -16,8 +17,10 @@ type Values = Result<Vec<ValueId>, TypeError>;
 
 /// Append to `b` the ops that `op` on `xs` stands for; the values are its results.
 pub fn decompose(b: &mut Builder, op: Op, xs: &[ValueId], attrs: &Attrs) -> Values {
-    // The rule checks what the decompositions take for granted.
-    crate::builder::infer(None, &b.func, op, xs, attrs)?;
+    if op.has(Trait::Composite) {
+        // The rule checks what the decompositions take for granted.
+        crate::builder::infer(None, &b.func, op, xs, attrs)?;
+    }
     match op {
         Op::GroupedTopk => one(grouped_topk(b, xs[0], attrs)),
         Op::RmsNorm => rms_norm(b, xs, attrs),
@@ -30,15 +33,15 @@ pub fn decompose(b: &mut Builder, op: Op, xs: &[ValueId], attrs: &Attrs) -> Valu
         Op::CrossEntropyGrad => one(cross_entropy_grad(b, xs)),
         Op::AdamW => adamw(b, xs, attrs),
         #[rustfmt::skip]
-        Op::Constant | Op::Iota | Op::Extent
-        | Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt | Op::Sigmoid | Op::Tanh
-        | Op::Sin | Op::Cos | Op::Erf | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Max | Op::Min | Op::Eq | Op::Lt
+        Op::Constant | Op::Iota | Op::Extent | Op::Neg | Op::Abs | Op::Sign | Op::Floor
+        | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt | Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos
+        | Op::Erf | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Max | Op::Min | Op::Eq | Op::Lt
         | Op::Le | Op::And | Op::Or | Op::Not | Op::Select | Op::Convert | Op::StopGradient
-        | Op::Reshape | Op::Transpose | Op::Broadcast | Op::Slice | Op::Pad | Op::Concat | Op::Shift
-        | Op::ReduceSum | Op::ReduceMax | Op::BatchSum | Op::Matmul | Op::GroupedMatmul | Op::GroupedOuter
-        | Op::Gather | Op::ScatterAdd | Op::Take | Op::Put | Op::OneHot | Op::Topk
-        | Op::Route | Op::Dispatch | Op::Combine | Op::CombineDot | Op::Read | Op::Assign | Op::CacheAppend
-        | Op::Call | Op::Repeat | Op::Fused => {
+        | Op::Reshape | Op::Transpose | Op::Broadcast | Op::Slice | Op::Pad | Op::Concat
+        | Op::Shift | Op::ReduceSum | Op::ReduceMax | Op::BatchSum | Op::Matmul
+        | Op::GroupedMatmul | Op::GroupedOuter | Op::Gather | Op::ScatterAdd | Op::Take | Op::Put
+        | Op::OneHot | Op::Topk | Op::Route | Op::Dispatch | Op::Combine | Op::CombineDot
+        | Op::Read | Op::Assign | Op::CacheAppend | Op::Call | Op::Repeat | Op::Fused => {
             Err(TypeError(format!("{} is a primitive", op.name())))
         },
     }
@@ -48,7 +51,7 @@ fn one(v: Value) -> Values {
     Ok(vec![v?])
 }
 
-// --- pieces ------------------------------------------------------------------------------------------------------
+// --- pieces --------------------------------------------------------------------------------------
 
 fn f32(b: &mut Builder, x: ValueId) -> Value {
     b.convert(x, DType::F32)
@@ -130,7 +133,7 @@ fn float(attrs: &Attrs, name: &str) -> f64 {
     attrs.get_float(name).unwrap_or(0.0)
 }
 
-// --- choosing ----------------------------------------------------------------------------------------------------
+// --- choosing ------------------------------------------------------------------------------------
 
 fn topk(b: &mut Builder, x: ValueId, k: i64) -> Value {
     b.emit(Op::Topk, &[x], Attrs::new().int("k", k))
@@ -166,7 +169,7 @@ fn grouped_topk(b: &mut Builder, x: ValueId, attrs: &Attrs) -> Value {
     topk(b, masked, k)
 }
 
-// --- rows --------------------------------------------------------------------------------------------------------
+// --- rows ----------------------------------------------------------------------------------------
 
 fn rms_norm(b: &mut Builder, xs: &[ValueId], attrs: &Attrs) -> Values {
     let (dims, dtype) = (b.dims(xs[0]), b.ty(xs[0]).dtype);
@@ -297,7 +300,7 @@ fn cross_entropy_grad(b: &mut Builder, xs: &[ValueId]) -> Value {
     b.convert(dx, dtype)
 }
 
-// --- attention ---------------------------------------------------------------------------------------------------
+// --- attention -----------------------------------------------------------------------------------
 
 /// Operands of attention as `[B, H, rows, width]` in f32, keys and values once for each query head.
 struct Attention {
@@ -321,7 +324,8 @@ fn by_head(b: &mut Builder, x: ValueId, heads: Dim) -> Value {
     b.reshape(x, &[dims[0], heads, dims[2], dims[3]])
 }
 
-/// The derivative of `by_head`: sums over the query heads that share a head, and goes back to the type of `like`.
+/// The derivative of `by_head`: sums over the query heads that share a head, and goes back to the
+/// type of `like`.
 fn by_row(b: &mut Builder, dx: ValueId, like: ValueId) -> Value {
     let (dims, of_like) = (b.dims(dx), b.dims(like));
     let own = of_like[2];
@@ -396,8 +400,8 @@ fn attention(b: &mut Builder, xs: &[ValueId], attrs: &Attrs) -> Values {
         Some(visible) => select_or(b, visible, at.scores, f64::NEG_INFINITY)?,
         None => at.scores,
     };
-    // In a row that sees nothing every score is -inf. Its maximum counts as 0, so that e^(score - max) is 0, not NaN,
-    // and its sum as 1.
+    // In a row that sees nothing every score is -inf. Its maximum counts as 0, so that e^(score -
+    // max) is 0, not NaN, and its sum as 1.
     let max = fold_last(b, Op::ReduceMax, scores)?;
     let nothing = b.constant_like(f64::NEG_INFINITY, max)?;
     let blind = b.binary(Op::Eq, max, nothing)?;
@@ -452,7 +456,7 @@ fn attention_grad(b: &mut Builder, xs: &[ValueId], attrs: &Attrs) -> Values {
     Ok(grads)
 }
 
-// --- the optimizer -----------------------------------------------------------------------------------------------
+// --- the optimizer -------------------------------------------------------------------------------
 
 /// `1 - βᵗ` as `2u / (1 + u)`, `u = tanh(-t ln β / 2)`: exact to rounding where βᵗ is near 1.
 fn bias_correction(b: &mut Builder, t: ValueId, beta: f64) -> Value {

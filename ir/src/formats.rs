@@ -1,8 +1,9 @@
 //! The narrow floating-point formats: exact decoding, and rounding to nearest even.
 //!
-//! bf16 overflows to infinity, as IEEE 754 does. The 8- and 12-bit formats saturate: what is too large, and infinity,
-//! becomes the largest finite value; NaN stays. E4M3 is the variant without infinities (largest value 448). E5M6 has
-//! the bias, infinities and NaNs of an IEEE format with 5 exponent bits.
+//! bf16 overflows to infinity, as IEEE 754 does. The 8- and 12-bit formats saturate: what is too
+//! large, and infinity, becomes the largest finite value; NaN stays. E4M3 is the variant without
+//! infinities (largest value 448). E5M6 has the bias, infinities and NaNs of an IEEE format with 5
+//! exponent bits.
 
 use crate::ty::DType;
 
@@ -28,7 +29,8 @@ pub const E5M6: Format =
     Format { exponent_bits: 5, mantissa_bits: 6, max: 0x7bf, nan: 0x7ff, saturates: true };
 
 impl Format {
-    /// The format of an element type; `None` for those without a sign, and those that are not narrow.
+    /// The format of an element type; `None` for those without a sign, and those that are not
+    /// narrow.
     pub fn of(dtype: DType) -> Option<Format> {
         match dtype {
             DType::Bf16 => Some(BF16),
@@ -104,8 +106,8 @@ pub fn decode_ue8m0(code: u8) -> f32 {
     if code == 255 { f32::NAN } else { 2f64.powi(code as i32 - 127) as f32 }
 }
 
-/// The least power of two that is not below `x`, as `2^ceil(log2 x)` of a scale wants it; the ends of the range
-/// saturate, and what has no logarithm is NaN but for 0, which is the least.
+/// The least power of two that is not below `x`, as `2^ceil(log2 x)` of a scale wants it; the ends
+/// of the range saturate, and what has no logarithm is NaN but for 0, which is the least.
 pub fn encode_ue8m0(x: f32) -> u8 {
     if x.is_nan() || x < 0.0 {
         return 255;
@@ -126,7 +128,8 @@ pub fn round(dtype: DType, x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// All codes decode to different values and come back; so does every f32 between two neighbours, to the nearer.
+    /// All codes decode to different values and come back; so does every f32 between two
+    /// neighbours, to the nearer.
     fn check(format: Format, infinite: bool) {
         let mut finite = 0;
         for code in 0..1u32 << format.bits() {

@@ -1,8 +1,10 @@
-//! The reference interpreter: runs any function of a module and is the oracle of every pass and kernel.
+//! The reference interpreter: runs any function of a module and is the oracle of every pass and
+//! kernel.
 //!
-//! It is written to be obviously right, not fast: plain loops over `f64`. [`Precision`] says whether results are
-//! rounded to their types. Verified IR never makes it panic, whatever the inputs hold: what has no value is a
-//! [`RunError`] with the op, the function and the place in the source.
+//! It is written to be obviously right, not fast: plain loops over `f64`. [`Precision`] says
+//! whether results are rounded to their types. Verified IR never makes it panic, whatever the
+//! inputs hold: what has no value is a [`RunError`] with the op, the function and the place in the
+//! source.
 //!
 //! Ops are evaluated by the one `match` below; the bodies stand in a file for each topic.
 
@@ -38,8 +40,8 @@ pub use tensor::{Data, Tensor};
 pub enum Precision {
     /// Nothing: every float is an `f64`. For finite differences, and to compare decompositions.
     F64,
-    /// It is rounded to f32 and from there to its element type, as a kernel that computes in f32 does. Sums are
-    /// accumulated in f64, so they are rounded once.
+    /// It is rounded to f32 and from there to its element type, as a kernel that computes in f32
+    /// does. Sums are accumulated in f64, so they are rounded once.
     Stated,
 }
 
@@ -74,7 +76,8 @@ impl<'a> Interp<'a> {
         Interp { module, precision }
     }
 
-    /// The results of `func` on `args`; the sizes of the bounded symbols are read off the arguments' dims.
+    /// The results of `func` on `args`; the sizes of the bounded symbols are read off the
+    /// arguments' dims.
     pub fn run(&self, func: FuncId, args: Vec<Tensor>) -> Result<Vec<Tensor>, RunError> {
         self.run_sized(func, args, &Sizes::new())
     }

@@ -205,7 +205,8 @@ ops! {
   Not "not" ("x") {} logic [Pure Pointwise Blocks] CostRule::PerElement(1);
   /// `a` where `c`, else `b`.
   Select "select" ("c" "a" "b") {} select [Pure Pointwise] CostRule::PerElement(1);
-  /// To another element type: round to nearest even; float to integer truncates.
+  /// To another element type: round to nearest even; float to integer truncates. The formats of 8 and 12 bits saturate,
+  /// and ue8m0 rounds up (`formats.rs`).
   Convert "convert" ("x") {dtype: DType} convert [Pure Pointwise] CostRule::PerElement(1);
   /// `x`, with no derivative.
   StopGradient "stop_gradient" ("x") {} same [Pure Pointwise Blocks] CostRule::Free;
@@ -284,13 +285,14 @@ ops! {
   /// `e^(x - max) / Σ e^(x - max)` over the last dim.
   Softmax "softmax" ("x") {} float [Pure Composite] CostRule::PerElement(5);
   /// Turn pairs of the last dim of `x[B, S, H, D]` by `positions[b, s] freq[i]` radians; pair i is (2i, 2i + 1) if `interleaved`,
-  /// else (i, i + D/2). `inverse` turns back, which is the derivative.
+  /// else (i, i + D/2). `inverse` turns back, which is the derivative. The angle is rounded to f32.
   Rotary "rotary" ("x" "positions" "freq") {; interleaved: Bool, inverse: Bool} rotary [Pure Composite]
     CostRule::PerElement(3);
   /// Operands q₁..qₙ [B, S, H, Dᵢ], k₁..kₙ [B, T, Hᵢ, Dᵢ], v [B, T, Hᵥ, Dᵥ] (n = `parts`; Hᵢ and Hᵥ divide H, query head h
   /// reads head h Hᵢ / H), then start i32[B] if `offset` and segments i32[B, S], i32[B, T] if `segments`.
   /// `p = softmax(scale Σᵢ qᵢ·kᵢ)` over the visible t: `t <= s + start` if `causal`, and the same segment. Returns
-  /// `o[B, S, H, Dᵥ] = Σ_t p v` and the log of the softmax's denominator, f32[B, H, S]. A row that sees nothing gives 0.
+  /// `o[B, S, H, Dᵥ] = Σ_t p v` and the log of the softmax's denominator, f32[B, H, S]. A row that sees nothing gives 0
+  /// and -inf.
   Attention "attention" ("q" "..") {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool} attention
     [Pure Composite] CostRule::Attention;
   /// Operands of `attention`, with o, lse, do after v. Returns the derivatives of q₁..qₙ, k₁..kₙ and v.
@@ -311,7 +313,8 @@ ops! {
   /// `x[b, s]` written at position `start[b] + s` of `cache[B, T, ..]`; returns the whole cache's value and the cache.
   CacheAppend "cache_append" ("cache" "x" "start") {} cache_append [State] CostRule::Free;
   /// AdamW (arXiv 1711.05101) at step `t = 1, 2, ..`: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
-  /// `w = w - lr (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + decay w)`; returns the states w, m, v.
+  /// `w = w - lr (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + decay w)`; returns the states w, m, v. The step takes
+  /// the new m and v before they are rounded; `1 - βᵗ` is exact to f32's rounding (see its decomposition).
   AdamW "adamw" ("w" "m" "v" "g" "lr" "t") {beta1: Float, beta2: Float, eps: Float, decay: Float} adamw
     [State Composite] CostRule::PerElement(15);
 

@@ -1,6 +1,7 @@
 //! Attention and its derivative, one query row at a time.
 //!
-//! B batch, S queries, T keys, H query heads; a part of the score has width D and its keys have heads of their own.
+//! B batch, S queries, T keys, H query heads; a part of the score has width D and its keys have
+//! heads of their own.
 
 use super::{Cx, Fault, Tensor};
 

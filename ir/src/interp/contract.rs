@@ -2,34 +2,28 @@
 
 use super::{Cx, Fault, Tensor};
 
-/// `out[m, n] = Σ_k x(m, k) y(k, n)`; a matrix is given with its strides along `(m, k)` and `(k, n)`.
-fn product(
-    out: &mut [f64],
-    (x, x_strides): (&[f64], (usize, usize)),
-    (y, y_strides): (&[f64], (usize, usize)),
-    (m_len, k_len, n_len): (usize, usize, usize),
-) {
+/// `x y` for `x` of `K` columns and `y` of `N`, row by row of `y` so that memory is read in its
+/// order.
+fn product(x: &[f64], y: &[f64], k_len: usize, n_len: usize) -> Vec<f64> {
+    let m_len = x.len() / k_len.max(1);
+    let mut out = vec![0.0; m_len * n_len];
     for m in 0..m_len {
         let row = &mut out[m * n_len..(m + 1) * n_len];
-        if y_strides.0 == 1 {
-            for (n, out) in row.iter_mut().enumerate() {
-                let column = &y[n * y_strides.1..n * y_strides.1 + k_len];
-                let x_at = |k: usize| x[m * x_strides.0 + k * x_strides.1];
-                *out = column.iter().enumerate().map(|(k, y)| x_at(k) * y).sum();
-            }
-        } else {
-            for k in 0..k_len {
-                let a = x[m * x_strides.0 + k * x_strides.1];
-                let y_row = &y[k * y_strides.0..];
-                row.iter_mut().enumerate().for_each(|(n, out)| *out += a * y_row[n * y_strides.1]);
-            }
+        for k in 0..k_len {
+            let (a, y_row) = (x[m * k_len + k], &y[k * n_len..(k + 1) * n_len]);
+            row.iter_mut().zip(y_row).for_each(|(out, y)| *out += a * y);
         }
     }
+    out
 }
 
-/// Strides `(row, column)` of a row-major matrix whose stored last dim is `width`, read swapped or not.
-fn matrix_strides(width: usize, swap: bool) -> (usize, usize) {
-    if swap { (1, width) } else { (width, 1) }
+/// The matrix of `width` columns, transposed if `swap`.
+fn matrix(x: &[f64], width: usize, swap: bool) -> Vec<f64> {
+    if !swap {
+        return x.to_vec();
+    }
+    let rows = x.len() / width.max(1);
+    (0..width).flat_map(|c| (0..rows).map(move |r| x[r * width + c])).collect()
 }
 
 pub(super) fn matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
@@ -38,19 +32,19 @@ pub(super) fn matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let (rank, y_rank) = (xs[0].dims.len(), xs[1].dims.len());
     let (x_rows, x_cols) = (xs[0].dims[rank - 2], xs[0].dims[rank - 1]);
     let (y_rows, y_cols) = (xs[1].dims[y_rank - 2], xs[1].dims[y_rank - 1]);
-    let (m_len, k_len) = if tx { (x_cols, x_rows) } else { (x_rows, x_cols) };
+    let k_len = if tx { x_rows } else { x_cols };
     let n_len = if ty { y_rows } else { y_cols };
     let batch: usize = xs[0].dims[..rank - 2].iter().product();
-    let shared = y_rank == 2;
-    let mut out = vec![0.0; batch * m_len * n_len];
+    let shared = if y_rank == 2 { matrix(y, y_cols, ty) } else { vec![] };
+    let mut out = vec![];
     for b in 0..batch {
-        let y_at = if shared { 0 } else { b * k_len * n_len };
-        product(
-            &mut out[b * m_len * n_len..(b + 1) * m_len * n_len],
-            (&x[b * m_len * k_len..(b + 1) * m_len * k_len], matrix_strides(x_cols, tx)),
-            (&y[y_at..y_at + k_len * n_len], matrix_strides(y_cols, ty)),
-            (m_len, k_len, n_len),
-        );
+        let x = matrix(&x[b * x_rows * x_cols..(b + 1) * x_rows * x_cols], x_cols, tx);
+        if y_rank == 2 {
+            out.extend(product(&x, &shared, k_len, n_len));
+        } else {
+            let y = &y[b * y_rows * y_cols..(b + 1) * y_rows * y_cols];
+            out.extend(product(&x, &matrix(y, y_cols, ty), k_len, n_len));
+        }
     }
     cx.floats(0, out)
 }
@@ -71,14 +65,10 @@ pub(super) fn grouped_matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let (rows, k_len) = (xs[0].dims[0], xs[0].dims[1]);
     let w_cols = xs[1].dims[2];
     let n_len = if ty { xs[1].dims[1] } else { w_cols };
-    let mut out = vec![0.0; rows * n_len];
+    let mut out = vec![];
     for (e, (from, to)) in segments(xs[2], rows)?.into_iter().enumerate() {
-        product(
-            &mut out[from * n_len..to * n_len],
-            (&x[from * k_len..to * k_len], (k_len, 1)),
-            (&w[e * k_len * n_len..(e + 1) * k_len * n_len], matrix_strides(w_cols, ty)),
-            (to - from, k_len, n_len),
-        );
+        let w = matrix(&w[e * k_len * n_len..(e + 1) * k_len * n_len], w_cols, ty);
+        out.extend(product(&x[from * k_len..to * k_len], &w, k_len, n_len));
     }
     cx.floats(0, out)
 }
@@ -86,15 +76,15 @@ pub(super) fn grouped_matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
 pub(super) fn grouped_outer(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let (x, y) = (xs[0].floats()?, xs[1].floats()?);
     let (rows, m_len, n_len) = (xs[0].dims[0], xs[0].dims[1], xs[1].dims[1]);
-    let segments = segments(xs[2], rows)?;
-    let mut out = vec![0.0; segments.len() * m_len * n_len];
-    for (e, (from, to)) in segments.into_iter().enumerate() {
-        product(
-            &mut out[e * m_len * n_len..(e + 1) * m_len * n_len],
-            (&x[from * m_len..to * m_len], (1, m_len)),
-            (&y[from * n_len..to * n_len], (n_len, 1)),
-            (m_len, to - from, n_len),
-        );
+    let mut out = vec![];
+    for (from, to) in segments(xs[2], rows)? {
+        let x = matrix(&x[from * m_len..to * m_len], m_len, true);
+        // A segment of no rows has a product of zeros, whose size its operands do not tell.
+        if from == to {
+            out.extend(vec![0.0; m_len * n_len]);
+        } else {
+            out.extend(product(&x, &y[from * n_len..to * n_len], to - from, n_len));
+        }
     }
     cx.floats(0, out)
 }

@@ -3,7 +3,8 @@
 use super::tensor::{each_index, strides};
 use super::{Cx, Fault, Tensor};
 
-/// The result whose element at an index is the element of `x` at memory place `source(index)`, or `fill`.
+/// The result whose element at an index is the element of `x` at memory place `source(index)`, or
+/// `fill`.
 fn moved(
     cx: &Cx,
     x: &Tensor,
@@ -34,28 +35,31 @@ pub(super) fn broadcast(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
     })
 }
 
-/// Where `index` lies in `x` when its entry at `dim` becomes `at`.
-fn displaced(x: &Tensor, index: &[usize], dim: usize, at: i64) -> Option<usize> {
-    if at < 0 || at >= x.dims[dim] as i64 {
-        return None;
-    }
-    let entry = |d: usize| if d == dim { at as usize } else { index[d] };
-    Some(strides(&x.dims).iter().enumerate().map(|(d, s)| entry(d) * s).sum())
+/// `moved`, where only the place along `dim` changes: it becomes `at(place)`, and outside `x` there
+/// is `fill`.
+fn moved_along(cx: &Cx, x: &Tensor, fill: f64, at: impl Fn(i64) -> i64) -> Result<Tensor, Fault> {
+    let dim = cx.count("dim")?;
+    let stride = strides(&x.dims);
+    moved(cx, x, fill, |i| {
+        let place = usize::try_from(at(i[dim] as i64)).ok().filter(|p| *p < x.dims[dim])?;
+        let others = (0..i.len()).filter(|d| *d != dim).map(|d| i[d] * stride[d]);
+        Some(others.sum::<usize>() + place * stride[dim])
+    })
 }
 
 pub(super) fn slice(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
-    let (dim, start) = (cx.count("dim")?, cx.int("start"));
-    moved(cx, x, 0.0, |i| displaced(x, i, dim, i[dim] as i64 + start))
+    let start = cx.int("start");
+    moved_along(cx, x, 0.0, |i| i + start)
 }
 
 pub(super) fn pad(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
-    let (dim, low) = (cx.count("dim")?, cx.int("low"));
-    moved(cx, x, 0.0, |i| displaced(x, i, dim, i[dim] as i64 - low))
+    let low = cx.int("low");
+    moved_along(cx, x, 0.0, |i| i - low)
 }
 
 pub(super) fn shift(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
-    let (dim, by) = (cx.count("dim")?, cx.int("by"));
-    moved(cx, x, cx.float("fill"), |i| displaced(x, i, dim, (i[dim] as i64).saturating_add(by)))
+    let by = cx.int("by");
+    moved_along(cx, x, cx.float("fill"), |i| i.saturating_add(by))
 }
 
 pub(super) fn concat(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {

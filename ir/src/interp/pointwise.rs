@@ -143,7 +143,8 @@ pub(super) fn min(x: f64, y: f64) -> f64 {
     if x.is_nan() || x <= y { x } else { y }
 }
 
-/// `2/√π e^(-x²) Σ 2ⁿ x^(2n+1) / (2n+1)!!`: terms of one sign, so nothing cancels. 1 - erf(6) is 2e-17.
+/// `2/√π e^(-x²) Σ 2ⁿ x^(2n+1) / (2n+1)!!`: terms of one sign, so nothing cancels. 1 - erf(6) is
+/// 2e-17.
 pub(super) fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();

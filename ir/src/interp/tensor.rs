@@ -2,7 +2,8 @@
 
 use crate::ty::DType;
 
-/// Elements. Floats of every type are `f64` here; what their type can hold is up to [`super::Precision`].
+/// Elements. Floats of every type are `f64` here; what their type can hold is up to
+/// [`super::Precision`].
 #[derive(Clone, PartialEq, Debug)]
 pub enum Data {
     Float(Vec<f64>),

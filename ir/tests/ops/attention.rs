@@ -1,4 +1,5 @@
-//! Attention by hand: widths of one make scores plain products, and logarithms make weights plain numbers.
+//! Attention by hand: widths of one make scores plain products, and logarithms make weights plain
+//! numbers.
 
 use crate::one_op::{close, f, i, run};
 use weft_ir::attr::Attrs;

@@ -112,7 +112,7 @@ fn a_dim_without_a_size_is_an_error() {
     assert_eq!(of_func(&m, f, &|_| Some(3)).unwrap().flops, 3);
 }
 
-// --- DeepSeek-V3 -------------------------------------------------------------------------------------------------
+// --- DeepSeek-V3 ---------------------------------------------------------------------------------
 
 /// B batch, S sequence, D hidden, H heads; widths of section 4.2 of the DeepSeek-V3 report.
 struct Shape {

@@ -1,4 +1,5 @@
-//! The interpreter against values worked out by hand, composites against their decompositions, and costs.
+//! The interpreter against values worked out by hand, composites against their decompositions, and
+//! costs.
 
 mod attention;
 mod contract;

@@ -18,11 +18,11 @@ pub fn dims(sizes: &[u64]) -> Vec<Dim> {
     sizes.iter().map(|n| Dim::fixed(*n)).collect()
 }
 
+/// Appends ops on the parameters; gives the results.
+type Body<'a> = &'a dyn Fn(&mut Builder, &[ValueId]) -> Result<Vec<ValueId>, TypeError>;
+
 /// A module whose function has parameters of `types` and the ops that `body` appends.
-pub fn module_of(
-    types: &[Type],
-    body: &dyn Fn(&mut Builder, &[ValueId]) -> Result<Vec<ValueId>, TypeError>,
-) -> (Module, FuncId) {
+pub fn module_of(types: &[Type], body: Body) -> (Module, FuncId) {
     let mut module = Module { files: vec!["case.model".into()], ..Module::default() };
     let mut b = Builder::new("case");
     b.at(&[Span { file: 0, line: 1, col: 1 }]);

@@ -9,7 +9,8 @@ use weft_ir::module::Module;
 use weft_ir::op::Op;
 use weft_ir::ty::Type;
 
-/// Symbols B, S and the ragged R of `2*B*S` rows; a function that reads `[B*S]` rows and choices `[B, S, 2]`.
+/// Symbols B, S and the ragged R of `2*B*S` rows; a function that reads `[B*S]` rows and choices
+/// `[B, S, 2]`.
 fn module() -> Module {
     let mut m = Module::default();
     let b = Dim::sym(m.add_sym("B", SymKind::Bounded { max: 4 }));
