@@ -6,6 +6,7 @@ mod kernels;
 
 use kernels::{BATCH, EMPTY};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use weft_graph::*;
 use weft_runtime::device::Cpu;
@@ -26,6 +27,34 @@ fn an_empty_launch_takes_microseconds() {
             let each_us = start.elapsed().as_secs_f64() * 1e6 / f64::from(LAUNCHES);
             println!("{threads} threads, {chunks} chunks: {each_us:.3} us a launch");
             assert!(each_us < 500.0);
+        }
+    }
+}
+
+/// What a second thread saves on launches of a few microseconds, with it awake. Printed only: on a
+/// machine with other work to do, two threads may well take longer than one.
+#[test]
+fn a_second_thread_joins_short_launches() {
+    let work = |us: u64| {
+        let start = Instant::now();
+        while start.elapsed().as_nanos() < u128::from(us) * 1000 {
+            std::hint::spin_loop();
+        }
+    };
+    for us in [1, 5, 20] {
+        for threads in [1, 2] {
+            let pool = Pool::new(threads).unwrap();
+            let done = AtomicU64::new(0);
+            let start = Instant::now();
+            for _ in 0..500 {
+                pool.run(4, 1, &|begin, end, _| {
+                    (begin..end).for_each(|_| work(us));
+                    done.fetch_add((end - begin) as u64, Ordering::Relaxed);
+                });
+            }
+            let each_us = start.elapsed().as_secs_f64() * 1e6 / 500.0;
+            println!("{threads} threads, 4 chunks of {us} us: {each_us:.2} us a launch");
+            assert_eq!(done.into_inner(), 4 * 500);
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::elf::{Code, KernelFn};
 use crate::memory::Pages;
 use crate::pool::Pool;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use weft_graph::{CpuVariant, Graph, KernelId};
 
@@ -75,11 +76,14 @@ impl Device for Cpu {
                 return Err(DeviceError::NoVariant { kernel, device: self.describe() });
             };
             let id = variant.object.0;
-            if !objects.contains_key(&id) {
-                let name = format!("{id} ({})", variant.cpu.name());
-                objects.insert(id, Code::load(&name, &graph.objects[id as usize])?);
-            }
-            functions.push(objects[&id].kernel(&kernel.name)?);
+            let object = match objects.entry(id) {
+                Entry::Occupied(loaded) => loaded.into_mut(),
+                Entry::Vacant(vacant) => {
+                    let name = format!("{id} ({})", variant.cpu.name());
+                    vacant.insert(Code::load(&name, &graph.objects[id as usize])?)
+                }
+            };
+            functions.push(object.kernel(&kernel.name)?);
         }
         let size_bytes = graph.kernels.iter().map(|kernel| kernel.scratch_bytes).max().unwrap_or(0);
         self.pool
