@@ -27,14 +27,18 @@ use weft_ir::op::Op;
 use crate::{Fact, Pass, PassCx, PassError, Stats};
 use halves::{Halves, Takes, halve};
 
-pub const PASS: Pass =
-    Pass { name: "autodiff", requires: &[], establishes: &[Fact::Differentiated], run };
+pub const PASS: Pass = Pass {
+    name: "autodiff",
+    requires: &[Fact::CountsKnown],
+    establishes: &[Fact::Differentiated],
+    run,
+};
 
 /// The name of the result that is differentiated.
 pub const OBJECTIVE: &str = "objective";
 
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
-    let loss = module.find("loss.micro").or_else(|| module.find("loss"));
+    let loss = module.find(crate::batch_sums::MICRO_LOSS).or_else(|| module.find("loss"));
     let Some(loss) = loss.filter(|_| cx.gradients || cx.train.is_some()) else {
         return Ok(Stats::default());
     };

@@ -4,13 +4,14 @@
 //! anything. In debug builds the module is verified and its text form parsed back after every step.
 
 pub mod autodiff;
-
+pub mod batch_sums;
 pub mod canonicalize;
 pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod inline;
 pub mod rewrite;
+pub mod step;
 
 use std::time::{Duration, Instant};
 
@@ -179,10 +180,13 @@ pub const PIPELINE: &[Pass] = &[
     fold::PASS,         // before `autodiff`: what is constant has no derivative
     cse::PASS,          // before `autodiff`: a value computed twice would be saved twice
     dce::PASS,          // leaves what the entries need
+    batch_sums::PASS,   // before `autodiff`: the counts of a batch are parameters of its loss
     autodiff::PASS,     // on whole ops: their derivatives are simpler than those of their parts
+    step::PASS,         // around `@grad`: accumulate, clip, update
     inline::PASS,       // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
     fold::PASS,         // zeros and ones of cotangents
+    canonicalize::PASS, // sums with the zeros that are constants now
     cse::PASS,          // what both halves of a backward compute again
     dce::PASS,          // saved values that no one reads, functions that no one calls
 ];
