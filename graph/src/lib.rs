@@ -1,9 +1,11 @@
-//! The executable graph, `NAME.weft`: what a compile leaves behind and a machine without a compiler runs.
+//! The executable graph, `NAME.weft`: what a compile leaves behind and a machine without a compiler
+//! runs.
 //!
-//! A [`Graph`] holds *entries* (`train_step`, `prefill`, `decode`), the kernels they launch, the ELF
-//! objects those are functions of, and constants. An [`Entry`] has
+//! A [`Graph`] holds *entries* (`train_step`, `prefill`, `decode`), the kernels they launch, the
+//! ELF objects those are functions of, and constants. An [`Entry`] has
 //! - **dims**: named launch arguments with a bound; every size is a [`DimExpr`] over them;
-//! - **buffers**: typed arrays with a role; temps lie at offsets of one arena planned at the bounds;
+//! - **buffers**: typed arrays with a role; temps lie at offsets of one arena planned at the
+//!   bounds;
 //! - **steps**: launches, copies and loops over them, in order. Loops are never unrolled to be run.
 //!
 //! The kernel ABI, one function per kernel and CPU variant:

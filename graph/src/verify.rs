@@ -1,4 +1,5 @@
-//! Checks a graph before anything uses it, so that a damaged or wrong file is an error and not a crash.
+//! Checks a graph before anything uses it, so that a damaged or wrong file is an error and not a
+//! crash.
 //!
 //! - Names of entries, kernels, and of the dims and buffers of an entry are unique.
 //! - Every id is in range; a kernel has code for at least one CPU variant.
@@ -9,7 +10,8 @@
 //! - A state keeps its layout when dims change: only its first dim above 1 may depend on them.
 //! - A weight or state that several entries use has one type at the bounds in all of them.
 //! - A loop index is that of an enclosing loop.
-//! - With every dim at its bound, every argument starts inside its buffer and every copy stays in it.
+//! - With every dim at its bound, every argument starts inside its buffer and every copy stays in
+//!   it.
 //!
 //! What a kernel does beyond the start of its arguments is its compiler's promise.
 

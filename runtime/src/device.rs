@@ -1,7 +1,7 @@
 //! What the executor asks of a device: memory, and kernels to launch.
 //!
-//! Launches are in order: each sees what the ones before it wrote. Addresses are the device's own; only
-//! the device reads or writes what is there.
+//! Launches are in order: each sees what the ones before it wrote. Addresses are the device's own;
+//! only the device reads or writes what is there.
 
 use crate::elf::ElfError;
 use std::fmt;
@@ -54,9 +54,8 @@ pub trait Device: fmt::Debug + Send + Sync {
 pub trait Kernels: fmt::Debug + Send + Sync {
     /// Runs a kernel over its whole grid.
     ///
-    /// # Safety
-    /// The arguments are those the kernel was compiled for, the buffers live, and no one else touches
-    /// them meanwhile.
+    /// # Safety The arguments are those the kernel was compiled for, the buffers live, and no one
+    /// else touches them meanwhile.
     unsafe fn launch(&self, kernel: KernelId, buffers: &[*mut u8], scalars: &[i64], grid: i64);
 
     /// Moves bytes between places that do not overlap.

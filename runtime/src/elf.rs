@@ -1,11 +1,11 @@
 //! Loads a kernel object: an x86-64 ELF relocatable file into memory that can be executed.
 //!
-//! All sections that occupy memory go into one mapping, which is written first and read-execute after
-//! (never both). Accepted relocations are `R_X86_64_PC32`, `PLT32`, `PC64` and `64`. Refused are those
-//! of code that is not position-independent (`32`, `32S`), of a global offset table and of thread-local
-//! storage, and with them data a kernel would write. The only undefined symbols bound are `memcpy`,
-//! `memmove` and `memset`: each is called through a stub in the mapping, since the C library may be
-//! further away than a 32-bit displacement reaches.
+//! All sections that occupy memory go into one mapping, which is written first and read-execute
+//! after (never both). Accepted relocations are `R_X86_64_PC32`, `PLT32`, `PC64` and `64`. Refused
+//! are those of code that is not position-independent (`32`, `32S`), of a global offset table and
+//! of thread-local storage, and with them data a kernel would write. The only undefined symbols
+//! bound are `memcpy`, `memmove` and `memset`: each is called through a stub in the mapping, since
+//! the C library may be further away than a 32-bit displacement reaches.
 
 use memmap2::{Mmap, MmapMut};
 use object::elf;
@@ -75,8 +75,8 @@ impl Code {
             reason: format!("has no function {symbol}"),
         })?;
         let address = self.map[offset..].as_ptr();
-        // SAFETY: the address is that of a function in executable memory; that it has this signature
-        // is the promise of the compiler that wrote the graph, as for any program.
+        // SAFETY: the address is that of a function in executable memory; that it has this
+        // signature is the promise of the compiler that wrote the graph, as for any program.
         Ok(unsafe { std::mem::transmute::<*const u8, KernelFn>(address) })
     }
 

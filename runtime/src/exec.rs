@@ -1,11 +1,11 @@
 //! Runs an entry of a graph.
 //!
-//! A [`Program`] is a graph made ready on a device. A [`Store`] owns what lasts: weights and states, by
-//! name, shared by all sessions made with it. A [`Session`] is one entry with its inputs, outputs and
-//! arena; `run` carries out its steps at the dims that are set.
+//! A [`Program`] is a graph made ready on a device. A [`Store`] owns what lasts: weights and
+//! states, by name, shared by all sessions made with it. A [`Session`] is one entry with its
+//! inputs, outputs and arena; `run` carries out its steps at the dims that are set.
 //!
-//! Dim expressions are evaluated when dims change, not in every run: into a flat list of launches with
-//! their addresses, in which only what moves with a loop is left to compute.
+//! Dim expressions are evaluated when dims change, not in every run: into a flat list of launches
+//! with their addresses, in which only what moves with a loop is left to compute.
 
 use crate::device::{Device, DeviceError, Kernels, Memory};
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Memory that buffers live in, and the Rust types of elements that are read and written through it.
+//! Memory that buffers live in, and the Rust types of elements that are read and written through
+//! it.
 
 use memmap2::{Advice, MmapMut, MmapOptions};
 use weft_graph::DType;

@@ -2,7 +2,8 @@
 
 use weft_graph::*;
 
-/// Embedding-free toy: `y = sum over layers of scale(x, weight[layer])`, with a state updated in place.
+/// Embedding-free toy: `y = sum over layers of scale(x, weight[layer])`, with a state updated in
+/// place.
 pub fn graph() -> Graph {
     let dims = vec![DimDecl { name: "B".into(), max: 8 }, DimDecl { name: "S".into(), max: 256 }];
     let (batch, seq) = (DimExpr::dim(DimId(0)), DimExpr::dim(DimId(1)));

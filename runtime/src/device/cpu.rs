@@ -135,7 +135,8 @@ impl Kernels for CpuKernels {
         let args = Shared((buffers.as_ptr(), scalars.as_ptr()));
         self.pool.run(grid, self.pool.chunk_for(grid), &|begin, end, worker| {
             let (buffers, scalars) = args.get();
-            // SAFETY: the caller's promise; blocks are independent, and the scratch is this thread's.
+            // SAFETY: the caller's promise; blocks are independent, and the scratch is this
+            // thread's.
             unsafe { function(buffers, scalars, begin, end, self.pool.scratch(worker)) }
         });
     }

@@ -1,6 +1,8 @@
-// Kernels for the tests, of the ABI that `weft_graph` describes. Beside this file lies what this makes:
-//   gcc -O2 -mavx2 -mfma -fPIC -fno-asynchronous-unwind-tables -fno-stack-protector -fcf-protection=none
-//       -fvisibility=hidden -fno-tree-loop-distribute-patterns -c kernels.c -o kernels.o
+// Kernels for the tests, of the ABI that `weft_graph` describes. The object beside this file is what
+// this makes:
+//   gcc -O2 -mavx2 -mfma -fPIC -fno-asynchronous-unwind-tables -fno-stack-protector
+//       -fcf-protection=none -fvisibility=hidden -fno-tree-loop-distribute-patterns
+//       -c kernels.c -o kernels.o
 #include <stdint.h>
 
 void *memcpy(void *, const void *, unsigned long);

@@ -1,5 +1,5 @@
-//! Graphs over the pre-built objects beside this file. Each object's C source names the command that
-//! makes it.
+//! Graphs over the pre-built objects beside this file. Each object's C source names the command
+//! that makes it.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
