@@ -1,3 +1,55 @@
-//! The `weft` command.
+//! The `weft` command: one file a subcommand, no compiler logic.
 
-fn main() {}
+mod check;
+mod compile;
+mod eval;
+mod explain;
+mod fmt;
+mod frontend;
+mod opt;
+mod pipeline;
+mod weights;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Weft compiles model descriptions to executable graphs.
+#[derive(Parser)]
+#[command(name = "weft", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Check(check::Args),
+    Fmt(fmt::Args),
+    Explain(explain::Args),
+    Compile(compile::Args),
+    Eval(eval::Args),
+    Opt(opt::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check(args) => check::run(args),
+        Command::Fmt(args) => fmt::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Compile(args) => compile::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Opt(args) => opt::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // Diagnostics have been shown where they were found; an empty error adds nothing.
+            let text = format!("{e:#}");
+            if !text.is_empty() {
+                eprintln!("weft: {text}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! From a path on the command line to an elaborated and lowered model, diagnostics shown on the way.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use weft_lang::ast::Program;
+use weft_lang::diag::{self, Diag};
+use weft_lang::elaborate::{self, Overrides, Tree};
+use weft_lang::lower::{self, Lowered, Purpose, Settings};
+use weft_lang::source::SourceMap;
+
+/// Which model, and what to change in it.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// The .model file
+    pub model: PathBuf,
+    /// Override a constant of the model; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// A loaded program.
+pub struct Source {
+    pub program: Program,
+    pub map: SourceMap,
+}
+
+impl ModelArgs {
+    /// `--set` and, where a checkpoint is given, its `config.json`.
+    pub fn overrides(&self, config: Option<serde_json::Value>) -> Result<Overrides> {
+        let mut sets = vec![];
+        for set in &self.sets {
+            match set.split_once('=') {
+                Some((name, value)) => sets.push((name.trim().into(), value.trim().into())),
+                None => bail!("--set {set}: expected NAME=VALUE"),
+            }
+        }
+        Ok(Overrides { config, shrink: false, sets })
+    }
+}
+
+/// Read and parse `path` and what it uses.
+pub fn load(path: &Path) -> Result<Source> {
+    let read = |p: &Path| std::fs::read_to_string(p);
+    let (program, map, diags) = weft_lang::load(path, &read);
+    let source = Source { program, map };
+    show(&source.map, &diags)?;
+    Ok(source)
+}
+
+impl Source {
+    pub fn elaborate(&self, overrides: &Overrides) -> Result<Tree<'_>> {
+        let mut diags = vec![];
+        let tree = elaborate::elaborate(&self.program, &self.map, overrides, &mut diags);
+        // What failed to place may still lower; its errors come in the same run.
+        if let (Some(tree), true) = (&tree, diags.iter().any(Diag::is_error)) {
+            let settings = Settings {
+                batch: lower::Size::Bounded(64),
+                seq: lower::Size::Bounded(4096),
+                segments: false,
+                cache: None,
+            };
+            lower_quietly(self, tree, settings, &mut diags);
+        }
+        show(&self.map, &diags)?;
+        match tree {
+            Some(tree) => Ok(tree),
+            None => bail!(""),
+        }
+    }
+
+    pub fn lower(&self, tree: &Tree, purpose: Purpose, settings: Settings) -> Result<Lowered> {
+        let mut diags = vec![];
+        let lowered =
+            lower::lower(&self.program, tree, &self.map, purpose, settings, &mut diags);
+        show(&self.map, &diags)?;
+        match lowered {
+            Some(lowered) => Ok(lowered),
+            None => bail!(""),
+        }
+    }
+}
+
+fn lower_quietly(source: &Source, tree: &Tree, settings: Settings, diags: &mut Vec<Diag>) {
+    let before = diags.len();
+    let _: Option<Lowered> =
+        lower::lower(&source.program, tree, &source.map, Purpose::Train, settings, diags);
+    // A name that failed to place is unknown below; the first message is the one to mend.
+    let known: Vec<_> = diags[..before].iter().map(|d| d.span).collect();
+    diags.retain({
+        let mut i = 0;
+        move |d| {
+            i += 1;
+            i <= before || !(known.contains(&d.span) || d.message.starts_with("unknown name"))
+        }
+    });
+}
+
+/// Print diagnostics; an error among them ends the command.
+pub fn show(map: &SourceMap, diags: &[Diag]) -> Result<()> {
+    let mut diags = diags.to_vec();
+    diag::sort(&mut diags);
+    if !diags.is_empty() {
+        eprint!("{}", diag::render_all(map, &diags, std::io::stderr().is_terminal()));
+    }
+    match diags.iter().filter(|d| d.is_error()).count() {
+        0 => Ok(()),
+        1 => bail!("1 error"),
+        n => bail!("{n} errors"),
+    }
+}
