@@ -54,8 +54,9 @@ pub trait Device: fmt::Debug + Send + Sync {
 pub trait Kernels: fmt::Debug + Send + Sync {
     /// Runs a kernel over its whole grid.
     ///
-    /// # Safety The arguments are those the kernel was compiled for, the buffers live, and no one
-    /// else touches them meanwhile.
+    /// # Safety
+    /// The arguments are those the kernel was compiled for, the buffers live, and no one else
+    /// touches them meanwhile.
     unsafe fn launch(&self, kernel: KernelId, buffers: &[*mut u8], scalars: &[i64], grid: i64);
 
     /// Moves bytes between places that do not overlap.
