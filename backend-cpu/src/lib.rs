@@ -1,1 +1,4 @@
 //! x86-64 kernels.
+
+pub mod gemm;
+pub mod target;

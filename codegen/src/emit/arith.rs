@@ -124,6 +124,8 @@ impl<'c> Cg<'c> {
     fn same(&self, what: &str, a: Val<'c>, b: impl Operand<'c>) -> (Val<'c>, Val<'c>) {
         let b = b.val(self, a.ty);
         assert_eq!(a.ty, b.ty, "`{what}` of {} and {}", a.ty, b.ty);
+        let computes = a.ty.elem != Elem::BF16 || what == "select";
+        assert!(computes, "`{what}` of bf16: cast to f32 first");
         (a, b)
     }
 
@@ -154,6 +156,12 @@ impl<'c> Cg<'c> {
         let b = b.val(self, a.ty);
         let up = self.add(a, self.sub(b, 1));
         self.div(up, b)
+    }
+
+    /// `a / by` of an integer that is a multiple of the power of two `by`.
+    pub fn div_exact(&self, a: Val<'c>, by: u32) -> Val<'c> {
+        assert!(by.is_power_of_two(), "{by} is no power of two");
+        if by == 1 { a } else { self.ashr(a, i64::from(by.trailing_zeros())) }
     }
 
     pub fn and(&self, a: Val<'c>, b: impl Operand<'c>) -> Val<'c> {
@@ -206,6 +214,19 @@ impl<'c> Cg<'c> {
         let c = c.val(self, a.ty);
         assert!(a.ty == b.ty && b.ty == c.ty, "fma of {}, {}, {}", a.ty, b.ty, c.ty);
         self.intrinsic("llvm.fma", &[a.ty], &[a, b, c], a.ty)
+    }
+
+    /// `acc + low(a) · low(b) + high(a) · high(b)`, where the i32 lanes of `a` and `b` are pairs of bf16: the
+    /// machine's own operation, for targets with `bf16_dot`. Denormals count as zero.
+    pub fn dot_bf16(&self, a: Val<'c>, b: Val<'c>, acc: Val<'c>) -> Val<'c> {
+        assert!(self.target.bf16_dot, "{} has no dot product of bf16", self.target.name);
+        let native = self.ctx.bf16_type().vec_type(2 * a.ty.lanes);
+        let pairs = |v: Val<'c>| {
+            let raw = built(self.builder.build_bit_cast(v.raw, native, ""));
+            Val { ty: Elem::BF16.x(2 * v.ty.lanes), raw }
+        };
+        let name = format!("llvm.x86.avx512bf16.dpbf16ps.{}", 32 * a.ty.lanes);
+        self.intrinsic(&name, &[], &[acc, pairs(a), pairs(b)], acc.ty)
     }
 
     pub fn neg(&self, a: Val<'c>) -> Val<'c> {
@@ -357,7 +378,11 @@ impl<'c> Cg<'c> {
     fn f32_to_bf16(&self, v: Val<'c>) -> Val<'c> {
         let to = v.ty.with(Elem::BF16);
         if self.target.bf16_convert && v.ty.lanes >= 4 {
-            return convert!(self, v, to, build_float_trunc, FloatValue, FloatType);
+            let native = self.ctx.bf16_type().vec_type(v.ty.lanes);
+            let BasicValueEnum::VectorValue(x) = v.raw else { panic!("{} is no vector", v.ty) };
+            let rounded = built(self.builder.build_float_trunc(x, native, ""));
+            let bits = built(self.builder.build_bit_cast(rounded, self.llvm_type(to), ""));
+            return Val { ty: to, raw: bits };
         }
         let bits = self.bitcast(v, v.ty.with(Elem::I32));
         // Adding 0x7fff plus the bit that becomes the last one carries exactly when the tail is above

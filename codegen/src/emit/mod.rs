@@ -203,10 +203,10 @@ impl<'c> Cg<'c> {
         let scalar: BasicTypeEnum = match ty.elem {
             Elem::I1 => self.ctx.bool_type().into(),
             Elem::I8 => self.ctx.i8_type().into(),
-            Elem::I16 => self.ctx.i16_type().into(),
+            // As its bits: targets without bf16 would pass a bf16 through f32 and a library call.
+            Elem::I16 | Elem::BF16 => self.ctx.i16_type().into(),
             Elem::I32 => self.ctx.i32_type().into(),
             Elem::I64 => self.ctx.i64_type().into(),
-            Elem::BF16 => self.ctx.bf16_type().into(),
             Elem::F32 => self.ctx.f32_type().into(),
             Elem::F64 => self.ctx.f64_type().into(),
             Elem::Ptr => self.ctx.ptr_type(AddressSpace::default()).into(),
@@ -248,7 +248,7 @@ impl<'c> Cg<'c> {
 
     /// A floating-point constant in every lane, rounded to the element.
     pub fn float(&self, ty: Ty, v: f64) -> Val<'c> {
-        assert!(ty.elem.is_float(), "floating-point constant of type {ty}");
+        assert!(matches!(ty.elem, Elem::F32 | Elem::F64), "floating-point constant of type {ty}");
         let raw = match self.llvm_type(ty.elem.x(1)) {
             BasicTypeEnum::FloatType(t) => t.const_float(v),
             other => panic!("{other} is no float"),

@@ -1,0 +1,223 @@
+//! From a product to kernels and launches: which kernel, which tile, which grid.
+
+use weft_codegen::emit::Elem;
+use weft_codegen::object::KernelSource;
+use weft_graph::{DType, DimDecl, DimExpr, Scalar};
+
+use super::tile::{COL_STEP, ROW_STEP, SCRATCH_BYTES, TILE_COLS_MAX, TILE_ROWS_MAX};
+use super::{Form, Gemm, Grouping, Matrix, Shape, Unit, gemv, tile};
+
+/// One launch. Its buffers are A, B, C, the offsets of a grouped product, the epilogue's.
+#[derive(Clone)]
+pub struct Planned {
+    /// Independent of the CPU variant; equal names mean equal code.
+    pub kernel: KernelSource,
+    pub scratch_bytes: u64,
+    /// To be followed by the epilogue's.
+    pub scalars: Vec<Scalar>,
+    pub grid: DimExpr,
+    pub flops: DimExpr,
+    pub bytes: DimExpr,
+}
+
+/// Rows up to which a product reads B once, unpacked.
+const GEMV_ROWS_MAX: i64 = 4;
+/// The same for rows that are spread over groups, each with its own B.
+const GEMV_ROWS_GROUPED_MAX: i64 = 16;
+
+/// Plans a product; `dims` are those its sizes speak of, and `label` names its source.
+pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Planned {
+    let max = |e: &DimExpr| e.range(dims).map_or(i64::MAX, |(_, max)| max);
+    let shape = shape(gemm);
+    let (m_max, n_max) = (max(&gemm.m), max(&gemm.n));
+    let rows_max = match gemm.form {
+        Form::Rows { .. } => GEMV_ROWS_GROUPED_MAX,
+        _ => GEMV_ROWS_MAX,
+    };
+    if m_max <= rows_max && !matches!(gemm.form, Form::Inner { .. }) {
+        return plan_gemv(gemm, shape, m_max, label);
+    }
+    let groups_max = max(&groups(&gemm.form));
+    let (rows, cols) = tile_size(m_max, n_max, max(&gemm.k), groups_max, &gemm.form);
+    let across = gemm.n.clone().ceil_div(cols);
+    let grid = match &gemm.form {
+        // Each segment may have one tile more than its share of rows.
+        Form::Rows { groups } => (gemm.m.clone().ceil_div(rows) + groups.clone()) * across,
+        _ => groups(&gemm.form) * gemm.m.clone().ceil_div(rows) * across,
+    };
+    let name = name("gemm", &shape);
+    let emitted = name.clone();
+    let scalars = scalars(gemm, (rows, cols), &grid);
+    Planned {
+        kernel: KernelSource::new(name, label, move |cg| tile::emit(cg, &emitted, &shape)),
+        scratch_bytes: SCRATCH_BYTES,
+        scalars,
+        grid,
+        flops: flops(gemm),
+        bytes: bytes(gemm),
+    }
+}
+
+fn plan_gemv(gemm: &Gemm, shape: Shape, m_max: i64, label: &str) -> Planned {
+    let rows = m_max.clamp(1, 4) as u32;
+    let grid = gemm.n.clone().ceil_div(gemv::BLOCK_COLS.into());
+    let name = name(&format!("gemv{rows}"), &shape);
+    let emitted = name.clone();
+    let scalars = scalars(gemm, (0, 0), &grid);
+    Planned {
+        kernel: KernelSource::new(name, label, move |cg| gemv::emit(cg, &emitted, &shape, rows)),
+        scratch_bytes: 0,
+        scalars,
+        grid,
+        flops: flops(gemm),
+        bytes: bytes(gemm),
+    }
+}
+
+/// Rows and columns of a tile: the largest that still gives several threads something to do.
+fn tile_size(m: i64, n: i64, k: i64, groups: i64, form: &Form) -> (i64, i64) {
+    let round = |size: i64, to: u32| parts(size, to.into()) * i64::from(to);
+    let mut rows = i64::from(TILE_ROWS_MAX).min(round(m, ROW_STEP));
+    let mut cols = i64::from(TILE_COLS_MAX).min(round(n, COL_STEP));
+    let groups = if matches!(form, Form::Rows { .. }) { 1 } else { groups.max(1) };
+    let tiles =
+        |rows: i64, cols: i64| groups.saturating_mul(parts(m, rows)).saturating_mul(parts(n, cols));
+    let flops = |rows: i64, cols: i64| 2 * rows * cols * k.max(1);
+    // Halving a tile costs more packing; below this it costs more than the balance it buys.
+    while tiles(rows, cols) < TILES_WANTED && flops(rows, cols) >= 2 * TILE_FLOPS_MIN {
+        if rows >= cols && rows > i64::from(ROW_STEP) {
+            rows = round(rows / 2, ROW_STEP);
+        } else if cols > i64::from(COL_STEP) {
+            cols = round(cols / 2, COL_STEP);
+        } else {
+            break;
+        }
+    }
+    (rows, cols)
+}
+
+/// Parts of at most `part` that cover `size`, one at least.
+fn parts(size: i64, part: i64) -> i64 {
+    (size.max(1) - 1) / part + 1
+}
+
+const TILES_WANTED: i64 = 8;
+/// About 10 us of a core.
+const TILE_FLOPS_MIN: i64 = 2_000_000;
+
+fn scalars(gemm: &Gemm, (rows, cols): (i64, i64), grid: &DimExpr) -> Vec<Scalar> {
+    let (a, b, c) = (&gemm.a, &gemm.b, &gemm.c);
+    let exprs = [
+        gemm.m.clone(),
+        gemm.n.clone(),
+        gemm.k.clone(),
+        a.row_stride.clone(),
+        a.col_stride.clone(),
+        b.row_stride.clone(),
+        b.col_stride.clone(),
+        c.row_stride.clone(),
+        c.col_stride.clone(),
+        groups(&gemm.form),
+        a.group_stride.clone(),
+        b.group_stride.clone(),
+        c.group_stride.clone(),
+        rows.into(),
+        cols.into(),
+        grid.clone(),
+    ];
+    exprs.into_iter().map(Scalar::Dim).collect()
+}
+
+fn groups(form: &Form) -> DimExpr {
+    match form {
+        Form::Dense => 1.into(),
+        Form::Batch { count } => count.clone(),
+        Form::Rows { groups } | Form::Inner { groups } => groups.clone(),
+    }
+}
+
+/// How often the `m * n * k` of the description is done.
+fn repeats(form: &Form) -> DimExpr {
+    match form {
+        Form::Batch { count } => count.clone(),
+        Form::Dense | Form::Rows { .. } | Form::Inner { .. } => 1.into(),
+    }
+}
+
+fn flops(gemm: &Gemm) -> DimExpr {
+    repeats(&gemm.form) * gemm.m.clone() * gemm.n.clone() * gemm.k.clone() * 2
+}
+
+fn bytes(gemm: &Gemm) -> DimExpr {
+    let (m, n, k) = (gemm.m.clone(), gemm.n.clone(), gemm.k.clone());
+    let size = |x: &Matrix| i64::from(elem(x.dtype).bytes());
+    let times = |yes: bool| if yes { groups(&gemm.form) } else { repeats(&gemm.form) };
+    let b = times(matches!(gemm.form, Form::Rows { .. })) * k.clone() * n.clone() * size(&gemm.b);
+    let c = times(matches!(gemm.form, Form::Inner { .. })) * m.clone() * n * size(&gemm.c);
+    repeats(&gemm.form) * m * k * size(&gemm.a) + b + c
+}
+
+fn shape(gemm: &Gemm) -> Shape {
+    Shape {
+        a: elem(gemm.a.dtype),
+        b: elem(gemm.b.dtype),
+        c: elem(gemm.c.dtype),
+        a_unit: unit(&gemm.a),
+        b_unit: unit(&gemm.b),
+        c_unit: unit(&gemm.c),
+        grouping: match gemm.form {
+            Form::Dense | Form::Batch { .. } => Grouping::Batch,
+            Form::Rows { .. } => Grouping::Rows,
+            Form::Inner { .. } => Grouping::Inner,
+        },
+        accumulate: gemm.accumulate,
+        epilogue: gemm.epilogue.clone(),
+    }
+}
+
+fn elem(dtype: DType) -> Elem {
+    match dtype {
+        DType::F32 => Elem::F32,
+        DType::Bf16 => Elem::BF16,
+        other => panic!("a product of {other:?}"),
+    }
+}
+
+fn unit(matrix: &Matrix) -> Unit {
+    if matrix.col_stride.as_constant() == Some(1) {
+        Unit::Col
+    } else if matrix.row_stride.as_constant() == Some(1) {
+        Unit::Row
+    } else {
+        Unit::Neither
+    }
+}
+
+/// `f32_gemm_nt`, `bf16_f32_gemm_rows_nn_add_bias`: dtypes, op, form, layouts, what follows.
+fn name(op: &str, shape: &Shape) -> String {
+    let dtype = |e: Elem| if e == Elem::BF16 { "bf16" } else { "f32" };
+    let mut dtypes = vec![dtype(shape.a)];
+    if shape.b != shape.a || shape.c != shape.a {
+        dtypes.extend([dtype(shape.b), dtype(shape.c)]);
+    }
+    let layout = |unit: Unit| match unit {
+        Unit::Col => "n",
+        Unit::Row => "t",
+        Unit::Neither => "s",
+    };
+    let mut parts = vec![dtypes.join("_"), op.to_string()];
+    match shape.grouping {
+        Grouping::Batch => {}
+        Grouping::Rows => parts.push("rows".into()),
+        Grouping::Inner => parts.push("inner".into()),
+    }
+    parts.push(format!("{}{}", layout(shape.a_unit), layout(shape.b_unit)));
+    if shape.c_unit != Unit::Col {
+        parts.push("strided".into());
+    }
+    if shape.accumulate {
+        parts.push("add".into());
+    }
+    parts.extend(shape.epilogue.as_ref().map(|e| e.name()));
+    parts.join("_")
+}
