@@ -1,12 +1,14 @@
-//! The filetest runner. A filetest is an `.ir` or `.model` file under `tests/` whose first line says what to run.
+//! The filetest runner. A filetest is an `.ir` or `.model` file under `tests/` whose first line
+//! says what to run.
 //!
-//! `cargo test` runs all, `cargo ft PATH ..` those under the paths (or whose path contains the word), and `UPDATE=1`
-//! writes what was found in place of what was expected, to be read in the diff. The first comment says why a test exists.
+//! `cargo test` runs all, `cargo ft PATH ..` those under the paths (or whose path contains the
+//! word), and `UPDATE=1` writes what was found in place of what was expected, to be read in the
+//! diff. The first comment says why a test exists.
 //!
 //! | kind | says |
 //! |---|---|
 //! | `roundtrip` | the text parses, verifies, and prints the same ever after |
-//! | `verify` | each `// error: text` is on the line of an error with that text, and there are no others |
+//! | `verify` | each `// error: text` stands on the line of such an error; there are no others |
 //! | `pass NAME, ..` | what the passes make of the functions is what follows `// expect:` |
 //! | `run` | each `// run: ..` holds in the interpreter |
 //! | `grad` | the derivatives of `@loss` agree with finite differences |

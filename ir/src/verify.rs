@@ -1,16 +1,18 @@
-//! The verifier: what every pass may rely on and must leave behind. Verified IR makes no later stage panic.
+//! The verifier: what every pass may rely on and must leave behind. Verified IR makes no later
+//! stage panic.
 //!
 //! Of the module:
-//! - **ids**: every id (value, op, function, symbol, axis, file) points into its table; a shown value says truly who
-//!   defines it.
-//! - **symbols**: names of symbols and of axes are unique; a bound, a number of segments and an axis have at least 1; the
-//!   total of a ragged symbol is made of bounded ones.
-//! - **types**: dims are at least 1, and their product at the bounds is a number; `axes` is empty or as long as the dims
-//!   and names no axis twice; a quantized type is a small float whose group has sides of at least 1 and no more sides than
-//!   dims, its scales f32 or ue8m0. Groups need not divide the dims.
+//! - **ids**: every id (value, op, function, symbol, axis, file) points into its table; a shown
+//!   value says truly who defines it.
+//! - **symbols**: names of symbols and of axes are unique; a bound, a number of segments and an
+//!   axis have at least 1; the total of a ragged symbol is made of bounded ones.
+//! - **types**: dims are at least 1, and their product at the bounds is a number; `axes` is empty
+//!   or as long as the dims and names no axis twice; a quantized type is a small float whose group
+//!   has sides of at least 1 and no more sides than dims, its scales f32 or ue8m0. Groups need not
+//!   divide the dims.
 //! - **stores**: a store has no more first indices than dims; a schedule is an f32 scalar.
-//! - **entries**: a parameter of an entry that is called as a store has the store's type (an entry is a function whose
-//!   results have names).
+//! - **entries**: a parameter of an entry that is called as a store has the store's type (an entry
+//!   is a function whose results have names).
 //! - **function names** are unique.
 //!
 //! Of a function:
@@ -18,21 +20,22 @@
 //! - **ssa**: a value is defined once, and before it is used.
 //! - **result names**: none, or as many as results, all different.
 //! - **spans**: every op has a place in a source file.
-//! - **op types**: operand counts, attributes and result types are those of the op's row (mesh axes aside); so a callee's
-//!   signature is the one its callers use.
+//! - **op types**: operand counts, attributes and result types are those of the op's row (mesh axes
+//!   aside); so a callee's signature is the one its callers use.
 //! - **callees** stand before their callers: there is no recursion.
 //! - **fused** functions hold sources, pointwise, movement, reduction and row ops only.
 //!
 //! Of states (`states.rs`):
-//! - **consumed once**: a state is consumed by a `State` op, by a call whose callee donates the parameter, or by being
-//!   returned; after that nothing uses it, and the consumer itself uses it once.
-//! - **reads**: a value `read` from a state, or returned by the op that made it, is not used after the state is consumed,
-//!   nor by the call that consumes it.
-//! - **donations**: each pair links a state parameter to a state result of the same type that it became through a chain of
-//!   consumptions; no parameter and no result stands in two pairs; every state result stands in one; a parameter that
-//!   stands in none is not consumed.
-//! - **repeats**: what a repeated function donates is a carried value that returns in its place, or a slice of a stack that
-//!   returns in a stack; never a value that all runs share.
+//! - **consumed once**: a state is consumed by a `State` op, by a call whose callee donates the
+//!   parameter, or by being returned; after that nothing uses it, and the consumer itself uses it
+//!   once.
+//! - **reads**: a value `read` from a state, or returned by the op that made it, is not used after
+//!   the state is consumed, nor by the call that consumes it.
+//! - **donations**: each pair links a state parameter to a state result of the same type that it
+//!   became through a chain of consumptions; no parameter and no result stands in two pairs; every
+//!   state result stands in one; a parameter that stands in none is not consumed.
+//! - **repeats**: what a repeated function donates is a carried value that returns in its place, or
+//!   a slice of a stack that returns in a stack; never a value that all runs share.
 
 mod states;
 #[cfg(test)]
@@ -90,7 +93,8 @@ impl VerifyError {
     }
 }
 
-/// Every broken invariant. Wrong ids hide the others: nothing else is looked at while there are some.
+/// Every broken invariant. Wrong ids hide the others: nothing else is looked at while there are
+/// some.
 pub fn verify(m: &Module) -> Result<(), Vec<VerifyError>> {
     let mut cx = Cx { m, errors: vec![] };
     for f in m.func_ids() {
@@ -138,7 +142,7 @@ fn shown(m: &Module, place: Place) -> String {
     }
 }
 
-// --- ids -----------------------------------------------------------------------------------------------------------
+// --- ids ----------------------------------------------------------------------------------------
 
 fn ids(cx: &mut Cx, id: FuncId) {
     let m = cx.m;
@@ -211,7 +215,7 @@ fn type_ids(cx: &mut Cx, ty: &Type, at: Place) {
     cx.check(known, at, || "a type uses a mesh axis the module does not have".into());
 }
 
-// --- the module's tables -------------------------------------------------------------------------------------------
+// --- the module's tables ------------------------------------------------------------------------
 
 fn symbols(cx: &mut Cx) {
     let m = cx.m;
@@ -274,7 +278,7 @@ fn ty(cx: &mut Cx, ty: &Type, at: Place) {
     }
 }
 
-// --- functions -----------------------------------------------------------------------------------------------------
+// --- functions ----------------------------------------------------------------------------------
 
 fn func(cx: &mut Cx, id: FuncId) {
     let m = cx.m;

@@ -1,5 +1,6 @@
-//! `grad seed=1, B=2`: the derivatives that `autodiff` makes of the result `objective` of `@loss` agree with central
-//! differences in f64, whatever is saved and however the backward is cut. Options are those of `run`.
+//! `grad seed=1, B=2`: the derivatives that `autodiff` makes of the result `objective` of `@loss`
+//! agree with central differences in f64, whatever is saved and however the backward is cut.
+//! Options are those of `run`.
 
 use weft_ir::interp::{Data, Interp, Precision, Sizes, Tensor};
 use weft_ir::module::{FuncId, Module};

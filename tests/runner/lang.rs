@@ -1,5 +1,6 @@
-//! `lang [train|infer], [B=4], [S<=16], [T<=32], [segments], [shrink]`: what is said about a `.model` file, and if there is
-//! no error the IR it becomes, without places. `use` finds files beside the test or in `models/`.
+//! `lang [train|infer], [B=4], [S<=16], [T<=32], [segments], [shrink]`: what is said about a
+//! `.model` file, and if there is no error the IR it becomes, without places. `use` finds files
+//! beside the test or in `models/`.
 
 use std::path::Path;
 

@@ -1,8 +1,9 @@
-//! `pass NAME, .. [with OPTION, ..]`: runs the passes on the module; what they leave is verified, prints as `// expect:`
-//! says, and computes in f64 what the functions of the same signature computed before.
+//! `pass NAME, .. [with OPTION, ..]`: runs the passes on the module; what they leave is verified,
+//! prints as `// expect:` says, and computes in f64 what the functions of the same signature
+//! computed before.
 //!
-//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`. If the last pass must refuse the input, the
-//! expectation is `error: ..`.
+//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`. If the last pass must
+//! refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -50,7 +51,8 @@ fn context(options: &str) -> Result<PassCx, String> {
     Ok(cx)
 }
 
-/// Functions that kept name and signature give the same numbers on drawn arguments, with symbols of 2 or their bound.
+/// Functions that kept name and signature give the same numbers on drawn arguments, with symbols of
+/// 2 or their bound.
 fn same_numbers(before: &Module, after: &Module) -> Result<(), String> {
     let mut sizes = Sizes::new();
     for (i, sym) in before.syms.iter().enumerate() {

@@ -1,12 +1,13 @@
 //! `run`: what functions compute in the interpreter, by lines of one of these forms:
 //!
 //! ```text
-//! // run: @f([1, 2], [3]) is [4], [5, 6]          each argument and result as its elements, in row-major order
-//! // run: @f(seed=1, B=2, low=0) is @g             two functions on one drawing of arguments
-//! // run: @f(seed=1)                               @f and @f with its composites decomposed
+//! // run: @f([1, 2], [3]) is [4], [5, 6]    arguments and results as elements, in row-major order
+//! // run: @f(seed=1, B=2, low=0) is @g       two functions on one drawing of arguments
+//! // run: @f(seed=1)                         @f and @f with its composites decomposed
 //! ```
-//! `~ 1e-3` at the end sets the tolerance (absolute, and relative to the larger), `stated` before it rounds every result
-//! to its type; without, floats are f64 and agree to 1e-9. Drawn floats lie in `low..high` (-1..1), integers in `0..ids` (2).
+//! `~ 1e-3` at the end sets the tolerance (absolute, and relative to the larger), `stated` before
+//! it rounds every result to its type; without, floats are f64 and agree to 1e-9. Drawn floats lie
+//! in `low..high` (-1..1), integers in `0..ids` (2).
 
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::{FuncId, Module};

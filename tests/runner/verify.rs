@@ -1,5 +1,6 @@
-//! `verify`: every error of the parser or the verifier stands on a line with `// error: text` that is part of its message,
-//! and every such line has its error; a line with two errors has the mark twice.
+//! `verify`: every error of the parser or the verifier stands on a line with `// error: text` that
+//! is part of its message, and every such line has its error; a line with two errors has the mark
+//! twice.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Tokens of the text form, with the line and column they stand at. What is in a `# ...` is one token; `places` reads it.
+//! Tokens of the text form, with the line and column they stand at. What is in a `# ...` is one
+//! token; `places` reads it.
 
 use logos::Logos;
 

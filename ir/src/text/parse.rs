@@ -1,8 +1,9 @@
-//! The parser: recursive descent over the tokens, driven by the op table. It goes on after an error, at the next line
-//! of a body or the next function, and reports all it found.
+//! The parser: recursive descent over the tokens, driven by the op table. It goes on after an
+//! error, at the next line of a body or the next function, and reports all it found.
 //!
-//! What a function says of itself is taken as it stands, wrong types and uses before definitions included: the
-//! verifier judges. Only what the IR cannot hold (an unknown name, a name defined twice) is refused here.
+//! What a function says of itself is taken as it stands, wrong types and uses before definitions
+//! included: the verifier judges. Only what the IR cannot hold (an unknown name, a name defined
+//! twice) is refused here.
 
 use std::collections::BTreeMap;
 
@@ -97,7 +98,7 @@ impl<'a> Parser<'a> {
         Parser { tokens, next: 0, funcs, module, lines, errors }
     }
 
-    // --- the file ------------------------------------------------------------------------------------------------
+    // --- the file -------------------------------------------------------------------------------
 
     fn file(&mut self) {
         while self.peek().kind != Kind::End {
@@ -199,7 +200,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    // --- functions -----------------------------------------------------------------------------------------------
+    // --- functions ------------------------------------------------------------------------------
 
     fn func(&mut self, line: u32) -> Parsed<()> {
         let (name, _) = self.global("the function's name")?;
@@ -370,7 +371,8 @@ impl<'a> Parser<'a> {
         Ok(spans)
     }
 
-    /// Push `ops` onto `func`, then tell them their operands: a use may stand before its definition.
+    /// Push `ops` onto `func`, then tell them their operands: a use may stand before its
+    /// definition.
     fn build(
         &mut self,
         func: &mut Func,
@@ -429,7 +431,7 @@ impl<'a> Parser<'a> {
         found
     }
 
-    // --- attributes, types, dims ---------------------------------------------------------------------------------
+    // --- attributes, types, dims ----------------------------------------------------------------
 
     fn attr(&mut self, op: Op) -> Parsed<(&'static str, Attr)> {
         let t = self.take();
@@ -544,7 +546,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    // --- names, numbers, lists -----------------------------------------------------------------------------------
+    // --- names, numbers, lists ------------------------------------------------------------------
 
     fn value(&mut self) -> Parsed<(ValueName, Token<'a>)> {
         let t = self.take();
@@ -636,7 +638,7 @@ impl<'a> Parser<'a> {
         self.until("}", one).map(|_| ())
     }
 
-    // --- tokens --------------------------------------------------------------------------------------------------
+    // --- tokens ---------------------------------------------------------------------------------
 
     fn peek(&self) -> Token<'a> {
         self.tokens[self.next.min(self.tokens.len() - 1)]
@@ -688,7 +690,8 @@ fn sigil_name(text: &str) -> Option<String> {
     }
 }
 
-/// `; did you mean ..?` if one of `names` is a slip of the fingers away: a third of its letters, at least one.
+/// `; did you mean ..?` if one of `names` is a slip of the fingers away: a third of its letters, at
+/// least one.
 fn suggestion<'n>(found: &str, names: impl Iterator<Item = &'n str>) -> String {
     let limit = (found.chars().count() / 3).max(1);
     let scored = names.map(|n| (strsim::damerau_levenshtein(found, n), n));

@@ -1,5 +1,5 @@
-//! The printer. It prints ill-formed IR too, since that is when one needs to see it: what an id points to and is not
-//! there prints as `<id>`.
+//! The printer. It prints ill-formed IR too, since that is when one needs to see it: what an id
+//! points to and is not there prints as `<id>`.
 
 use std::fmt::Write;
 
@@ -114,7 +114,8 @@ pub fn print_attr(m: &Module, attr: &Attr) -> String {
     }
 }
 
-/// How each value of `f` is written, with its `%`, by id: its name, or its number in the order of appearance.
+/// How each value of `f` is written, with its `%`, by id: its name, or its number in the order of
+/// appearance.
 pub fn value_names(f: &Func) -> Vec<String> {
     let mut names = vec![String::new(); f.n_values()];
     let mut n = 0u32;

@@ -1,5 +1,5 @@
-//! The rules of states: each is consumed at most once, what was read from it dies with it, and what a function makes of
-//! a state parameter is the result its donations say.
+//! The rules of states: each is consumed at most once, what was read from it dies with it, and what
+//! a function makes of a state parameter is the result its donations say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
