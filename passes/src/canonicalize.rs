@@ -22,7 +22,7 @@ use weft_ir::module::{Module, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::Type;
 
-use crate::rewrite::{each_func, rebuild};
+use crate::rewrite::{constant_value, each_func, rebuild};
 use crate::{Fact, Pass, PassCx, PassError, Stats};
 
 pub const PASS: Pass =
@@ -105,7 +105,7 @@ impl Cx<'_> {
     fn number(&self, v: ValueId) -> Option<f64> {
         let op = self.b.func.op(self.b.func.def_op(v)?);
         match op.op {
-            Op::Constant => op.attrs.get_float("value"),
+            Op::Constant => constant_value(&self.b.func, op),
             moved
                 if moved.has(Trait::Movement)
                     && !matches!(moved, Op::Pad | Op::Shift | Op::Concat) =>

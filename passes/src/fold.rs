@@ -18,7 +18,7 @@ use weft_ir::module::{Module, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::{DType, Type};
 
-use crate::rewrite::{each_func, rebuild};
+use crate::rewrite::{constant_value, each_func, rebuild};
 use crate::{Pass, PassCx, PassError, Stats};
 
 pub const PASS: Pass = Pass { name: "fold", requires: &[], establishes: &[], run };
@@ -62,8 +62,7 @@ fn number(b: &Builder, op: &OpData) -> Option<(f64, Type)> {
 }
 
 fn constant(b: &Builder, v: ValueId) -> Option<f64> {
-    let op = b.func.op(b.func.def_op(v)?);
-    if op.op == Op::Constant { op.attrs.get_float("value") } else { None }
+    constant_value(&b.func, b.func.op(b.func.def_op(v)?))
 }
 
 /// `n x`, where the summed dims have fixed sizes.

@@ -7,6 +7,7 @@ use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
 use weft_ir::module::{Def, Func, FuncId, Module, OpData, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
+use weft_ir::ty::DType;
 
 use crate::PassError;
 
@@ -210,4 +211,18 @@ pub fn each_func(
         module.funcs[i] = f(module, &module.funcs[i])?;
     }
     Ok(())
+}
+
+/// The number a `constant` holds: what its type makes of the attribute.
+pub fn constant_value(func: &Func, op: &OpData) -> Option<f64> {
+    if op.op != Op::Constant {
+        return None;
+    }
+    let value = op.attrs.get_float("value")?;
+    let dtype = func.ty(op.results[0]).dtype;
+    Some(match dtype {
+        DType::Bool => f64::from(value != 0.0),
+        _ if dtype.is_int() => value.trunc(),
+        _ => value,
+    })
 }
