@@ -50,6 +50,8 @@
 //!   return %1
 //! }
 //! ```
+//! [`text`] has the grammar. A scalar is `f32[]`; a name of other characters than letters, digits,
+//! `_` and `.` stands in quotes; values without a name are numbered as they appear.
 //! An entry names its results: `-> (logits: f32[B, S, 512])`. Donations stand behind the results:
 //! `donates (2 -> 0)`. Attributes print by their kind: numbers, `true`, words, `[0, 2]`, dims `[B, S]`, types, `@f`.
 //!

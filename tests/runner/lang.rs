@@ -73,7 +73,7 @@ fn said(map: &SourceMap, diags: &mut [Diag]) -> String {
         let kind = if d.is_error() { "error" } else { "warning" };
         let at = map.line_column(d.span.file, d.span.start);
         out += &format!("{}:{}: {kind}: {}\n", at.line, at.column, d.message);
-        for hint in &d.hint {
+        if let Some(hint) = &d.hint {
             out += &format!("  {hint}\n");
         }
     }
