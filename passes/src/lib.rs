@@ -3,6 +3,7 @@
 //! A pass does no IO. `run_pipeline` tells an observer about every step: its name, time, op counts and whether it changed
 //! anything. In debug builds the module is verified and its text form parsed back after every step.
 
+pub mod absorb;
 pub mod autodiff;
 pub mod batch_sums;
 pub mod canonicalize;
@@ -11,7 +12,7 @@ pub mod dce;
 pub mod fold;
 pub mod inline;
 pub mod rewrite;
-pub mod step;
+pub mod train_step;
 
 use std::time::{Duration, Instant};
 
@@ -182,7 +183,8 @@ pub const PIPELINE: &[Pass] = &[
     dce::PASS,          // leaves what the entries need
     batch_sums::PASS,   // before `autodiff`: the counts of a batch are parameters of its loss
     autodiff::PASS,     // on whole ops: their derivatives are simpler than those of their parts
-    step::PASS,         // around `@grad`: accumulate, clip, update
+    train_step::PASS,   // around `@grad`: accumulate, clip, update
+    absorb::PASS,       // before `fuse`: the products it makes are there to be fused
     inline::PASS,       // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
     fold::PASS,         // zeros and ones of cotangents
