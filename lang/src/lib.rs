@@ -16,6 +16,7 @@ mod lexer;
 mod load;
 pub mod lower;
 mod parse;
+pub mod settings;
 pub mod source;
 
 pub use load::load;

@@ -5,6 +5,8 @@ pub mod data;
 pub mod device;
 pub mod elf;
 pub mod exec;
+pub mod generate;
 pub mod memory;
 pub mod pool;
 pub mod train;
+pub mod weights;

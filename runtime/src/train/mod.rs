@@ -1,6 +1,12 @@
-//! What a training run is made of besides the graph: random numbers, schedules, metrics, pictures.
+//! Training: the loop, and what a run is made of besides the graph.
 
+mod error;
 pub mod metrics;
 pub mod philox;
 pub mod plot;
+mod progress;
+pub mod run;
 pub mod schedule;
+pub mod settings;
+
+pub use error::TrainError;

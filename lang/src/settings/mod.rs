@@ -1,0 +1,87 @@
+//! What the blocks `train`, `precision`, `parallel` and `serve` say, typed and checked.
+//!
+//! `train` is one block's settings, `available` checks the other blocks and refuses what this version does not do,
+//! `published` writes the model's constants as a `config.json`. The structs here serialize to the form that the runtime reads
+//! back from an executable graph.
+//!
+//! `--set NAME=VALUE` names a constant of the model first; a name that is no constant is a key of the train block. So
+//! `--set depth=4 --set steps=20` changes one of each, and a model with a constant `steps` keeps it to itself.
+
+mod available;
+mod keys;
+mod published;
+mod schedule;
+mod train;
+
+pub use published::published_config;
+pub use schedule::{Phase, Schedule, Shape, Unit};
+pub use train::{AdamW, TrainSettings, train};
+
+use crate::ast;
+use crate::diag::Diag;
+use crate::elaborate::Tree;
+
+/// Check every block of the model, whether it will be used or not.
+pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
+    for (i, block) in tree.blocks.iter().enumerate() {
+        let same = |b: &&&ast::Block| b.kind == block.kind && b.name.text == block.name.text;
+        if let Some(first) = tree.blocks[..i].iter().find(same) {
+            let why = format!("two {} blocks are called `{}`", kind(block), block.name.text);
+            diags.push(Diag::error(block.name.span, why).label(first.name.span, "first here"));
+        }
+        match block.kind {
+            ast::BlockKind::Train => {
+                train::of_block(tree, block, &[], diags);
+            }
+            _ => available::check(tree, block, diags),
+        }
+    }
+}
+
+/// `--set` values for the model's constants, and those for the train block.
+pub fn split_sets(program: &ast::Program, sets: Vec<(String, String)>) -> (Sets, Sets) {
+    let models = program.files.iter().flat_map(|f| &f.items).filter_map(|i| match i {
+        ast::Item::Model(m) => Some(m),
+        _ => None,
+    });
+    let constants: Vec<&str> = models
+        .flat_map(|m| &m.members)
+        .filter_map(|m| match m {
+            ast::Member::Constant(c) => Some(c.name.text.as_str()),
+            _ => None,
+        })
+        .collect();
+    let schedules = schedule_names(program);
+    sets.into_iter().partition(|(name, _)| {
+        let key = train::KEYS.contains(&name.as_str()) || schedules.contains(&name.as_str());
+        constants.contains(&name.as_str()) || !key
+    })
+}
+
+/// Names and their values, as text.
+pub type Sets = Vec<(String, String)>;
+
+fn schedule_names(program: &ast::Program) -> Vec<&str> {
+    let members = program.files.iter().flat_map(|f| &f.items).flat_map(|i| match i {
+        ast::Item::Model(m) => &m.members[..],
+        ast::Item::Module(m) => &m.members[..],
+        ast::Item::Block(_) => &[],
+    });
+    let schedule = |m: &'_ ast::Member| matches!(m, ast::Member::Schedule(_));
+    members
+        .filter(|m| schedule(m))
+        .filter_map(|m| match m {
+            ast::Member::Schedule(s) => Some(s.name.text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn kind(block: &ast::Block) -> &'static str {
+    match block.kind {
+        ast::BlockKind::Precision => "precision",
+        ast::BlockKind::Parallel => "parallel",
+        ast::BlockKind::Train => "train",
+        ast::BlockKind::Serve => "serve",
+    }
+}

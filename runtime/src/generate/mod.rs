@@ -1,0 +1,187 @@
+//! Text from a model: the prompt in one go, then a token at a time, over caches that both entries share.
+//!
+//! `prefill` reads up to as many tokens as the cache holds, `decode` one. Both take `start`, the place of their first token,
+//! keep what `cache` marks, and give logits.
+
+mod sample;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+pub use sample::{Sampler, Sampling};
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::reader::CheckpointReader;
+use crate::data::DataError;
+use crate::data::tokenizer::Tokenizer;
+use crate::exec::{ExecError, Program, Session, Store};
+use crate::weights::{self, WeightsError};
+
+pub const PREFILL: &str = "prefill";
+pub const DECODE: &str = "decode";
+/// Key of an entry's meta: positions the cache holds.
+pub const CONTEXT: &str = "context";
+/// Key of an entry's meta: the dims that `config.json` gave when the graph was compiled.
+pub const CONFIG: &str = "config";
+
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("entry {entry} was not compiled for generation; compile the model again")]
+    NotForGeneration { entry: String },
+    #[error("the prompt is empty; give at least one token")]
+    EmptyPrompt,
+    #[error("the prompt has {prompt} tokens and the cache holds {context}; \
+             give a shorter prompt or a larger --context")]
+    PromptTooLong { prompt: usize, context: usize },
+    #[error("token {id} is outside the vocabulary of {vocab}")]
+    OutsideVocabulary { id: i64, vocab: usize },
+    #[error("the graph was compiled for {key} = {compiled}, and {} says {key} = {found}; \
+             compile it with --checkpoint {}", folder.display(), folder.display())]
+    OtherConfig { key: String, compiled: String, found: String, folder: PathBuf },
+    #[error("{name}: expected {expected}, found {found}")]
+    Option { name: &'static str, expected: &'static str, found: String },
+}
+
+/// A model with its weights, ready to continue texts.
+pub struct Generator {
+    prefill: Session,
+    decode: Session,
+    context: usize,
+    vocab: usize,
+}
+
+impl Generator {
+    /// Reads the weights of `checkpoint` for the entries of `program`.
+    pub fn load(
+        program: &Arc<Program>,
+        checkpoint: &CheckpointReader,
+    ) -> Result<Generator, GenerateError> {
+        let store = Store::new(Arc::clone(program.device()));
+        let prefill = Session::new(program, PREFILL, &store)?;
+        let decode = Session::new(program, DECODE, &store)?;
+        let entry = prefill.entry();
+        let not = || GenerateError::NotForGeneration { entry: entry.name.clone() };
+        let context = entry.meta.get(CONTEXT).and_then(Value::as_u64).ok_or_else(not)? as usize;
+        let logits = entry.buffers.iter().find(|b| b.name == "logits").ok_or_else(not)?;
+        let vocab = logits.dims.last().and_then(|d| d.as_constant()).ok_or_else(not)? as usize;
+        check_config(entry.meta.get(CONFIG), checkpoint)?;
+        weights::load(&store, checkpoint)?;
+        Ok(Generator { prefill, decode, context, vocab })
+    }
+
+    /// Positions that a prompt and its continuation may have together.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Up to `max_new` tokens after `prompt`, each given to `each` as it comes, until that breaks or the cache is full.
+    pub fn run(
+        &mut self,
+        prompt: &[u32],
+        max_new: usize,
+        sampling: Sampling,
+        each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>, GenerateError> {
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if prompt.len() > self.context {
+            let (prompt, context) = (prompt.len(), self.context);
+            return Err(GenerateError::PromptTooLong { prompt, context });
+        }
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
+            return Err(GenerateError::OutsideVocabulary { id: i64::from(*id), vocab: self.vocab });
+        }
+        let sampler = Sampler::new(sampling)?;
+        let ids: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
+        if self.prefill.entry().find_dim("S").is_some() {
+            self.prefill.set_dim("S", ids.len() as i64)?;
+        }
+        self.prefill.write_input("tokens", &ids)?;
+        self.prefill.write_input("start", &[0i32])?;
+        self.prefill.run()?;
+        let all = self.prefill.read_output::<f32>("logits")?;
+        let mut logits = all[all.len() - self.vocab..].to_vec();
+        let mut made = vec![];
+        while made.len() < max_new {
+            let id = sampler.choose(&logits, made.len() as u64);
+            made.push(id);
+            let place = prompt.len() + made.len() - 1;
+            if each(id).is_break() || made.len() == max_new || place >= self.context {
+                break;
+            }
+            self.decode.write_input("tokens", &[id as i32])?;
+            self.decode.write_input("start", &[place as i32])?;
+            self.decode.run()?;
+            self.decode.read_into("logits", &mut logits)?;
+        }
+        Ok(made)
+    }
+}
+
+/// The dims compiled in must be the checkpoint's; keys that only one of them has are not compared.
+fn check_config(
+    compiled: Option<&Value>,
+    checkpoint: &CheckpointReader,
+) -> Result<(), GenerateError> {
+    let compiled = compiled.and_then(Value::as_object);
+    for (key, value) in compiled.into_iter().flatten() {
+        let Some(found) = checkpoint.config().get(key) else { continue };
+        if !same(value, found) {
+            return Err(GenerateError::OtherConfig {
+                key: key.clone(),
+                compiled: value.to_string(),
+                found: found.to_string(),
+                folder: checkpoint.folder().to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Equal where both say something: `10000` is `10000.0`, and an object may have more keys.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
+        (Value::Object(a), Value::Object(b)) => {
+            a.iter().all(|(k, v)| b.get(k).is_none_or(|other| same(v, other)))
+        }
+        (Value::Null, _) | (_, Value::Null) => true,
+        _ => a == b,
+    }
+}
+
+/// The tokenizer of a checkpoint: `given`, or its own file, or bytes.
+pub fn tokenizer(given: Option<&Path>, folder: &Path) -> Result<Tokenizer, DataError> {
+    match given {
+        Some(path) => Tokenizer::from_file(path),
+        None if folder.join("tokenizer.json").exists() => Tokenizer::from_file(folder),
+        None => Ok(Tokenizer::bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same;
+    use serde_json::json;
+
+    #[test]
+    fn configs_are_compared_where_both_speak() {
+        assert!(same(&json!(10000), &json!(10000.0)));
+        assert!(same(&json!({"rope_theta": 1}), &json!({"rope_theta": 1, "rope_type": "default"})));
+        assert!(!same(&json!({"rope_theta": 1}), &json!({"rope_theta": 2})));
+        assert!(!same(&json!("sigmoid"), &json!("softmax")));
+        assert!(same(&json!(null), &json!(3)));
+    }
+}

@@ -1,0 +1,84 @@
+//! A run's settings, as the compiler leaves them in the graph.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use weft_graph::Entry;
+
+use super::TrainError;
+use super::schedule::Schedule;
+
+/// Key of an entry's meta that holds [`TrainSettings`].
+pub const TRAIN: &str = "train";
+/// Key of an entry's meta that holds what a checkpoint's `config.json` says.
+pub const CONFIG: &str = "config";
+
+/// What a `train` block says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSettings {
+    pub name: String,
+    /// Compiled into the step; here to be compared when a run goes on.
+    pub optimizer: AdamW,
+    /// Compiled into the step, too.
+    pub clip: Option<f64>,
+    /// Standard deviation of the weights that are drawn.
+    pub init: f64,
+    pub sequence: u64,
+    /// Sequences in an optimizer step.
+    pub batch: Schedule,
+    pub micro_batch: u64,
+    pub steps: Option<u64>,
+    pub lr: Schedule,
+    /// By the name of the step's input.
+    pub schedules: IndexMap<String, Schedule>,
+    pub fim: f64,
+    pub attend_across_documents: bool,
+    pub held_out: f64,
+    pub held_out_every: u64,
+    pub held_out_batches: u64,
+    pub checkpoint_every: u64,
+    /// Checkpoints kept; 0 keeps all.
+    pub keep: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub decay: f64,
+}
+
+/// Settings that a resumed run may change: they do not change what is computed.
+const FREE: &[&str] =
+    &["steps", "held_out_every", "held_out_batches", "checkpoint_every", "keep"];
+
+impl TrainSettings {
+    /// Those of an entry that was compiled for training.
+    pub fn of(entry: &Entry) -> Result<TrainSettings, TrainError> {
+        let Some(value) = entry.meta.get(TRAIN) else {
+            return Err(TrainError::NotForTraining { entry: entry.name.clone() });
+        };
+        serde_json::from_value(value.clone()).map_err(|e| TrainError::Settings {
+            entry: entry.name.clone(),
+            reason: e.to_string(),
+        })
+    }
+
+    /// Refuses to go on with a run that was started with other settings.
+    pub fn check_same(&self, saved: &TrainSettings) -> Result<(), TrainError> {
+        let object = |s: &TrainSettings| serde_json::to_value(s).unwrap_or_default();
+        let (now, saved) = (object(self), object(saved));
+        for key in now.as_object().into_iter().flat_map(|o| o.keys()) {
+            if !FREE.contains(&key.as_str()) && now[key] != saved[key] {
+                return Err(TrainError::OtherSettings {
+                    key: key.clone(),
+                    saved: saved[key].to_string(),
+                    now: now[key].to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

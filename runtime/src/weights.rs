@@ -1,0 +1,187 @@
+//! Between a store's buffers and the tensors of a checkpoint: drawing, reading, collecting.
+//!
+//! A stacked buffer is many tensors under published names; a tensor's random numbers are keyed by its own name, so that they
+//! do not depend on how layers are stacked. Moments, `NAME.m` and `NAME.v` of a weight `NAME`, are the optimizer's; caches
+//! are stored nowhere.
+
+use std::sync::Arc;
+
+use weft_graph::{DType, Init, WeightInfo};
+
+use crate::checkpoint::reader::CheckpointReader;
+use crate::checkpoint::tensor_file::{NewTensor, TensorFile};
+use crate::checkpoint::{CheckpointError, Dtype};
+use crate::exec::{ExecError, Kept, Store};
+use crate::memory::as_bytes;
+use crate::train::philox::Stream;
+
+/// Where templates of caches begin: they live for one text and are not stored.
+const CACHE: &str = "cache.";
+
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error("not available yet: weight {name} of type {dtype}")]
+    DType { name: String, dtype: DType },
+    #[error("{folder}: `{copy}` is stored as a copy of `{of}` and differs from it")]
+    Copy { folder: String, copy: String, of: String },
+}
+
+/// A buffer that checkpoints hold.
+struct Stored {
+    name: String,
+    kept: Kept,
+    info: WeightInfo,
+}
+
+/// Which file of a checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Model,
+    Optimizer,
+}
+
+/// Every stored buffer of one part, in the store's order.
+fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
+    let all = store.list();
+    let is_moment = |name: &str| {
+        let of = name.strip_suffix(".m").or_else(|| name.strip_suffix(".v"));
+        of.is_some_and(|of| all.iter().any(|(n, k)| n == of && k.weight.is_some()))
+    };
+    let mut found = vec![];
+    for (name, kept) in &all {
+        let Some(info) = kept.weight.clone() else { continue };
+        let own = if is_moment(name) { Part::Optimizer } else { Part::Model };
+        if own != part || info.template.starts_with(CACHE) {
+            continue;
+        }
+        if kept.dtype != DType::F32 {
+            return Err(WeightsError::DType { name: name.clone(), dtype: kept.dtype });
+        }
+        found.push(Stored { name: name.clone(), kept: kept.clone(), info });
+    }
+    Ok(found)
+}
+
+impl Stored {
+    /// The shape of one stored tensor.
+    fn shape(&self) -> Vec<u64> {
+        self.kept.dims[self.info.stacked()..].iter().map(|&n| n as u64).collect()
+    }
+
+    /// The stored tensors with their positions.
+    fn tensors(&self) -> Vec<(String, usize)> {
+        self.info.stored_names(&self.kept.dims).collect()
+    }
+
+    /// `fill` makes the elements of each tensor.
+    fn write(
+        &self,
+        store: &Store,
+        mut fill: impl FnMut(&str, &[u64], &mut [f32]) -> Result<(), CheckpointError>,
+    ) -> Result<(), WeightsError> {
+        let shape = self.shape();
+        let mut values = vec![0.0f32; shape.iter().product::<u64>() as usize];
+        for (name, position) in self.tensors() {
+            fill(&name, &shape, &mut values)?;
+            let offset = position * size_of_val(&values[..]);
+            store.write_bytes(&self.name, offset, as_bytes(&values))?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives every weight and state the value a run starts with; `std` is the deviation of those that are drawn.
+pub fn initialise(store: &Store, seed: u64, std: f64) -> Result<(), WeightsError> {
+    for part in [Part::Model, Part::Optimizer] {
+        for stored in stored(store, part)? {
+            let init = stored.info.init;
+            stored.write(store, |name, _, out| {
+                match init {
+                    Init::Constant(value) => out.fill(value as f32),
+                    Init::Drawn => Stream::new(seed, name).fill_normal(0, 0, 0.0, std, out),
+                }
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the model's weights and states; stored duplicates must equal their originals.
+pub fn load(store: &Store, checkpoint: &CheckpointReader) -> Result<(), WeightsError> {
+    for stored in stored(store, Part::Model)? {
+        stored.write(store, |name, shape, out| checkpoint.read_f32_into(name, shape, out))?;
+        check_duplicates(&stored, checkpoint)?;
+    }
+    Ok(())
+}
+
+fn check_duplicates(stored: &Stored, checkpoint: &CheckpointReader) -> Result<(), WeightsError> {
+    let (shape, originals) = (stored.shape(), stored.tensors());
+    for (copy, position) in stored.info.duplicate_names(&stored.kept.dims) {
+        if checkpoint.info(&copy).is_none() {
+            continue;
+        }
+        let of = &originals[position].0;
+        let bits = |name: &str| -> Result<Vec<u32>, CheckpointError> {
+            Ok(checkpoint.read_f32(name, &shape)?.into_iter().map(f32::to_bits).collect())
+        };
+        if bits(&copy)? != bits(of)? {
+            let folder = checkpoint.folder().display().to_string();
+            return Err(WeightsError::Copy { folder, copy, of: of.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Reads the optimizer's moments.
+pub fn load_optimizer(store: &Store, file: &TensorFile) -> Result<(), WeightsError> {
+    for stored in stored(store, Part::Optimizer)? {
+        stored.write(store, |name, shape, out| file.read_f32_into(name, shape, out))?;
+    }
+    Ok(())
+}
+
+/// The values of a store, copied so that they can be written while training goes on.
+pub struct Snapshot {
+    model: Vec<(Stored, Arc<[f32]>)>,
+    optimizer: Vec<(Stored, Arc<[f32]>)>,
+}
+
+impl Snapshot {
+    pub fn take(store: &Store) -> Result<Snapshot, WeightsError> {
+        let read = |part| -> Result<Vec<(Stored, Arc<[f32]>)>, WeightsError> {
+            let mut all = vec![];
+            for stored in stored(store, part)? {
+                let values = store.read::<f32>(&stored.name)?;
+                all.push((stored, values.into()));
+            }
+            Ok(all)
+        };
+        Ok(Snapshot { model: read(Part::Model)?, optimizer: read(Part::Optimizer)? })
+    }
+
+    /// The model's tensors, duplicates too.
+    pub fn weights(&self) -> Vec<NewTensor<'_>> {
+        self.model.iter().flat_map(|(stored, values)| tensors(stored, values)).collect()
+    }
+
+    pub fn optimizer(&self) -> Vec<NewTensor<'_>> {
+        self.optimizer.iter().flat_map(|(stored, values)| tensors(stored, values)).collect()
+    }
+}
+
+fn tensors<'a>(stored: &Stored, values: &'a [f32]) -> Vec<NewTensor<'a>> {
+    let shape = stored.shape();
+    let len = shape.iter().product::<u64>() as usize;
+    let names = stored.tensors().into_iter();
+    names
+        .chain(stored.info.duplicate_names(&stored.kept.dims))
+        .map(|(name, at)| NewTensor::f32(&name, &shape, &values[at * len..(at + 1) * len]))
+        .inspect(|t| debug_assert_eq!(t.dtype, Dtype::F32))
+        .collect()
+}
