@@ -1,4 +1,7 @@
-//! x86-64 kernels.
+//! x86-64 kernels, and the way from planned IR to an executable graph of them.
 
+pub mod compile;
 pub mod gemm;
+pub mod lower;
+pub mod region;
 pub mod target;

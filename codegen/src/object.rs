@@ -72,8 +72,8 @@ const KERNELS_PER_OBJECT: usize = 4;
 
 /// Kernels are written with explicit vectors and loops, so the pipeline only cleans up. It takes a third
 /// of the time of `default<O2>` and does not undo the loops it is given.
-const PIPELINE: &str = "function(sroa,early-cse<memssa>,instcombine,simplifycfg),always-inline,\
-    function(loop-mssa(licm),gvn,instcombine,simplifycfg,adce)";
+const PIPELINE: &str = "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg),\
+    always-inline,function(loop-mssa(licm),gvn,instcombine<no-verify-fixpoint>,simplifycfg,adce)";
 
 /// Compiles all kernels on up to `threads` threads.
 pub fn compile_all(

@@ -1,0 +1,174 @@
+//! Matrix products: from operands that lie anywhere to the description of a GEMM.
+
+use weft_graph::{DType, DimExpr};
+use weft_ir::module::{OpData, ValueId};
+use weft_ir::op::Op;
+
+use super::view::{View, row_major};
+use super::{Fault, Frame, Lower, Work, dims};
+use crate::gemm::{self, Form, Gemm, Matrix};
+
+/// A batch of matrices: leading dims as one, and the two last.
+struct Batch {
+    count: DimExpr,
+    matrix: Matrix,
+    rows: DimExpr,
+    cols: DimExpr,
+}
+
+impl<'a> Lower<'a> {
+    pub(super) fn matmul(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        let (tx, ty) = (op.attrs.get_flag("tx"), op.attrs.get_flag("ty"));
+        let (x, y) = (op.operands[0], op.operands[1]);
+        let (x_rank, y_rank) = (f.func.ty(x).rank(), f.func.ty(y).rank());
+        let b = self.batch(f, y, ty)?;
+        let shared = y_rank == 2 && x_rank > 2;
+        // One matrix for all of a batch: the batch is more rows of one product.
+        let a = match shared && !tx {
+            true => self.rows(f, x)?,
+            false => self.batch(f, x, tx)?,
+        };
+        let count = a.count.clone();
+        let c_rows = a.rows.clone();
+        let mut gemm = Gemm {
+            m: c_rows.clone(),
+            n: b.cols.clone(),
+            k: a.cols,
+            c: matrix(self, f, op.results[0], c_rows * b.cols.clone()),
+            a: a.matrix,
+            b: b.matrix,
+            form: match count.as_constant() {
+                Some(1) => Form::Dense,
+                _ => Form::Batch { count },
+            },
+            accumulate: false,
+            epilogue: None,
+        };
+        gemm.c.row_stride = b.cols;
+        self.product(f, op, gemm, &[x, y])
+    }
+
+    pub(super) fn grouped(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        let (x, w, offsets) = (op.operands[0], op.operands[1], op.operands[2]);
+        let groups = f.func.ty(offsets).dims[0].as_fixed().unwrap_or(1).saturating_sub(1);
+        let groups = DimExpr::constant(groups as i64);
+        let gemm = if op.op == Op::GroupedMatmul {
+            let (a, b) = (self.batch(f, x, false)?, self.batch(f, w, op.attrs.get_flag("ty"))?);
+            let mut c = matrix(self, f, op.results[0], 0.into());
+            c.row_stride = b.cols.clone();
+            let form = Form::Rows { groups };
+            let (m, n, k) = (a.rows, b.cols, a.cols);
+            Gemm { m, n, k, a: a.matrix, b: b.matrix, c, form, accumulate: false, epilogue: None }
+        } else {
+            let (a, b) = (self.batch(f, x, true)?, self.batch(f, w, false)?);
+            let mut c = matrix(self, f, op.results[0], a.rows.clone() * b.cols.clone());
+            c.row_stride = b.cols.clone();
+            let form = Form::Inner { groups };
+            let (m, n, k) = (a.rows, b.cols, a.cols);
+            Gemm { m, n, k, a: a.matrix, b: b.matrix, c, form, accumulate: false, epilogue: None }
+        };
+        self.product(f, op, gemm, &[x, w, offsets])
+    }
+
+    fn product(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+        gemm: Gemm,
+        operands: &[ValueId],
+    ) -> Result<(), Fault> {
+        for matrix in [&gemm.a, &gemm.b, &gemm.c] {
+            if !matches!(matrix.dtype, DType::F32 | DType::Bf16) {
+                return Err(format!("no kernel multiplies matrices of {}", matrix.dtype).into());
+            }
+        }
+        let place = self.place(op);
+        let planned = gemm::plan(&gemm, &self.dims.decls(), &place);
+        let mut args = vec![self.view(f, operands[0])?.at, self.view(f, operands[1])?.at];
+        let offsets = match operands.get(2) {
+            Some(v) => Some(self.plain(f, *v)?),
+            None => None,
+        };
+        args.push(self.result_room(f, op.results[0])?);
+        args.extend(offsets);
+        let kernel = self.kernels.add(planned.kernel, planned.scratch_bytes);
+        let work = Work {
+            kernel,
+            args,
+            scalars: planned.scalars,
+            grid: planned.grid,
+            flops: planned.flops,
+            bytes: planned.bytes,
+        };
+        self.launch(f, op, work);
+        Ok(())
+    }
+
+    /// All dims but the last as rows.
+    fn rows(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<Batch, Fault> {
+        let last = f.func.ty(v).rank() - 1;
+        let mut view = self.view(f, v)?;
+        if view.merged(&self.dims, 0, last).is_none() {
+            view = self.own(f, v)?;
+        }
+        let (rows, row_stride) = view.merged(&self.dims, 0, last).ok_or("its rows overflow")?;
+        Ok(Batch {
+            count: 1.into(),
+            rows,
+            cols: self.dims.expr(view.dims[last]),
+            matrix: Matrix {
+                dtype: dims::dtype(view.dtype),
+                row_stride,
+                col_stride: view.strides[last].clone(),
+                group_stride: 0.into(),
+            },
+        })
+    }
+
+    /// Leading dims as a batch of matrices, whose dims are swapped if `swapped`.
+    fn batch(&mut self, f: &mut Frame<'a>, v: ValueId, swapped: bool) -> Result<Batch, Fault> {
+        let lead = f.func.ty(v).rank() - 2;
+        let mut view = self.view(f, v)?;
+        if view.merged(&self.dims, 0, lead).is_none() {
+            view = self.own(f, v)?;
+        }
+        let (count, group_stride) =
+            view.merged(&self.dims, 0, lead).ok_or("its batch overflows")?;
+        let (r, c) = if swapped { (lead + 1, lead) } else { (lead, lead + 1) };
+        Ok(Batch {
+            count,
+            rows: self.dims.expr(view.dims[r]),
+            cols: self.dims.expr(view.dims[c]),
+            matrix: Matrix {
+                dtype: dims::dtype(view.dtype),
+                row_stride: stride(&view, r),
+                col_stride: stride(&view, c),
+                group_stride,
+            },
+        })
+    }
+
+    /// A row-major copy of a value, which is how it is seen from now on.
+    fn own(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<View, Fault> {
+        let view = self.plain_view(f, v)?;
+        self.define(f, v, view.clone());
+        Ok(view)
+    }
+}
+
+/// The stride of a dim; of a dim of one element, any will do.
+fn stride(view: &View, dim: usize) -> DimExpr {
+    view.strides[dim].clone()
+}
+
+/// A row-major result.
+fn matrix(cx: &Lower, f: &Frame, v: ValueId, group_stride: DimExpr) -> Matrix {
+    let ty = f.func.ty(v);
+    let strides = row_major(&cx.dims, &ty.dims);
+    Matrix {
+        dtype: dims::dtype(ty.dtype),
+        row_stride: strides[ty.rank().saturating_sub(2)].clone(),
+        col_stride: 1.into(),
+        group_stride,
+    }
+}

@@ -1,0 +1,144 @@
+//! An entry function: its parameters and results as buffers, its body as steps.
+
+use std::collections::BTreeMap;
+
+use weft_graph::{Arg, BufferId, Entry, Role, WeightInfo};
+use weft_ir::module::{Func, FuncId, Init, Module, Store, StoreKind, ValueId};
+
+use super::dims::{self, Dims};
+use super::plan_memory::{Temp, collision, plan};
+use super::view::View;
+use super::{Kernels, Lower, LowerError};
+
+/// The entry that `func` becomes. Kernels it launches are added to `kernels`.
+pub fn lower(module: &Module, func: FuncId, kernels: &mut Kernels) -> Result<Entry, LowerError> {
+    let mut cx = Lower {
+        module,
+        kernels,
+        dims: Dims::new(module),
+        buffers: vec![],
+        temps: BTreeMap::new(),
+        in_place: vec![],
+        steps: vec![vec![]],
+        open: vec![],
+        n_loops: 0,
+        n_frames: 0,
+    };
+    let f = module.func(func);
+    let params = cx.params(f)?;
+    let dests = cx.results(f, &params);
+    cx.func(func, params, &dests)?;
+    cx.finish(f)
+}
+
+impl<'a> Lower<'a> {
+    fn params(&mut self, f: &Func) -> Result<Vec<View>, LowerError> {
+        let mut params = vec![];
+        for p in &f.params {
+            let name = f.value(*p).name.clone().unwrap_or_else(|| format!("{}", p.0));
+            let store = self.module.stores.get(&name);
+            let at = self.param(f, *p, &name, store)?;
+            let ty = f.ty(*p);
+            params.push(View::row_major(&self.dims, at, ty.dtype, &ty.dims));
+        }
+        Ok(params)
+    }
+
+    fn param(
+        &mut self,
+        f: &Func,
+        p: ValueId,
+        name: &str,
+        store: Option<&Store>,
+    ) -> Result<Arg, LowerError> {
+        let ty = f.ty(p);
+        if ty.quant.is_some() || ty.axes.iter().any(Option::is_some) {
+            let why =
+                format!("parameter {name} is quantized or sharded, which no kernel here reads");
+            return Err(self.error_in(f, why.into()));
+        }
+        let role = match store.map(|s| s.kind) {
+            Some(StoreKind::Weight) => Role::Weight,
+            Some(StoreKind::State) => Role::State,
+            None if ty.state => Role::State,
+            Some(StoreKind::Schedule) | None => Role::Input,
+        };
+        let sizes = self.dims.exprs(&ty.dims);
+        let id = self.buffer(name, dims::dtype(ty.dtype), sizes, role);
+        let stored = matches!(role, Role::Weight | Role::State);
+        if let Some(store) = store.filter(|_| stored) {
+            self.buffers[id.0 as usize].weight = weight(name, store);
+        }
+        Ok(Arg::whole(id))
+    }
+
+    /// Buffers of the results, and where each belongs; a donated one is the state it came from.
+    fn results(&mut self, f: &Func, params: &[View]) -> Vec<Option<Arg>> {
+        let mut dests = vec![];
+        for (i, r) in f.results.iter().enumerate() {
+            let unnamed = || format!("result.{i}");
+            let name = f.result_names.get(i).cloned().unwrap_or_else(unnamed);
+            let ty = f.ty(*r);
+            let donor = f.donated.iter().find(|(_, result)| *result as usize == i);
+            let alias = donor.map(|(p, _)| params[*p as usize].at.buffer);
+            // Names are unique, and the state's own is taken.
+            let name = if alias.is_some() { format!("{name}.next") } else { name };
+            let sizes = self.dims.exprs(&ty.dims);
+            let id = self.buffer(&name, dims::dtype(ty.dtype), sizes, Role::Output);
+            self.buffers[id.0 as usize].alias = alias;
+            dests.push(alias.is_none().then(|| Arg::whole(id)));
+        }
+        dests
+    }
+
+    fn finish(mut self, f: &Func) -> Result<Entry, LowerError> {
+        let steps = self.steps.pop().unwrap_or_default();
+        let decls = self.dims.decls();
+        let max: Vec<i64> = decls.iter().map(|d| d.max).collect();
+        let size_bytes = |id: &BufferId| {
+            let size = &self.buffers[id.0 as usize].size_bytes();
+            size.range(&decls).and_then(|_| u64::try_from(size.eval(&max)).ok())
+        };
+        let mut temps = vec![];
+        for (id, info) in &self.temps {
+            let Some(size_bytes) = size_bytes(id) else {
+                let name = &self.buffers[id.0 as usize].name;
+                return Err(self.error_in(f, format!("the size of {name} overflows").into()));
+            };
+            temps.push(Temp { buffer: *id, size_bytes, scope: info.scope.clone() });
+        }
+        let (placed, arena_bytes) = plan(&steps, &temps, &self.in_place);
+        debug_assert_eq!(collision(&placed), None);
+        for p in placed {
+            self.buffers[p.buffer.0 as usize].role = Role::Temp { offset: p.offset };
+        }
+        Ok(Entry {
+            name: f.name.clone(),
+            dims: decls,
+            buffers: self.buffers,
+            steps,
+            arena_bytes,
+            meta: Default::default(),
+        })
+    }
+}
+
+/// How a store is kept on disk; nothing for what has no name there.
+fn weight(name: &str, store: &Store) -> Option<WeightInfo> {
+    let trained = store.kind == StoreKind::Weight;
+    let template = match store.templates.first() {
+        Some(template) => template.clone(),
+        None if trained => name.to_string(),
+        None => return None,
+    };
+    Some(WeightInfo {
+        template,
+        starts: store.starts.iter().map(|s| u32::try_from(*s).unwrap_or(u32::MAX)).collect(),
+        duplicates: store.templates.iter().skip(1).cloned().collect(),
+        init: match store.init {
+            Init::Drawn => weft_graph::Init::Drawn,
+            Init::Constant(value) => weft_graph::Init::Constant(value),
+        },
+        trained,
+    })
+}
