@@ -419,13 +419,15 @@ fn place(v: ValueId, among: &[ValueId]) -> usize {
 /// At most this many ops are run again for one value.
 const MAX_AGAIN: u32 = 24;
 
-/// Ops that are run again rather than have their result saved: they move elements or, with `NoCheap`, do a few operations an
-/// element.
+/// Ops that are run again rather than have their result saved: they move elements or, with `NoCheap`, fetch rows or do a few
+/// operations an element.
 fn is_cheap(op: Op, save: Save) -> bool {
     let row = op.def();
+    let free = row.cost == CostRule::Free && op.is_pure();
     let few = matches!(row.cost, CostRule::PerElement(n) if n <= 5);
-    let free = op.has(Trait::Movement) || (row.operands.is_empty() && op.is_pure());
-    free || (save == Save::NoCheap && few && (op.has(Trait::Pointwise) || op.has(Trait::Composite)))
+    let local = op.has(Trait::Pointwise) || op.has(Trait::Composite);
+    let moves = op.has(Trait::Movement) || (row.operands.is_empty() && free);
+    moves || (save == Save::NoCheap && (free || (few && local)))
 }
 
 /// The derivatives of a call's operands: its callee's halves, run as the callee was.

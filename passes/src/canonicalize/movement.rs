@@ -2,7 +2,7 @@
 
 use weft_ir::attr::Attrs;
 use weft_ir::dim::Dim;
-use weft_ir::module::ValueId;
+use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
 
 use super::{Cx, Node, Rule, ints, places, when};
@@ -56,6 +56,8 @@ pub const RULES: &[Rule] = &[
     (Op::Concat,    "concat.one",       |_, n| when(n.x.len() == 1, n.x[0])),
     // all slices of one value, in order
     (Op::Concat,    "concat.slices",    concat_of_slices),
+    // the derivatives of two slices that make up a whole: one after the other
+    (Op::Add,       "pad.pad",          add_of_pads),
     // by nothing
     (Op::Shift,     "shift.none",       |_, n| when(n.attrs.get_int("by") == Some(0), n.x[0])),
     // over dims of 1
@@ -113,6 +115,21 @@ fn concat_of_slices(c: &mut Cx, n: &Node) -> Option<ValueId> {
         at += s.attrs.get_int("len")?;
     }
     source.filter(|v| c.dims(*v)[d as usize] == Dim::fixed(at as u64))
+}
+
+/// `[a, 0] + [0, b] = [a, b]`
+fn add_of_pads(c: &mut Cx, n: &Node) -> Option<ValueId> {
+    let (a, b) = (c.def(n.x[0], Op::Pad)?, c.def(n.x[1], Op::Pad)?);
+    let d = a.attrs.get_int("dim")?;
+    when(b.attrs.get_int("dim")? == d, ())?;
+    let zeros = |p: &OpData| Some((p.attrs.get_int("low")?, p.attrs.get_int("high")?));
+    let size = |c: &Cx, p: &OpData| Some(c.dims(p.operands[0])[d as usize].as_fixed()? as i64);
+    let (first, second) = if zeros(&a)?.0 == 0 { (&a, &b) } else { (&b, &a) };
+    let before = zeros(first)? == (0, size(c, second)?);
+    let after = zeros(second)? == (size(c, first)?, 0);
+    let xs = [first.operands[0], second.operands[0]];
+    when(before && after, ())?;
+    c.make(Op::Concat, &xs, Attrs::new().int("dim", d))
 }
 
 fn reduce_of_ones(c: &mut Cx, n: &Node) -> Option<ValueId> {
