@@ -53,7 +53,7 @@ impl Source {
     pub fn elaborate(&self, overrides: &Overrides) -> Result<Tree<'_>> {
         let mut diags = vec![];
         let tree = elaborate::elaborate(&self.program, &self.map, overrides, &mut diags);
-        // What failed to place may still lower; its errors come in the same run.
+        // What was placed is lowered all the same: its errors come in the same run.
         if let (Some(tree), true) = (&tree, diags.iter().any(Diag::is_error)) {
             let settings = Settings {
                 batch: lower::Size::Bounded(64),
@@ -61,7 +61,8 @@ impl Source {
                 segments: false,
                 cache: None,
             };
-            lower_quietly(self, tree, settings, &mut diags);
+            let purpose = if tree.loss.is_some() { Purpose::Train } else { Purpose::Infer };
+            lower::lower(&self.program, tree, &self.map, purpose, settings, &mut diags);
         }
         show(&self.map, &diags)?;
         match tree {
@@ -72,29 +73,13 @@ impl Source {
 
     pub fn lower(&self, tree: &Tree, purpose: Purpose, settings: Settings) -> Result<Lowered> {
         let mut diags = vec![];
-        let lowered =
-            lower::lower(&self.program, tree, &self.map, purpose, settings, &mut diags);
+        let lowered = lower::lower(&self.program, tree, &self.map, purpose, settings, &mut diags);
         show(&self.map, &diags)?;
         match lowered {
             Some(lowered) => Ok(lowered),
             None => bail!(""),
         }
     }
-}
-
-fn lower_quietly(source: &Source, tree: &Tree, settings: Settings, diags: &mut Vec<Diag>) {
-    let before = diags.len();
-    let _: Option<Lowered> =
-        lower::lower(&source.program, tree, &source.map, Purpose::Train, settings, diags);
-    // A name that failed to place is unknown below; the first message is the one to mend.
-    let known: Vec<_> = diags[..before].iter().map(|d| d.span).collect();
-    diags.retain({
-        let mut i = 0;
-        move |d| {
-            i += 1;
-            i <= before || !(known.contains(&d.span) || d.message.starts_with("unknown name"))
-        }
-    });
 }
 
 /// Print diagnostics; an error among them ends the command.

@@ -56,6 +56,8 @@ pub struct Module {
 #[derive(Clone, Debug)]
 pub struct Model {
     pub name: Name,
+    /// `from Base`; none once `derive` has put in what the base has.
+    pub base: Option<Name>,
     pub members: Vec<Member>,
     pub span: Span,
 }

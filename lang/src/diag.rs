@@ -82,6 +82,16 @@ pub fn sort(diags: &mut [Diag]) {
     diags.sort_by_key(|diag| (diag.span, diag.severity));
 }
 
+/// Keeps the first of equal errors: a module that is placed three times says the same three times.
+pub fn drop_repeated(diags: &mut Vec<Diag>) {
+    let mut seen: Vec<Diag> = vec![];
+    diags.retain(|diag| {
+        let new = !seen.iter().any(|d| d.span == diag.span && d.message == diag.message);
+        seen.extend(new.then(|| diag.clone()));
+        new
+    });
+}
+
 /// All of `diags` in their order, an empty line between two.
 pub fn render_all(map: &SourceMap, diags: &[Diag], colour: bool) -> String {
     diags.iter().map(|diag| render(map, diag, colour)).collect::<Vec<_>>().join("\n")

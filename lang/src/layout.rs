@@ -67,6 +67,7 @@ pub enum Keyword {
     Loss,
     Config,
     Shrink,
+    From,
     Copy,
     Of,
     Cache,
@@ -372,6 +373,7 @@ impl<'s> Builder<'s, '_> {
             "emit" => when(before_word, Keyword::Emit),
             "repeat" => when(before_word, Keyword::Repeat),
             "each" => when(before_word, Keyword::Each),
+            "from" => when(self.after_model_name() && before_word, Keyword::From),
             "copy" => when(next_text == "of", Keyword::Copy),
             "of" => when(self.last() == Some(Token::Word(Keyword::Copy)), Keyword::Of),
             "forward" => when(starts && next_kind == Some(RawKind::LParen), Keyword::Forward),
@@ -389,6 +391,12 @@ impl<'s> Builder<'s, '_> {
             "tokens" => when(self.ends_extent(), Keyword::Tokens),
             _ => None,
         }
+    }
+
+    /// `model NAME` was just read.
+    fn after_model_name(&self) -> bool {
+        let before: Vec<Token> = self.tokens.iter().rev().take(2).map(|t| t.1).collect();
+        matches!(before[..], [Token::Name(_), Token::Word(Keyword::Model)])
     }
 
     fn ends_extent(&self) -> bool {

@@ -5,12 +5,14 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::ast::{File, FileId, Program, Span, Use};
+use crate::derive;
 use crate::diag::Diag;
 use crate::parse::parse_file;
 use crate::source::SourceMap;
 
 /// Reads `path` and what it uses, each file once. The root is `files[0]`; a used file follows its
-/// first user. An unreadable root gives a program without files and a diagnostic without a text.
+/// first user. A model `from` another has all that it takes from there. An unreadable root gives a
+/// program without files and a diagnostic without a text.
 pub fn load(
     path: &Path,
     read: &dyn Fn(&Path) -> std::io::Result<String>,
@@ -32,7 +34,9 @@ pub fn load(
             loader.diags.push(Diag::error(Span::new(file, 0, 0), message));
         }
     }
-    (Program { files: loader.files }, loader.map, loader.diags)
+    let mut program = Program { files: loader.files };
+    derive::resolve(&mut program, &mut loader.diags);
+    (program, loader.map, loader.diags)
 }
 
 struct Loader<'a> {

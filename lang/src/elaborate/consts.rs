@@ -69,6 +69,8 @@ impl Const {
 impl fmt::Display for Const {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Beyond this all digits are written out, a line of zeros.
+            Const::Num(n) if n.is_finite() && n.abs() >= 1e16 => write!(f, "{n:e}"),
             Const::Num(n) => write!(f, "{n}"),
             Const::Bool(b) => write!(f, "{b}"),
             Const::Word(w) => f.write_str(w),
@@ -97,15 +99,19 @@ pub fn unary(op: UnaryOp, x: &Const) -> Result<Const, String> {
 /// `x op y`, or why not.
 pub fn binary(op: BinaryOp, x: &Const, y: &Const) -> Result<Const, String> {
     use BinaryOp::*;
-    if let (Const::Num(a), Const::Num(b)) = (x, y) {
-        return Ok(numbers(op, *a, *b));
-    }
     match (op, x, y) {
+        (Eq | Ne, _, _) if !comparable(x, y) => {
+            Err(format!("`{}` compares {} with {}", op.symbol(), x.kind(), y.kind()))
+        }
         (Eq, _, _) => Ok(Const::Bool(x == y)),
         (Ne, _, _) => Ok(Const::Bool(x != y)),
         (And, Const::Bool(a), Const::Bool(b)) => Ok(Const::Bool(*a && *b)),
         (Or, Const::Bool(a), Const::Bool(b)) => Ok(Const::Bool(*a || *b)),
-        (And | Or, _, _) => Err(format!("`{}` needs two booleans", op.symbol())),
+        (And | Or, _, _) => {
+            let found = format!("found {} and {}", x.kind(), y.kind());
+            Err(format!("`{}` needs two booleans, {found}", op.symbol()))
+        }
+        (_, Const::Num(a), Const::Num(b)) => number(op, *a, *b).ok_or_else(|| mismatch(op, x, y)),
         (Mul | Div | Add, _, _) => match (x.as_dim(), y.as_dim()) {
             (Some(a), Some(b)) => sizes(op, a, b),
             _ => Err(mismatch(op, x, y)),
@@ -118,23 +124,30 @@ fn mismatch(op: BinaryOp, x: &Const, y: &Const) -> String {
     format!("`{}` needs two numbers, found {} and {}", op.symbol(), x.kind(), y.kind())
 }
 
-fn numbers(op: BinaryOp, a: f64, b: f64) -> Const {
+/// Whether `==` of the two can be true; anything may be compared with none.
+fn comparable(x: &Const, y: &Const) -> bool {
+    let kind = |c: &Const| match c {
+        Const::Dim(_) => Const::Num(0.0).kind(),
+        c => c.kind(),
+    };
+    *x == Const::None || *y == Const::None || kind(x) == kind(y)
+}
+
+/// Operators of two numbers but `==`, `!=`.
+fn number(op: BinaryOp, a: f64, b: f64) -> Option<Const> {
     use BinaryOp::*;
-    match op {
+    Some(match op {
         Add => Const::Num(a + b),
         Sub => Const::Num(a - b),
         Mul => Const::Num(a * b),
         Div => Const::Num(a / b),
         Pow => Const::Num(a.powf(b)),
-        Eq => Const::Bool(a == b),
-        Ne => Const::Bool(a != b),
         Lt => Const::Bool(a < b),
         Le => Const::Bool(a <= b),
         Gt => Const::Bool(a > b),
         Ge => Const::Bool(a >= b),
-        And => Const::Bool(a != 0.0 && b != 0.0),
-        Or => Const::Bool(a != 0.0 || b != 0.0),
-    }
+        Eq | Ne | And | Or => return None,
+    })
 }
 
 fn sizes(op: BinaryOp, a: Dim, b: Dim) -> Result<Const, String> {

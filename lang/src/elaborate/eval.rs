@@ -13,6 +13,10 @@ pub trait Scope {
     fn lookup(&self, name: &str) -> Option<Const>;
     /// A constant of an instance: `turn.temperature`.
     fn lookup_path(&self, names: &[&str]) -> Option<Const>;
+    /// Whether the name's own definition was wrong and has been reported.
+    fn has_failed(&self, _: &str) -> bool {
+        false
+    }
     /// Every visible name, for suggestions.
     fn names(&self) -> Vec<String>;
 }
@@ -93,11 +97,15 @@ impl Eval<'_, '_> {
         };
         match found {
             Some(value) => Ok(value),
+            None if scope.has_failed(names[0]) => Err(Reported),
             None => {
                 let all = scope.names();
-                let diag = Diag::error(path.span, format!("unknown name `{path}`"))
-                    .did_you_mean(names[0], all.iter().map(String::as_str));
-                self.diags.push(diag);
+                let mut diag = Diag::error(path.span, format!("unknown name `{path}`"));
+                if self.modules.iter().any(|m| m.name.text == names[0]) {
+                    diag = diag.hint(format!("`{0}` takes arguments: `{0}(...)`", names[0]));
+                }
+                let known = all.iter().chain(self.modules.iter().map(|m| &m.name.text));
+                self.diags.push(diag.did_you_mean(names[0], known.map(String::as_str)));
                 Err(Reported)
             }
         }
@@ -162,58 +170,23 @@ impl Eval<'_, '_> {
         scope: &dyn Scope,
     ) -> Result<Const, Reported> {
         let def = self.modules[module];
-        let mut bound: Vec<Option<Const>> = vec![None; def.params.len()];
-        let mut failed = false;
-        for (i, arg) in call.args.iter().enumerate() {
-            let slot = match &arg.name {
-                None => (i < def.params.len()).then_some(i),
-                Some(n) => def.params.iter().position(|p| p.name.text == n.text),
-            };
-            let Some(slot) = slot else {
-                self.unknown_argument(def, arg);
-                failed = true;
-                continue;
-            };
-            if bound[slot].is_some() {
-                let twice = format!("argument `{}` is given twice", def.params[slot].name.text);
-                self.diags.push(Diag::error(arg.span, twice));
-                failed = true;
-                continue;
-            }
-            // An enumerant of the parameter is a word there, whatever else has its name.
-            let word = match (&def.params[slot].kind, &arg.value.kind) {
-                (ast::ParamKind::Enumeration(words), ExprKind::Path(p)) => p
-                    .single()
-                    .filter(|n| words.iter().any(|w| w.text == n.text))
-                    .filter(|n| scope.lookup(&n.text).is_none())
-                    .map(|n| Const::Word(n.text.clone())),
-                _ => None,
-            };
-            match word.map_or_else(|| self.expr(&arg.value, scope), Ok) {
-                Ok(value) => bound[slot] = self.checked(def, slot, value, arg.span),
-                Err(Reported) => {}
-            }
-            failed |= bound[slot].is_none();
-        }
+        let given = self.given(def, call, scope)?;
         let mut args: Vec<(String, Const)> = vec![];
-        for (param, value) in def.params.iter().zip(bound) {
+        let mut failed = false;
+        for (param, value) in def.params.iter().zip(given) {
             let name = param.name.text.clone();
             let value = match (value, &param.kind) {
                 (Some(v), _) => v,
                 (None, ast::ParamKind::Optional) => Const::None,
                 (None, ast::ParamKind::Enumeration(words)) => Const::Word(words[0].text.clone()),
-                (None, ast::ParamKind::Default(e)) => {
-                    let earlier = Bound { args: &args };
-                    self.expr(e, &earlier)?
+                (None, ast::ParamKind::Default(e)) if !failed => {
+                    self.expr(e, &Bound { args: &args })?
                 }
+                (None, ast::ParamKind::Default(_)) => continue,
                 (None, ast::ParamKind::Required) => {
-                    if !failed {
-                        let diag = Diag::error(
-                            call.span,
-                            format!("`{}` needs the argument `{name}`", def.name.text),
-                        );
-                        self.diags.push(diag.label(param.span, "declared here"));
-                    }
+                    let why = format!("`{}` needs the argument `{name}`", def.name.text);
+                    let diag = Diag::error(call.span, why);
+                    self.diags.push(diag.label(param.span, "declared here"));
                     failed = true;
                     continue;
                 }
@@ -226,16 +199,71 @@ impl Eval<'_, '_> {
         Ok(Const::Module(Rc::new(Closure { module, args, span: call.span })))
     }
 
+    /// The values a call gives, by parameter.
+    fn given(
+        &mut self,
+        def: &ast::Module,
+        call: &ast::Call,
+        scope: &dyn Scope,
+    ) -> Result<Vec<Option<Const>>, Reported> {
+        let mut bound: Vec<Option<Const>> = vec![None; def.params.len()];
+        let mut seen: Vec<Option<Span>> = vec![None; def.params.len()];
+        let mut failed = false;
+        for (i, arg) in call.args.iter().enumerate() {
+            let slot = match &arg.name {
+                None => (i < def.params.len()).then_some(i),
+                Some(n) => def.params.iter().position(|p| p.name.text == n.text),
+            };
+            let Some(slot) = slot else {
+                self.unknown_argument(def, arg);
+                failed = true;
+                continue;
+            };
+            if let Some(first) = seen[slot].replace(arg.span) {
+                let twice = format!("argument `{}` is given twice", def.params[slot].name.text);
+                self.diags.push(Diag::error(arg.span, twice).label(first, "first here"));
+                failed = true;
+                continue;
+            }
+            bound[slot] = self.argument(def, slot, arg, scope).ok();
+            failed |= bound[slot].is_none();
+        }
+        if failed { Err(Reported) } else { Ok(bound) }
+    }
+
+    fn argument(
+        &mut self,
+        def: &ast::Module,
+        slot: usize,
+        arg: &ast::CallArg,
+        scope: &dyn Scope,
+    ) -> Result<Const, Reported> {
+        // A name that nothing else has is a word of the parameter, or a misspelt one.
+        let word = match (&def.params[slot].kind, &arg.value.kind) {
+            (ast::ParamKind::Enumeration(_), ExprKind::Path(p)) => p
+                .single()
+                .filter(|n| scope.lookup(&n.text).is_none() && !scope.has_failed(&n.text))
+                .map(|n| Const::Word(n.text.clone())),
+            _ => None,
+        };
+        let value = match word {
+            Some(word) => word,
+            None => self.expr(&arg.value, scope)?,
+        };
+        self.checked(def, slot, value, arg.value.span)
+    }
+
     fn unknown_argument(&mut self, def: &ast::Module, arg: &ast::CallArg) {
         let diag = match &arg.name {
             Some(n) => {
                 Diag::error(n.span, format!("`{}` has no parameter `{}`", def.name.text, n.text))
                     .did_you_mean(&n.text, def.params.iter().map(|p| p.name.text.as_str()))
             }
-            None => Diag::error(
-                arg.span,
-                format!("`{}` takes {} arguments", def.name.text, def.params.len()),
-            ),
+            None => {
+                let n = def.params.len();
+                let many = if n == 1 { "argument" } else { "arguments" };
+                Diag::error(arg.span, format!("`{}` takes {n} {many}", def.name.text))
+            }
         };
         self.diags.push(diag.label(def.name.span, "declared here"));
     }
@@ -247,31 +275,46 @@ impl Eval<'_, '_> {
         slot: usize,
         value: Const,
         span: Span,
-    ) -> Option<Const> {
+    ) -> Result<Const, Reported> {
         let param = &def.params[slot];
-        let why = match (&param.kind, &value) {
-            (ast::ParamKind::Enumeration(words), Const::Word(w)) => {
-                if words.iter().any(|x| x.text == *w) {
-                    return Some(value);
-                }
+        let name = &param.name.text;
+        let diag = match (&param.kind, &value) {
+            (ast::ParamKind::Enumeration(words), v) => {
                 let all: Vec<&str> = words.iter().map(|w| w.text.as_str()).collect();
-                let diag = Diag::error(
-                    span,
-                    format!("`{}` is one of {}, found `{w}`", param.name.text, all.join(", ")),
-                );
-                self.diags.push(diag.did_you_mean(w, all));
-                return None;
-            }
-            (ast::ParamKind::Enumeration(_), v) => {
-                format!("`{}` takes one of its words, found {}", param.name.text, v.kind())
+                let one_of = format!("`{name}` is one of {}", all.join(", "));
+                match v {
+                    Const::Word(w) if all.contains(&w.as_str()) => return Ok(value),
+                    Const::Word(w) => {
+                        Diag::error(span, format!("{one_of}, found `{w}`")).did_you_mean(w, all)
+                    }
+                    v => Diag::error(span, format!("{one_of}, found {}", v.kind())),
+                }
             }
             (ast::ParamKind::Required, Const::None) => {
-                format!("`{}` of `{}` may not be none", param.name.text, def.name.text)
+                let why = format!("`{name}` of `{}` may not be none", def.name.text);
+                let hint = format!("declared `{name}?` it may be");
+                Diag::error(span, why).hint(hint)
             }
-            _ => return Some(value),
+            (ast::ParamKind::Default(e), v) => match literal_kind(e) {
+                Some(kind) if kind != v.kind() && v.kind() != "a size" => {
+                    Diag::error(span, format!("`{name}` is {kind}, found {}", v.kind()))
+                }
+                _ => return Ok(value),
+            },
+            _ => return Ok(value),
         };
-        self.diags.push(Diag::error(span, why).label(param.span, "declared here"));
-        None
+        self.diags.push(diag.label(param.span, "declared here"));
+        Err(Reported)
+    }
+}
+
+/// What a default that is written out says of its parameter's kind.
+fn literal_kind(default: &ast::Expr) -> Option<&'static str> {
+    match &default.kind {
+        ExprKind::Number(_) => Some(Const::Num(0.0).kind()),
+        ExprKind::Bool(_) => Some(Const::Bool(false).kind()),
+        ExprKind::Str(_) => Some(Const::Str(String::new()).kind()),
+        _ => None,
     }
 }
 

@@ -1,17 +1,20 @@
 //! From files to the elaborated model: constants evaluated, modules placed, stores named.
 //!
-//! `tree` is the result, `consts` and `eval` the compile-time values, `place` instantiates members, `overrides` applies
-//! `--set`, `config.json` and `shrink` to the model's constants, `unused` finds parameters nobody reads.
+//! `tree` is the result, `consts` and `eval` the compile-time values, `place` instantiates members,
+//! `stores` declares what they store and `published` names it, `overrides` applies `--set`, `config.json` and `shrink` to
+//! the model's constants, `unused` finds parameters nobody reads.
 
 pub mod consts;
 pub mod eval;
 mod overrides;
 mod place;
+mod published;
+mod stores;
 pub mod tree;
 mod unused;
 
-use crate::ast;
-use crate::diag::Diag;
+use crate::ast::{self, Item, Program};
+use crate::diag::{self, Diag};
 use crate::source::{FileId, SourceMap, Span};
 pub use consts::Const;
 pub(crate) use place::words_of;
@@ -32,48 +35,77 @@ pub struct Overrides {
     pub sets: Vec<(String, String)>,
 }
 
-/// Elaborate the program's model. All that is wrong goes to `diags`; `None` if nothing useful is left.
+/// Elaborate the model of the program's first file. All that is wrong goes to `diags`; `None` if
+/// nothing useful is left. A tree of a program with errors lacks the members that are wrong and is
+/// good for nothing but finding more errors.
 pub fn elaborate<'a>(
-    program: &'a ast::Program,
+    program: &'a Program,
     map: &SourceMap,
     overrides: &Overrides,
     diags: &mut Vec<Diag>,
 ) -> Option<Tree<'a>> {
-    let mut modules: Vec<&ast::Module> = vec![];
-    let mut models: Vec<&ast::Model> = vec![];
-    let mut blocks: Vec<&ast::Block> = vec![];
-    for item in program.files.iter().flat_map(|f| &f.items) {
-        match item {
-            ast::Item::Module(m) => match modules.iter().find(|o| o.name.text == m.name.text) {
-                Some(other) => diags.push(
-                    Diag::error(m.name.span, format!("module `{}` is defined twice", m.name.text))
-                        .label(other.name.span, "first here"),
-                ),
-                None => modules.push(m),
-            },
-            ast::Item::Model(m) => models.push(m),
-            ast::Item::Block(b) => blocks.push(b),
-        }
-    }
+    let modules = modules(program, diags);
     for module in &modules {
         unused::check(module, map, diags);
     }
-    let (model, more) = match models[..] {
-        [] => {
-            let start = Span::new(FileId(0), 0, 0);
-            diags.push(
-                Diag::error(start, "no model in this file")
-                    .hint("a file to compile has one `model NAME { ... }`"),
-            );
-            return None;
+    let model = the_model(program, diags)?;
+    let tree = place::place(&modules, model, blocks(program), overrides, diags);
+    diag::drop_repeated(diags);
+    Some(tree)
+}
+
+/// Every module, by its first definition.
+fn modules<'a>(program: &'a Program, diags: &mut Vec<Diag>) -> Vec<&'a ast::Module> {
+    let mut modules: Vec<&ast::Module> = vec![];
+    for item in program.files.iter().flat_map(|f| &f.items) {
+        let Item::Module(m) = item else { continue };
+        match modules.iter().find(|o| o.name.text == m.name.text) {
+            None => modules.push(m),
+            Some(other) => diags.push(
+                Diag::error(m.name.span, format!("module `{}` is defined twice", m.name.text))
+                    .label(other.name.span, "first here"),
+            ),
         }
-        [first, ref more @ ..] => (first, more),
-    };
-    for other in more {
+    }
+    modules
+}
+
+/// The model of the first file. Used files may have one each, to come `from`.
+fn the_model<'a>(program: &'a Program, diags: &mut Vec<Diag>) -> Option<&'a ast::Model> {
+    for file in &program.files {
+        let all: Vec<&ast::Model> = models(file).collect();
+        for other in all.iter().skip(1) {
+            diags.push(
+                Diag::error(other.name.span, "a file has one model")
+                    .label(all[0].name.span, "the first is here"),
+            );
+        }
+    }
+    let model = program.files.first().and_then(|f| models(f).next());
+    if model.is_none() {
+        let start = Span::new(FileId(0), 0, 0);
         diags.push(
-            Diag::error(other.name.span, "a compilation has one model")
-                .label(model.name.span, "the first is here"),
+            Diag::error(start, "no model in this file")
+                .hint("a file to compile has one `model NAME { ... }`"),
         );
     }
-    place::place(&modules, model, blocks, overrides, diags)
+    model
+}
+
+fn models(file: &ast::File) -> impl Iterator<Item = &ast::Model> {
+    file.items.iter().filter_map(|item| match item {
+        Item::Model(m) => Some(m),
+        Item::Module(_) | Item::Block(_) => None,
+    })
+}
+
+/// Blocks at top level, but for those that belong to the model of another file.
+fn blocks(program: &Program) -> Vec<&ast::Block> {
+    let own = |file: &&ast::File| file.id == FileId(0) || models(file).next().is_none();
+    let items = program.files.iter().filter(own).flat_map(|f| &f.items);
+    let blocks = items.filter_map(|item| match item {
+        Item::Block(b) => Some(b),
+        Item::Module(_) | Item::Model(_) => None,
+    });
+    blocks.collect()
 }

@@ -1,11 +1,9 @@
-//! Placing modules: each member call becomes an instance, each `weight`, `state` and `schedule` a store.
+//! Placing modules: each member call becomes an instance with its members placed in turn.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use indexmap::IndexMap;
-use weft_ir::dim::Dim;
-use weft_ir::module::{Init, StoreKind};
-use weft_ir::ty::DType;
 
 use super::consts::{Closure, Const};
 use super::eval::{Eval, Scope};
@@ -15,13 +13,14 @@ use crate::ast::{self, ConstantValue, ParamKind};
 use crate::diag::Diag;
 use crate::source::Span;
 
+/// Place `model` and all that it holds.
 pub fn place<'a>(
     modules: &[&'a ast::Module],
     model: &'a ast::Model,
     mut blocks: Vec<&'a ast::Block>,
     overrides: &Overrides,
     diags: &mut Vec<Diag>,
-) -> Option<Tree<'a>> {
+) -> Tree<'a> {
     overrides::check_names(model, overrides, diags);
     let mut placer = Placer {
         modules,
@@ -30,18 +29,19 @@ pub fn place<'a>(
         diags,
         instances: vec![],
         stores: IndexMap::new(),
-        depth: 0,
+        chain: vec![],
+        full: false,
     };
-    let members = model.members.iter().collect();
     let root = placer.instance(Site {
         body: Body::Model(model),
-        members,
+        members: model.members.iter().collect(),
         consts: IndexMap::new(),
         shared: IndexMap::new(),
         path: String::new(),
         levels: vec![],
         prefix: Prefix::default(),
     });
+    placer.check_published();
     let (instances, stores) = (placer.instances, placer.stores);
     let mut loss = None;
     let mut config = None;
@@ -54,20 +54,27 @@ pub fn place<'a>(
         }
     }
     let name = model.name.text.clone();
-    Some(Tree { name, instances, root, stores, loss, config, blocks })
+    Tree { name, instances, root, stores, loss, config, blocks }
 }
 
-/// Modules within modules deeper than this are a cycle.
+/// Modules within modules deeper than this are a circle.
 const DEPTH_MAX: usize = 64;
 
-struct Placer<'a, 'd> {
-    modules: &'d [&'a ast::Module],
+/// A model with more placed modules than this has one that doubles on the way down. Stacks count
+/// once for each group, however many modules they hold.
+const INSTANCES_MAX: usize = 20_000;
+
+pub(super) struct Placer<'a, 'd> {
+    pub(super) modules: &'d [&'a ast::Module],
     model: &'a ast::Model,
     overrides: &'d Overrides,
-    diags: &'d mut Vec<Diag>,
-    instances: Vec<Instance<'a>>,
-    stores: IndexMap<String, StoreDecl>,
-    depth: usize,
+    pub(super) diags: &'d mut Vec<Diag>,
+    pub(super) instances: Vec<Instance<'a>>,
+    pub(super) stores: IndexMap<String, StoreDecl>,
+    /// The modules being placed, the innermost last.
+    chain: Vec<usize>,
+    /// Too deep or too many: said once, and nothing more is placed.
+    full: bool,
 }
 
 /// An instance about to be made.
@@ -87,6 +94,7 @@ struct Inside<'s, 'a> {
     consts: &'s IndexMap<String, Const>,
     members: &'s IndexMap<String, Member>,
     instances: &'s [Instance<'a>],
+    failed: &'s BTreeSet<String>,
     words: &'s [String],
     /// `i` in a template.
     index: Option<f64>,
@@ -111,8 +119,12 @@ impl Scope for Inside<'_, '_> {
         }
     }
 
+    fn has_failed(&self, name: &str) -> bool {
+        self.failed.contains(name)
+    }
+
     fn names(&self) -> Vec<String> {
-        self.consts.keys().chain(self.members.keys()).cloned().collect()
+        self.consts.keys().chain(self.members.keys()).chain(self.words).cloned().collect()
     }
 }
 
@@ -142,7 +154,7 @@ pub fn words_of(body: Body) -> Vec<String> {
 }
 
 impl<'a> Placer<'a, '_> {
-    fn error<T>(&mut self, span: Span, message: impl Into<String>) -> Result<T, Reported> {
+    pub(super) fn error<T>(&mut self, span: Span, message: impl Into<String>) -> Result<T, Reported> {
         self.diags.push(Diag::error(span, message));
         Err(Reported)
     }
@@ -152,6 +164,7 @@ impl<'a> Placer<'a, '_> {
         let mut work = Work {
             consts: site.consts,
             members: site.shared,
+            failed: BTreeSet::new(),
             forward: None,
             updates: vec![],
             words,
@@ -161,7 +174,7 @@ impl<'a> Placer<'a, '_> {
             is_model: matches!(site.body, Body::Model(_)),
         };
         self.members(&site.members, &mut work);
-        let Work { consts, members, forward, updates, path, levels, prefix, .. } = work;
+        let Work { consts, members, failed, forward, updates, path, levels, prefix, .. } = work;
         self.instances.push(Instance {
             body: site.body,
             path,
@@ -169,6 +182,7 @@ impl<'a> Placer<'a, '_> {
             prefix,
             consts,
             members,
+            failed,
             forward,
             updates,
         });
@@ -177,12 +191,14 @@ impl<'a> Placer<'a, '_> {
 
     fn members(&mut self, members: &[&'a ast::Member], work: &mut Work<'a>) {
         for member in members {
-            // A member that failed has said so; the others are still worth looking at.
-            let _: Result<(), Reported> = self.member(member, work);
+            // What failed has said so; the others are still worth looking at.
+            if self.member(member, work).is_err() {
+                names(member, &mut work.failed);
+            }
         }
     }
 
-    fn eval<T>(
+    pub(super) fn eval<T>(
         &mut self,
         work: &Work<'a>,
         index: Option<f64>,
@@ -192,6 +208,7 @@ impl<'a> Placer<'a, '_> {
             consts: &work.consts,
             members: &work.members,
             instances: &self.instances,
+            failed: &work.failed,
             words: &work.words,
             index,
         };
@@ -203,17 +220,8 @@ impl<'a> Placer<'a, '_> {
             ast::Member::Constant(c) => self.constant(c, work),
             ast::Member::Submodule(s) => self.submodule(s, work),
             ast::Member::Copy(c) => self.copy(c, work),
-            ast::Member::Weight(w) => {
-                let init = match &w.init {
-                    Some(e) => Init::Constant(self.number(e, work)?),
-                    None => Init::Drawn,
-                };
-                self.store(&w.name, &w.ty, StoreKind::Weight, init, w.span, work)
-            }
-            ast::Member::State(s) => {
-                let init = Init::Constant(self.number(&s.init, work)?);
-                self.store(&s.name, &s.ty, StoreKind::State, init, s.span, work)
-            }
+            ast::Member::Weight(w) => self.weight(w, work),
+            ast::Member::State(s) => self.state(s, work),
             ast::Member::Schedule(s) => self.schedule(s, work),
             ast::Member::If(i) => {
                 let cond = self.eval(work, None, |ev, sc| ev.condition(&i.condition, sc))?;
@@ -222,8 +230,10 @@ impl<'a> Placer<'a, '_> {
                 Ok(())
             }
             ast::Member::Forward(f) => {
-                if work.forward.is_some() {
-                    return self.error(f.span, "a second `forward`");
+                if let Some(first) = work.forward {
+                    let diag = Diag::error(f.span, "a second `forward`");
+                    self.diags.push(diag.label(first.span, "the first is here"));
+                    return Err(Reported);
                 }
                 work.forward = Some(f);
                 Ok(())
@@ -238,7 +248,13 @@ impl<'a> Placer<'a, '_> {
             | ast::Member::Block(_)
                 if !work.is_model =>
             {
-                self.error(member.span(), "this stands in a model only")
+                let what = match member {
+                    ast::Member::Loss(_) => "`loss`",
+                    ast::Member::Config(_) => "`config`",
+                    ast::Member::Shrink(_) => "`shrink`",
+                    _ => "a block",
+                };
+                self.error(member.span(), format!("{what} stands in a model, not in a module"))
             }
             ast::Member::Loss(_)
             | ast::Member::Config(_)
@@ -247,14 +263,7 @@ impl<'a> Placer<'a, '_> {
         }
     }
 
-    fn number(&mut self, e: &ast::Expr, work: &Work<'a>) -> Result<f64, Reported> {
-        match self.eval(work, None, |ev, sc| ev.expr(e, sc))? {
-            Const::Num(n) => Ok(n),
-            other => self.error(e.span, format!("needs a number, found {}", other.kind())),
-        }
-    }
-
-    fn claim(&mut self, name: &ast::Name, work: &Work<'a>) -> Result<(), Reported> {
+    pub(super) fn claim(&mut self, name: &ast::Name, work: &Work<'a>) -> Result<(), Reported> {
         if work.consts.contains_key(&name.text) || work.members.contains_key(&name.text) {
             return self.error(name.span, format!("`{}` is already defined here", name.text));
         }
@@ -279,7 +288,7 @@ impl<'a> Placer<'a, '_> {
             }
         })?;
         if value == Const::None && !c.optional {
-            let hint = format!("write `{}? = ...` if it may be none", c.name.text);
+            let hint = format!("declared `{}? = ...` it may be", c.name.text);
             let why = format!("`{}` may not be none", c.name.text);
             self.diags.push(Diag::error(c.span, why).hint(hint));
             return Err(Reported);
@@ -288,119 +297,29 @@ impl<'a> Placer<'a, '_> {
         Ok(())
     }
 
-    fn schedule(&mut self, s: &'a ast::Schedule, work: &mut Work<'a>) -> Result<(), Reported> {
-        let init = Init::Constant(self.number(&s.value, work)?);
-        let name = s.name.text.clone();
-        self.claim(&s.name, work)?;
-        work.members.insert(name.clone(), Member::Store(name.clone()));
-        if let Some(other) = self.stores.get(&name) {
-            if other.kind != StoreKind::Schedule || other.init != init {
-                let why = format!("schedule `{name}` has another value elsewhere");
-                let diag = Diag::error(s.span, why).label(other.span, "here");
-                self.diags.push(diag.hint("schedules of one name are one"));
-                return Err(Reported);
-            }
-            return Ok(());
-        }
-        self.stores.insert(
-            name.clone(),
-            StoreDecl {
-                kind: StoreKind::Schedule,
-                dtype: DType::F32,
-                dims: vec![],
-                levels: vec![],
-                prefix: Prefix::default(),
-                templates: vec![name],
-                init,
-                labels: vec![],
-                span: s.span,
-            },
-        );
-        Ok(())
-    }
-
-    fn store(
-        &mut self,
-        name: &'a ast::Name,
-        ty: &'a ast::Type,
-        kind: StoreKind,
-        init: Init,
-        span: Span,
-        work: &mut Work<'a>,
-    ) -> Result<(), Reported> {
-        self.claim(name, work)?;
-        let dtype = match &ty.dtype {
-            None => DType::F32,
-            Some(n) => match DType::from_name(&n.text) {
-                Some(d) => d,
-                None => return self.error(n.span, format!("unknown element type `{}`", n.text)),
-            },
-        };
-        if kind == StoreKind::Weight && dtype != DType::F32 {
-            let why = "a weight is f32; the precision block says how it is stored";
-            return self.error(ty.span, why);
-        }
-        let mut dims = vec![];
-        let mut labels = vec![];
-        for dim in &ty.dims {
-            let ast::Dim::Expr(e) = dim else {
-                return self.error(ty.span, "a stored tensor has all its dims named");
-            };
-            let value = self.eval(work, None, |ev, sc| ev.expr(e, sc))?;
-            match value.as_dim().and_then(|d| d.as_fixed()) {
-                Some(n) if n > 0 => dims.push(Dim::fixed(n)),
-                _ => {
-                    let why = format!("a dim is a whole positive number, found {value}");
-                    return self.error(e.span, why);
-                }
-            }
-            labels.push(e.span);
-        }
-        let path = match work.path.as_str() {
-            "" => name.text.clone(),
-            p => format!("{p}.{}", name.text),
-        };
-        let template = work.prefix.join(&name.text);
-        work.members.insert(name.text.clone(), Member::Store(path.clone()));
-        self.stores.insert(
-            path,
-            StoreDecl {
-                kind,
-                dtype,
-                dims,
-                levels: work.levels.clone(),
-                prefix: work.prefix.clone(),
-                templates: vec![template],
-                init,
-                labels,
-                span,
-            },
-        );
-        Ok(())
-    }
-
     fn submodule(&mut self, s: &'a ast::Submodule, work: &mut Work<'a>) -> Result<(), Reported> {
         self.claim(&s.name, work)?;
         let stacked = s.placements.len() > 1 || s.placements.iter().any(|p| p.count.is_some());
         let mut ids = vec![];
-        let mut first = 0;
+        let mut first = 0u64;
         let mut failed = false;
         for (group, placement) in s.placements.iter().enumerate() {
-            match self.placement(s, placement, stacked, group, first, work) {
+            let at = Group { stack: stacked.then_some(first), number: group };
+            match self.placement(s, placement, at, work) {
                 Ok((count, id)) => {
-                    first += count;
+                    first = first.saturating_add(count);
                     ids.extend(id);
                 }
                 Err(Reported) => failed = true,
             }
         }
+        if failed {
+            return Err(Reported);
+        }
         let member = match (stacked, &ids[..]) {
             (false, [one]) => Member::One(*one),
             _ => Member::Stack(ids),
         };
-        if failed {
-            return Err(Reported);
-        }
         work.members.insert(s.name.text.clone(), member);
         Ok(())
     }
@@ -410,20 +329,12 @@ impl<'a> Placer<'a, '_> {
         &mut self,
         s: &'a ast::Submodule,
         p: &'a ast::Placement,
-        stacked: bool,
-        group: usize,
-        first: u64,
+        at: Group,
         work: &mut Work<'a>,
     ) -> Result<(u64, Option<InstId>), Reported> {
         let count = match &p.count {
             None => 1,
-            Some(e) => {
-                let value = self.eval(work, None, |ev, sc| ev.expr(e, sc))?;
-                match value.as_dim().and_then(|d| d.as_fixed()) {
-                    Some(n) => n,
-                    None => return self.error(e.span, format!("a count is not {value}")),
-                }
-            }
+            Some(e) => self.count(e, work)?,
         };
         let module = self.eval(work, None, |ev, sc| ev.expr(&p.module, sc))?;
         let Const::Module(closure) = module else {
@@ -434,25 +345,16 @@ impl<'a> Placer<'a, '_> {
             return Ok((0, None));
         }
         let shared = self.shared(s, &closure, work)?;
-        let mut prefix = self.prefix(s, stacked, first, work)?;
+        let prefix = self.prefix(s, at.stack, work)?;
         let mut levels = work.levels.clone();
-        let mut path = match work.path.as_str() {
-            "" => s.name.text.clone(),
-            p => format!("{p}.{}", s.name.text),
-        };
-        if stacked {
-            levels.push(count);
-        } else {
-            prefix.starts.truncate(levels.len());
-        }
+        levels.extend(at.stack.map(|_| count));
+        let mut path = work.path_of(&s.name.text);
         if s.placements.len() > 1 {
-            path = format!("{path}.{group}");
+            path = format!("{path}.{}", at.number);
         }
-        if self.depth >= DEPTH_MAX {
-            return self.error(p.span, "modules are nested too deep; does one contain itself?");
-        }
+        self.room_for(closure.module, p.span)?;
         let module = self.modules[closure.module];
-        self.depth += 1;
+        self.chain.push(closure.module);
         let id = self.instance(Site {
             body: Body::Module(module),
             members: module.members.iter().collect(),
@@ -462,8 +364,44 @@ impl<'a> Placer<'a, '_> {
             levels,
             prefix,
         });
-        self.depth -= 1;
-        Ok((count, Some(id)))
+        self.chain.pop();
+        if self.full { Err(Reported) } else { Ok((count, Some(id))) }
+    }
+
+    fn count(&mut self, e: &ast::Expr, work: &Work<'a>) -> Result<u64, Reported> {
+        let value = self.eval(work, None, |ev, sc| ev.expr(e, sc))?;
+        match value.as_dim().and_then(|d| d.as_fixed()) {
+            Some(n) => Ok(n),
+            None => self.error(e.span, format!("a count is a whole number, found {value}")),
+        }
+    }
+
+    /// Whether another module may be placed; a circle of modules ends here.
+    fn room_for(&mut self, module: usize, span: Span) -> Result<(), Reported> {
+        if self.full {
+            return Err(Reported);
+        }
+        let name = |i: &usize| self.modules[*i].name.text.as_str();
+        if self.chain.len() >= DEPTH_MAX {
+            self.full = true;
+            let why = match self.chain.iter().rposition(|m| *m == module) {
+                Some(at) => {
+                    let circle: Vec<&str> =
+                        self.chain[at..].iter().chain([&module]).map(name).collect();
+                    format!("modules contain themselves: {}", circle.join(" has "))
+                }
+                None => "modules are nested too deep".to_string(),
+            };
+            let diag = Diag::error(span, why);
+            let hint = format!("modules may be nested {DEPTH_MAX} deep");
+            self.diags.push(diag.hint(hint));
+            return Err(Reported);
+        }
+        if self.instances.len() >= INSTANCES_MAX {
+            self.full = true;
+            return self.error(span, format!("more than {INSTANCES_MAX} modules are placed"));
+        }
+        Ok(())
     }
 
     /// The members that `sharing` hands in; the module's head must ask for exactly these.
@@ -485,6 +423,7 @@ impl<'a> Placer<'a, '_> {
             }
             match work.members.get(&name.text) {
                 Some(member) => shared.insert(name.text.clone(), member.clone()),
+                None if work.failed.contains(&name.text) => return Err(Reported),
                 None => {
                     let why = format!("no member `{}` above this line", name.text);
                     let diag = Diag::error(name.span, why)
@@ -504,130 +443,54 @@ impl<'a> Placer<'a, '_> {
         }
         Ok(shared)
     }
-
-    /// The published prefix of a member; `first` is the stack index of the group's first instance.
-    fn prefix(
-        &mut self,
-        s: &'a ast::Submodule,
-        stacked: bool,
-        first: u64,
-        work: &Work<'a>,
-    ) -> Result<Prefix, Reported> {
-        let letter = Prefix::letter(work.levels.len());
-        let mut starts = work.prefix.starts.clone();
-        let mut start = first;
-        let part = match &s.at {
-            None if stacked => format!("{}.{{{letter}}}", s.name.text),
-            None => s.name.text.clone(),
-            Some(at) => {
-                let mut text = String::new();
-                let mut indexed = false;
-                for part in &at.parts {
-                    let e = match part {
-                        ast::TemplatePart::Text(t) => {
-                            text.push_str(t);
-                            continue;
-                        }
-                        ast::TemplatePart::Expr(e) => e,
-                    };
-                    let (lo, hi) = match stacked {
-                        true => (self.index(e, Some(0.0), work)?, self.index(e, Some(1.0), work)?),
-                        false => (self.index(e, None, work)?, self.index(e, None, work)?),
-                    };
-                    if hi == lo {
-                        text.push_str(&lo.to_string());
-                    } else if hi == lo + 1 && !indexed {
-                        indexed = true;
-                        start = lo + first;
-                        text.push_str(&format!("{{{letter}}}"));
-                    } else {
-                        let why = "a name's number is `i` plus a constant, once";
-                        return self.error(e.span, why);
-                    }
-                }
-                if stacked && !indexed {
-                    return self.error(at.span, "the name of a stack needs `{i}`");
-                }
-                text
-            }
-        };
-        let whole = work.is_model && s.at.is_some();
-        let template = if whole { part } else { work.prefix.join(&part) };
-        starts.push(start);
-        Ok(Prefix { template, starts })
-    }
-
-    fn index(&mut self, e: &ast::Expr, i: Option<f64>, work: &Work<'a>) -> Result<u64, Reported> {
-        let value = self.eval(work, i, |ev, sc| ev.expr(e, sc))?;
-        match value.as_dim().and_then(|d| d.as_fixed()) {
-            Some(n) => Ok(n),
-            None => self.error(e.span, format!("a name's number is whole, found {value}")),
-        }
-    }
-
-    /// `name : copy of other at "path"`: more published names for the stores of `other`.
-    fn copy(&mut self, c: &'a ast::StoredCopy, work: &mut Work<'a>) -> Result<(), Reported> {
-        self.claim(&c.name, work)?;
-        let member = c.of.single().and_then(|n| work.members.get(&n.text)).cloned();
-        let Some(Member::One(id)) = member else {
-            let diag = Diag::error(c.of.span, format!("no single member `{}` to copy", c.of));
-            let known = work.members.keys().map(String::as_str);
-            self.diags.push(diag.did_you_mean(&c.of.to_string(), known));
-            return Err(Reported);
-        };
-        let original = &self.instances[id.0 as usize];
-        if !original.levels.is_empty() {
-            return self.error(c.span, "a member of a stack has no single original");
-        }
-        let (from_path, from_prefix) = (original.path.clone(), original.prefix.template.clone());
-        let mut part = c.name.text.clone();
-        if let Some(at) = &c.at {
-            part.clear();
-            for piece in &at.parts {
-                match piece {
-                    ast::TemplatePart::Text(t) => part.push_str(t),
-                    ast::TemplatePart::Expr(e) => {
-                        part.push_str(&self.index(e, None, work)?.to_string())
-                    }
-                }
-            }
-        }
-        let template = work.prefix.join(&part);
-        for place in places(&template, &work.levels, &work.prefix.starts) {
-            for (path, store) in &mut self.stores {
-                if path.starts_with(&format!("{from_path}.")) {
-                    let suffix = store.templates[0][from_prefix.len()..].to_string();
-                    store.templates.push(format!("{place}{suffix}"));
-                }
-            }
-        }
-        work.members.insert(c.name.text.clone(), Member::One(id));
-        Ok(())
-    }
 }
 
-/// The template with every combination of numbers for its levels.
-fn places(template: &str, levels: &[u64], starts: &[u64]) -> Vec<String> {
-    let mut all = vec![template.to_string()];
-    for (n, (count, start)) in levels.iter().zip(starts).enumerate() {
-        let slot = format!("{{{}}}", Prefix::letter(n));
-        all = all
-            .iter()
-            .flat_map(|t| (0..*count).map(|i| t.replace(&slot, &(start + i).to_string())))
-            .collect();
-    }
-    all
+/// Which of the `COUNT * MODULE` of a member.
+struct Group {
+    /// In a stack: the number of the group's first module.
+    stack: Option<u64>,
+    number: usize,
+}
+
+/// Every name that `member` would have defined.
+fn names(member: &ast::Member, into: &mut BTreeSet<String>) {
+    let name = match member {
+        ast::Member::Constant(m) => &m.name,
+        ast::Member::Submodule(m) => &m.name,
+        ast::Member::Copy(m) => &m.name,
+        ast::Member::Weight(m) => &m.name,
+        ast::Member::State(m) => &m.name,
+        ast::Member::Schedule(m) => &m.name,
+        ast::Member::If(i) => {
+            i.then.iter().chain(&i.otherwise).for_each(|m| names(m, into));
+            return;
+        }
+        _ => return,
+    };
+    into.insert(name.text.clone());
 }
 
 /// An instance while its members are read.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     consts: IndexMap<String, Const>,
-    members: IndexMap<String, Member>,
+    pub(super) members: IndexMap<String, Member>,
+    /// Names whose member failed; using one says nothing more.
+    pub(super) failed: BTreeSet<String>,
     forward: Option<&'a ast::Forward>,
     updates: Vec<&'a ast::Update>,
     words: Vec<String>,
     path: String,
-    levels: Vec<u64>,
-    prefix: Prefix,
-    is_model: bool,
+    pub(super) levels: Vec<u64>,
+    pub(super) prefix: Prefix,
+    pub(super) is_model: bool,
+}
+
+impl Work<'_> {
+    /// The path of a member.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        match self.path.as_str() {
+            "" => name.to_string(),
+            path => format!("{path}.{name}"),
+        }
+    }
 }

@@ -1,6 +1,9 @@
-//! The elaborated model: instances with their sizes decided, stores with their names, stacks with their counts.
+//! The elaborated model: instances with their sizes decided, stores with their names, stacks with
+//! their counts.
 //!
 //! A stack of N equal modules is one instance with a level of N above it: layers stay rolled from here on.
+
+use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
 use weft_ir::dim::Dim;
@@ -33,6 +36,8 @@ pub struct Instance<'a> {
     pub prefix: Prefix,
     pub consts: IndexMap<String, Const>,
     pub members: IndexMap<String, Member>,
+    /// Names whose member failed; using one says nothing more.
+    pub failed: BTreeSet<String>,
     pub forward: Option<&'a ast::Forward>,
     pub updates: Vec<&'a ast::Update>,
 }

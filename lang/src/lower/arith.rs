@@ -37,14 +37,18 @@ impl Lower<'_, '_> {
 
     /// A number as a tensor of the type of `t`.
     fn number_like(&mut self, c: &Const, t: &Tensor, span: Span) -> Lowering<Tensor> {
+        let ty = self.ty(t.id);
         let n = match c {
-            Const::Num(n) => *n,
+            Const::Num(n) if n.is_finite() && (ty.dtype.is_float() || n.fract() == 0.0) => *n,
+            Const::Num(n) => {
+                let why = format!("{n} is not a number of {}", ty.dtype.name());
+                return self.error(span, why);
+            }
             other => {
                 let why = format!("needs a number or a tensor, found {}", other.kind());
                 return self.error(span, why);
             }
         };
-        let ty = self.ty(t.id);
         let id = self.at(span).constant(n, ty);
         let id = self.typed(span, id)?;
         Ok(Tensor { id, ..t.clone() })
@@ -78,12 +82,9 @@ impl Lower<'_, '_> {
                 _ => {
                     let name = |lower: &Self, t: &Tensor, dims: &[Dim]| {
                         let j = (i + dims.len()).saturating_sub(rank);
-                        let value = lower.show_dim(dims[j]);
-                        let skip = usize::from(t.batched);
-                        match j.checked_sub(skip).and_then(|j| t.labels.get(j)) {
-                            Some(Some(s)) => format!("{} = {value}", lower.map.slice(*s)),
-                            _ => value,
-                        }
+                        let seen = j.checked_sub(usize::from(t.batched));
+                        let label = seen.and_then(|j| *t.labels.get(j)?);
+                        lower.named_dim(label, dims[j])
                     };
                     let why = format!(
                         "dims do not agree: {} and {}",

@@ -1,7 +1,9 @@
-//! Entries: `@loss` (forward, loss block, side outputs), `@update`, and `@forward` with or without a cache.
+//! Entries: `@loss` (forward, loss block, side outputs), `@update`, and `@forward` with or without a
+//! cache.
 //!
-//! Parameters that are stores have the store's name; results of `@loss` are `objective`, `metric.NAME`, `logits` (what the
-//! model's forward returns) and `emit.PATH.NAME`.
+//! Parameters that are stores have the store's name; results of `@loss` are `objective`,
+//! `metric.NAME`, `logits` (what the model's forward returns) and `emit.PATH.NAME`. `@forward` holds
+//! only what its results need: what a model computes for its loss alone costs nothing there.
 
 use indexmap::IndexMap;
 use weft_ir::attr::{Attr, Attrs};
@@ -11,11 +13,11 @@ use weft_ir::op::Op;
 use weft_ir::ty::Type;
 
 use super::function::{Class, Function, Key};
-use super::value::{Tensor, Value};
+use super::update::Emitted;
+use super::value::Value;
 use super::{Env, Lower, Lowering};
 use crate::ast;
-use crate::diag::Diag;
-use crate::elaborate::consts::Const;
+use crate::diag::{self, Diag};
 use crate::elaborate::tree::Body;
 use crate::elaborate::{Reported, Tree};
 use crate::source::{SourceMap, Span};
@@ -114,6 +116,8 @@ pub fn lower(
         settings,
         functions: vec![],
         sites: vec![],
+        n_calls: 0,
+        depth: 0,
         active: IndexMap::new(),
         batch,
         seq,
@@ -123,9 +127,11 @@ pub fn lower(
         Purpose::Train => lower.loss(),
         Purpose::Infer => lower.forward(),
     };
-    let failed = lower.diags.iter().any(Diag::is_error);
+    let (module, active) = (lower.module, lower.active);
+    diag::drop_repeated(diags);
+    let failed = diags.iter().any(Diag::is_error);
     match emits {
-        Ok(emits) if !failed => Some(Lowered { module: lower.module, emits, active: lower.active }),
+        Ok(emits) if !failed => Some(Lowered { module, emits, active }),
         _ => None,
     }
 }
@@ -199,7 +205,7 @@ impl<'a> Lower<'a, '_> {
     }
 
     /// Close the entry with named results.
-    fn close(&mut self, results: Vec<(String, ValueId)>) -> Func {
+    pub fn close(&mut self, results: Vec<(String, ValueId)>) -> Func {
         let function = self.functions.pop().expect("an entry is being lowered");
         let (names, ids) = results.into_iter().unzip();
         let (mut func, _) = function.finish(ids);
@@ -210,15 +216,10 @@ impl<'a> Lower<'a, '_> {
     fn forward(&mut self) -> Lowering<Vec<EmitInfo>> {
         let (_, values) = self.trunk("forward")?;
         let span = self.model().name.span;
-        let mut results = vec![];
-        for (i, v) in values.into_iter().enumerate() {
-            let name = if i == 0 { "logits".to_string() } else { format!("result.{i}") };
-            results.push((name, self.as_tensor(v, span)?.id));
-        }
+        let mut results = self.forward_results(values, span)?;
+        self.keep_what_feeds(&results);
         let first_cache = results.len();
-        let caches: Vec<(String, ValueId)> =
-            self.f().caches.iter().map(|(p, v)| (p.clone(), *v)).collect();
-        results.extend(caches);
+        results.extend(self.f().caches.iter().map(|(p, v)| (p.clone(), *v)));
         let mut func = self.close(results);
         for (r, name) in func.result_names.iter().enumerate().skip(first_cache) {
             let own = |p: &ValueId| func.value(*p).name.as_deref() == Some(name);
@@ -227,6 +228,47 @@ impl<'a> Lower<'a, '_> {
         }
         self.module.add_func(func);
         Ok(vec![])
+    }
+
+    /// What the model's forward returns, by the names an entry gives it.
+    fn forward_results(
+        &mut self,
+        values: Vec<Value>,
+        span: Span,
+    ) -> Lowering<Vec<(String, ValueId)>> {
+        let mut results = vec![];
+        for (i, v) in values.into_iter().enumerate() {
+            let name = if i == 0 { "logits".to_string() } else { format!("result.{i}") };
+            results.push((name, self.as_tensor(v, span)?.id));
+        }
+        Ok(results)
+    }
+
+    /// Drop the entry's ops, parameters and caches that nothing in `results` depends on.
+    fn keep_what_feeds(&mut self, results: &[(String, ValueId)]) {
+        let function = self.functions.last_mut().expect("an entry is being lowered");
+        let func = &mut function.builder.func;
+        let mut needed = vec![false; func.n_values()];
+        results.iter().for_each(|(_, id)| needed[id.0 as usize] = true);
+        let mut body = vec![];
+        for (id, op) in func.body_ops().rev() {
+            if op.results.iter().any(|r| needed[r.0 as usize]) {
+                op.operands.iter().for_each(|x| needed[x.0 as usize] = true);
+                body.push(id);
+            }
+        }
+        body.reverse();
+        func.body = body;
+        let inputs = |key: &Key| matches!(key, Key::Input(_) | Key::Segments | Key::Start);
+        function.params.retain(|key, (id, _)| inputs(key) || needed[id.0 as usize]);
+        let params = &function.params;
+        let kept = |path: &String| params.contains_key(&Key::Store(path.clone()));
+        let dropped: Vec<String> =
+            function.caches.keys().filter(|path| !kept(path)).cloned().collect();
+        for path in dropped {
+            function.caches.shift_remove(&path);
+            self.module.stores.shift_remove(&path);
+        }
     }
 
     fn loss(&mut self) -> Lowering<Vec<EmitInfo>> {
@@ -245,14 +287,8 @@ impl<'a> Lower<'a, '_> {
         env.emits_visible = true;
         let before: Vec<String> = env.locals.keys().cloned().collect();
         let objective = self.body(&block.body, &mut env)?;
-        let objective = match objective.into_iter().next() {
-            Some(v) => self.as_tensor(v, block.span)?,
-            None => return self.error(block.span, "a loss ends with the objective's expression"),
-        };
-        if self.ty(objective.id) != Type::scalar(weft_ir::ty::DType::F32) {
-            return self.error(block.span, "the objective is a scalar");
-        }
-        let mut results = vec![("objective".to_string(), objective.id)];
+        let objective = self.objective(objective, block)?;
+        let mut results = vec![("objective".to_string(), objective)];
         for (name, value) in &env.locals {
             if let (Value::Tensor(t), false) = (value, before.contains(name))
                 && self.ty(t.id).rank() == 0
@@ -260,171 +296,49 @@ impl<'a> Lower<'a, '_> {
                 results.push((format!("metric.{name}"), t.id));
             }
         }
-        for (i, v) in values.into_iter().enumerate() {
-            let name = if i == 0 { "logits".to_string() } else { format!("result.{i}") };
-            results.push((name, self.as_tensor(v, block.span)?.id));
-        }
-        let mut emits = vec![];
-        let made = std::mem::take(&mut self.f().emits);
-        for e in made {
+        results.extend(self.forward_results(values, block.span)?);
+        let (mut emits, mut emitted) = (vec![], vec![]);
+        for e in std::mem::take(&mut self.f().emits) {
             let result = match e.path.as_str() {
                 "" => format!("emit.{}", e.name),
                 p => format!("emit.{p}.{}", e.name),
             };
+            let (name, ty) = (e.name.clone(), self.ty(e.value));
+            emitted.push(Emitted { path: e.path, name, result: result.clone(), ty });
             results.push((result.clone(), e.value));
             emits.push(EmitInfo { result, name: e.name, starts: e.starts });
         }
         let func = self.close(results);
-        let id = self.module.add_func(func);
-        let types: IndexMap<String, Type> = {
-            let f = self.module.func(id);
-            let types = f.results.iter().map(|r| f.ty(*r).clone());
-            f.result_names.iter().cloned().zip(types).collect()
-        };
-        self.update(&types)?;
+        self.module.add_func(func);
+        self.update(&emitted)?;
         Ok(emits)
     }
 
-    /// `@update`: every instance's update blocks, on whole stacks.
-    fn update(&mut self, emitted: &IndexMap<String, Type>) -> Lowering<()> {
-        let tree = self.tree;
-        if tree.instances.iter().all(|i| i.updates.is_empty()) {
-            return Ok(());
-        }
-        self.functions.push(Function::new("update", None));
-        let mut results: IndexMap<String, ValueId> = IndexMap::new();
-        let mut n_inputs = 0;
-        for (i, inst) in tree.instances.iter().enumerate() {
-            if inst.updates.is_empty() {
-                continue;
-            }
-            let mut env = self.env(crate::elaborate::InstId(i as u32));
-            env.lead = inst.levels.len();
-            for (name, ty) in emitted {
-                let own = name
-                    .strip_prefix("emit.")
-                    .and_then(|n| n.strip_prefix(&inst.path))
-                    .map(|n| n.trim_start_matches('.'))
-                    .filter(|n| !n.is_empty() && !n.contains('.'));
-                let Some(own) = own else { continue };
-                let function = self.f();
-                let id = function.builder.param(name, ty.clone());
-                function.params.insert(Key::Input(n_inputs), (id, Class::Carry));
-                n_inputs += 1;
-                let rank = ty.rank();
-                env.locals.insert(own.to_string(), Value::Tensor(Tensor::new(id, rank)));
-            }
-            for rule in inst.updates.iter().flat_map(|u| &u.rules) {
-                self.update_rule(rule, &mut env, &mut results)?;
-            }
-        }
-        let unused: Vec<Key> = {
-            let func = &self.f().builder.func;
-            let counts = func.use_counts();
-            let params = &self.functions.last().expect("pushed above").params;
-            let inputs = params.iter().filter(|(k, _)| matches!(k, Key::Input(_)));
-            inputs
-                .filter(|(_, (id, _))| counts[id.0 as usize] == 0)
-                .map(|(k, _)| k.clone())
-                .collect()
-        };
-        for key in unused {
-            self.f().params.shift_remove(&key);
-        }
-        let func = self.close(results.into_iter().collect());
-        self.module.add_func(func);
-        Ok(())
-    }
-
-    fn update_rule(
-        &mut self,
-        rule: &'a ast::UpdateRule,
-        env: &mut Env,
-        results: &mut IndexMap<String, ValueId>,
-    ) -> Lowering<()> {
-        use crate::elaborate::Member;
-        let inst = self.tree.get(env.inst);
-        let path = match inst.members.get(&rule.target.text) {
-            Some(Member::Store(path)) => path.clone(),
+    /// The last expression of the loss block, a scalar.
+    fn objective(&mut self, values: Vec<Value>, block: &ast::Loss) -> Lowering<ValueId> {
+        let (span, value) = match (block.body.last(), values.into_iter().next()) {
+            (Some(last), Some(value)) => (last.span(), value),
             _ => {
-                let known = inst.members.keys().map(String::as_str);
-                let diag =
-                    Diag::error(rule.target.span, format!("no state `{}`", rule.target.text))
-                        .did_you_mean(&rule.target.text, known);
-                self.diags.push(diag);
-                return Err(Reported);
+                let why = "a loss ends with an expression, its objective";
+                return self.error(block.span, why);
             }
         };
-        if self.tree.stores[&path].kind != weft_ir::module::StoreKind::State {
-            let why = format!("`{}` is not a state", rule.target.text);
-            return self.error(rule.target.span, why);
+        let id = self.as_tensor(value, span)?.id;
+        let ty = self.ty(id);
+        if ty != Type::scalar(weft_ir::ty::DType::F32) {
+            let found = format!("found {}{}", ty.dtype.name(), self.show_dims(&ty.dims));
+            let diag = Diag::error(span, format!("the objective is a scalar, {found}"));
+            self.diags.push(diag.hint("`mean(...)` or `sum(...)` makes one of a tensor"));
+            return Err(Reported);
         }
-        let old = match results.get(&path) {
-            Some(id) => *id,
-            None => self.store(&path, false),
-        };
-        let value = self.expr(&rule.value, env)?;
-        let old = self.tensor(old);
-        let sum = self.pointwise(Op::Add, Value::Tensor(old), value, rule.span)?;
-        let sum = self.as_tensor(sum, rule.span)?;
-        results.insert(path, sum.id);
-        Ok(())
+        Ok(id)
     }
 
-    /// A side output by name in the loss block: summed over everything it was stacked over.
-    pub fn emitted(&mut self, name: &str, span: Span) -> Lowering<Option<Value>> {
-        let all: Vec<ValueId> =
-            self.f().emits.iter().filter(|e| e.name == name).map(|e| e.value).collect();
-        if all.is_empty() {
-            let bodies = self.modules.iter().flat_map(|m| forwards(&m.members));
-            let declared = bodies.flat_map(|f| &f.body).any(|s| emits(s, name));
-            return Ok(declared.then_some(Value::Const(Const::Num(0.0))));
-        }
-        let mut total: Option<Value> = None;
-        for id in all {
-            let rank = self.ty(id).rank() as i64;
-            let dims: Vec<i64> = (0..rank).collect();
-            let sum = match rank {
-                0 => id,
-                _ => self.emit(span, Op::ReduceSum, &[id], Attrs::new().ints("dims", dims))?,
-            };
-            let sum = self.value(sum);
-            total = Some(match total {
-                None => sum,
-                Some(t) => self.pointwise(Op::Add, t, sum, span)?,
-            });
-        }
-        Ok(total)
-    }
 }
 
 fn dim_span(dim: &ast::Dim) -> Option<Span> {
     match dim {
         ast::Dim::Rest(_) => None,
         ast::Dim::Expr(e) => Some(e.span),
-    }
-}
-
-/// Every forward among members, under any condition.
-fn forwards(members: &[ast::Member]) -> Vec<&ast::Forward> {
-    members
-        .iter()
-        .flat_map(|m| match m {
-            ast::Member::Forward(f) => vec![f],
-            ast::Member::If(i) => {
-                let mut all = forwards(&i.then);
-                all.extend(forwards(&i.otherwise));
-                all
-            }
-            _ => vec![],
-        })
-        .collect()
-}
-
-fn emits(stmt: &ast::Stmt, name: &str) -> bool {
-    match stmt {
-        ast::Stmt::Emit(e) => e.name.text == name,
-        ast::Stmt::If(i) => i.then.iter().chain(&i.otherwise).any(|s| emits(s, name)),
-        _ => false,
     }
 }

@@ -1,5 +1,7 @@
 //! Expressions of forward, loss and update bodies: names, compile-time values, calls.
 
+use std::collections::BTreeSet;
+
 use crate::ast::{self, BinaryOp, ExprKind, UnaryOp};
 use crate::diag::Diag;
 use crate::elaborate::consts::{self, Const};
@@ -14,10 +16,20 @@ use weft_ir::op::Op;
 use super::builtin::BUILTINS;
 use super::function::Key;
 use super::value::{Tensor, Value};
-use super::{Env, Lower, Lowering};
+use super::{EXPR_DEPTH_MAX, Env, Lower, Lowering};
 
 impl<'a> Lower<'a, '_> {
     pub fn expr(&mut self, e: &'a ast::Expr, env: &mut Env) -> Lowering<Value> {
+        if self.depth >= EXPR_DEPTH_MAX {
+            return self.error(e.span, "expressions are nested too deep, calls counted in");
+        }
+        self.depth += 1;
+        let value = self.nested(e, env);
+        self.depth -= 1;
+        value
+    }
+
+    fn nested(&mut self, e: &'a ast::Expr, env: &mut Env) -> Lowering<Value> {
         match &e.kind {
             ExprKind::Number(n) => Ok(Value::Const(Const::Num(*n))),
             ExprKind::Str(s) => Ok(Value::Const(Const::Str(s.clone()))),
@@ -36,6 +48,7 @@ impl<'a> Lower<'a, '_> {
                 for item in items {
                     match self.expr(item, env)? {
                         Value::Const(c) => all.push(c),
+                        Value::Poison => return Err(Reported),
                         other => {
                             let why = format!("a list holds numbers, found {}", other.kind());
                             return self.error(item.span, why);
@@ -52,6 +65,21 @@ impl<'a> Lower<'a, '_> {
                 (UnaryOp::Neg, v) => self.unary(Op::Neg, v, e.span),
                 (UnaryOp::Not, v) => self.unary(Op::Not, v, e.span),
             },
+            // The right side may only make sense when the left does not decide.
+            ExprKind::Binary(op @ (BinaryOp::And | BinaryOp::Or), x, y) => {
+                match (op, self.expr(x, env)?) {
+                    (BinaryOp::And, Value::Const(Const::Bool(false))) => {
+                        Ok(Value::Const(Const::Bool(false)))
+                    }
+                    (BinaryOp::Or, Value::Const(Const::Bool(true))) => {
+                        Ok(Value::Const(Const::Bool(true)))
+                    }
+                    (op, x) => {
+                        let y = self.expr(y, env)?;
+                        self.binary(*op, x, y, e.span)
+                    }
+                }
+            }
             ExprKind::Binary(op, x, y) => {
                 let (x, y) = (self.expr(x, env), self.expr(y, env));
                 self.binary(*op, x?, y?, e.span)
@@ -153,6 +181,9 @@ impl<'a> Lower<'a, '_> {
             }
             _ => {}
         }
+        if self.tree.get(env.inst).failed.contains(&name.text) {
+            return Err(Reported);
+        }
         if env.emits_visible
             && let Some(sum) = self.emitted(&name.text, name.span)?
         {
@@ -166,6 +197,10 @@ impl<'a> Lower<'a, '_> {
         let mut known: Vec<String> = env.locals.keys().cloned().collect();
         known.extend(inst.members.keys().chain(inst.consts.keys()).cloned());
         known.extend(["positions", "segments"].map(String::from));
+        known.extend(crate::elaborate::words_of(inst.body));
+        if env.emits_visible {
+            known.extend(self.functions.iter().flat_map(|f| &f.emits).map(|e| e.name.clone()));
+        }
         let mut diag = Diag::error(name.span, format!("unknown name `{}`", name.text))
             .did_you_mean(&name.text, known.iter().map(String::as_str));
         if let Some(Member::One(_) | Member::Stack(_)) = inst.members.get(&name.text) {
@@ -182,12 +217,15 @@ impl<'a> Lower<'a, '_> {
         for (i, name) in names[..names.len() - 1].iter().enumerate() {
             match self.tree.get(inst).members.get(*name) {
                 Some(Member::One(id)) => inst = *id,
-                _ => {
-                    let known: Vec<&str> =
-                        self.tree.get(inst).members.keys().map(String::as_str).collect();
-                    let diag =
-                        Diag::error(path.names[i].span, format!("no single member `{name}` here"))
-                            .did_you_mean(name, known);
+                _ if self.tree.get(inst).failed.contains(*name) => return Err(Reported),
+                found => {
+                    let why = match found {
+                        Some(Member::Stack(_)) => format!("`{name}` is a stack, not one module"),
+                        Some(_) => format!("`{name}` is a tensor, not a module"),
+                        None => format!("no member `{name}` here"),
+                    };
+                    let known = self.tree.get(inst).members.keys().map(String::as_str);
+                    let diag = Diag::error(path.names[i].span, why).did_you_mean(name, known);
                     self.diags.push(diag);
                     return Err(Reported);
                 }
@@ -201,7 +239,11 @@ impl<'a> Lower<'a, '_> {
             let store = store.clone();
             return self.stored(&store, env);
         }
-        let known: Vec<&str> = self.tree.get(inst).consts.keys().map(String::as_str).collect();
+        let inst = self.tree.get(inst);
+        if inst.failed.contains(&last.text) {
+            return Err(Reported);
+        }
+        let known = inst.consts.keys().chain(inst.members.keys()).map(String::as_str);
         let diag = Diag::error(last.span, format!("`{path}`: no constant `{}`", last.text))
             .did_you_mean(&last.text, known);
         self.diags.push(diag);
@@ -234,7 +276,8 @@ impl<'a> Lower<'a, '_> {
 
     /// A dim expression: numbers, symbols and their products.
     pub fn dim_expr(&mut self, e: &'a ast::Expr, env: &Env) -> Lowering<Dim> {
-        let scope = BodyScope { names: self.scope_consts(env) };
+        let failed = self.tree.get(env.inst).failed.clone();
+        let scope = BodyScope { names: self.scope_consts(env), failed };
         let modules = self.modules.clone();
         let value = Eval { modules: &modules, diags: self.diags }.expr(e, &scope)?;
         match value.as_dim() {
@@ -265,14 +308,21 @@ impl<'a> Lower<'a, '_> {
             Some(Member::One(id)) => {
                 let args = self.positional(call, env)?;
                 let results = self.call_instance(id, args, env.each, call.span)?;
+                let member = &call.callee.names[call.callee.names.len() - 1].text;
+                for r in &results {
+                    if let Value::Tensor(t) = r {
+                        self.name_passing(t.id, member);
+                    }
+                }
                 Ok(one_or_tuple(results))
             }
             Some(Member::Stack(_)) => {
                 let why = format!("`{}` is a stack", call.callee);
-                self.diags.push(Diag::error(call.span, why).hint(format!(
-                    "run it in turn with `repeat {0}(...)` or on rows with `each {0}(...)`",
+                let hint = format!(
+                    "`repeat {0}(...)` runs it in turn, `each {0}(...)` on rows",
                     call.callee
-                )));
+                );
+                self.diags.push(Diag::error(call.span, why).hint(hint));
                 Err(Reported)
             }
             Some(Member::Store(_)) => {
@@ -313,6 +363,15 @@ impl<'a> Lower<'a, '_> {
     pub fn unknown_function<T>(&mut self, call: &ast::Call, env: &Env) -> Lowering<T> {
         let name = call.callee.to_string();
         let inst = self.tree.get(env.inst);
+        if inst.failed.contains(&call.callee.names[0].text) {
+            return Err(Reported);
+        }
+        if self.modules.iter().any(|m| m.name.text == name) {
+            let diag = Diag::error(call.callee.span, format!("`{name}` is not placed here"));
+            let hint = format!("declare a member, `NAME : {name}(...)`, and call it");
+            self.diags.push(diag.hint(hint));
+            return Err(Reported);
+        }
         let known = inst.members.keys().map(String::as_str);
         let known = known.chain(BUILTINS.iter().copied()).chain(consts::FUNCTIONS.iter().copied());
         let diag = Diag::error(call.callee.span, format!("no module or function `{name}` here"))
@@ -328,6 +387,7 @@ pub fn one_or_tuple(mut values: Vec<Value>) -> Value {
 
 struct BodyScope {
     names: Vec<(String, Const)>,
+    failed: BTreeSet<String>,
 }
 
 impl Scope for BodyScope {
@@ -337,6 +397,10 @@ impl Scope for BodyScope {
 
     fn lookup_path(&self, _: &[&str]) -> Option<Const> {
         None
+    }
+
+    fn has_failed(&self, name: &str) -> bool {
+        self.failed.contains(name)
     }
 
     fn names(&self) -> Vec<String> {

@@ -1,7 +1,10 @@
 //! A function while it is lowered: parameters appear as the text asks for them.
 //!
-//! A layer's function takes the carried values, then slices of its own stores, then what all layers share. Which stores
-//! that will be is known only after its body is lowered; so parameters are added in any order and sorted at the end.
+//! A layer's function takes the carried values, then slices of its own stores, then what all layers
+//! share. Which stores that will be is known only after its body is lowered; so parameters are added
+//! in any order and sorted at the end.
+
+use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
 use weft_ir::builder::Builder;
@@ -10,6 +13,7 @@ use weft_ir::module::{Def, Func, ValueId};
 
 use super::value::Ragged;
 use crate::elaborate::InstId;
+use crate::source::Span;
 
 /// Where a parameter stands in the signature.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,6 +40,7 @@ pub enum Key {
 pub struct Emit {
     pub path: String,
     pub name: String,
+    pub span: Span,
     pub value: ValueId,
     /// First numbers of the stacks above the instance, for published numbering.
     pub starts: Vec<u64>,
@@ -50,6 +55,8 @@ pub struct Function {
     /// Caches after this call, by store.
     pub caches: IndexMap<String, ValueId>,
     pub ragged: IndexMap<SymId, Ragged>,
+    /// Values named after the member whose call made them, for want of a better name.
+    pub passing_names: BTreeSet<ValueId>,
     /// Positions of this call's tokens, in an entry.
     pub positions: Option<ValueId>,
 }
@@ -63,11 +70,13 @@ impl Function {
             emits: vec![],
             caches: IndexMap::new(),
             ragged: IndexMap::new(),
+            passing_names: BTreeSet::new(),
             positions: None,
         }
     }
 
-    /// Close the function with `results`, its parameters in the order of their classes; returns the keys in that order.
+    /// Close the function with `results`, its parameters in the order of their classes; returns the
+    /// keys in that order.
     pub fn finish(self, results: Vec<ValueId>) -> (Func, Vec<(Key, Class)>) {
         let mut params: Vec<(Key, ValueId, Class)> =
             self.params.into_iter().map(|(key, (id, class))| (key, id, class)).collect();

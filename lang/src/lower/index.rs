@@ -4,7 +4,7 @@ use weft_ir::attr::{Attr, Attrs};
 use weft_ir::dim::{Dim, SymKind, product};
 use weft_ir::op::Op;
 
-use super::builtin::Args;
+use super::args::Args;
 use super::value::{Ragged, Tensor, Value};
 use super::{Env, Lower, Lowering};
 

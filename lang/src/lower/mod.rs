@@ -1,9 +1,13 @@
-//! From the elaborated model to IR: one function an entry, one for each group of a stack that `repeat` runs.
+//! From the elaborated model to IR: one function an entry, one for each group of a stack that
+//! `repeat` runs.
 //!
 //! Calls of single members are inlined; `each` runs a stack on the rows of its segments without a function of its own.
 
+mod args;
 mod arith;
 mod builtin;
+mod call;
+mod composite;
 mod entry;
 mod expr;
 mod function;
@@ -11,6 +15,7 @@ mod index;
 mod repeat;
 mod shape;
 mod stmt;
+mod update;
 mod value;
 
 pub use entry::{EmitInfo, Lowered, Purpose, Settings, Size, lower};
@@ -32,7 +37,13 @@ use function::{Class, Function, Key};
 use value::{Tensor, Value};
 
 /// Calls within calls deeper than this are a cycle.
-const DEPTH_MAX: usize = 64;
+const DEPTH_MAX: usize = 80;
+
+/// Expressions within expressions, through all calls, deeper than this would overflow the stack.
+const EXPR_DEPTH_MAX: usize = 500;
+
+/// A model that calls more modules than this calls one twice at every level.
+const CALLS_MAX: usize = 50_000;
 
 /// The lowering of one entry.
 struct Lower<'a, 't> {
@@ -46,6 +57,10 @@ struct Lower<'a, 't> {
     functions: Vec<Function>,
     /// Call sites of the bodies being inlined, the innermost last.
     sites: Vec<Span>,
+    /// Bodies inlined so far.
+    n_calls: usize,
+    /// Expressions around the one being lowered, through all bodies.
+    depth: usize,
     /// Shares of a stack's weights that one token uses, by store: `active / experts`.
     active: IndexMap<String, (u64, u64)>,
     batch: Dim,
@@ -124,6 +139,25 @@ impl<'a> Lower<'a, '_> {
         Value::Tensor(self.tensor(id))
     }
 
+    /// Name a value after what the text calls it; a name it has from a call it came through gives
+    /// way.
+    fn name_value(&mut self, id: ValueId, name: &str) {
+        let function = self.f();
+        let passing = function.passing_names.remove(&id);
+        if passing || function.builder.func.value(id).name.is_none() {
+            function.builder.name(id, name);
+        }
+    }
+
+    /// Name a value after the member whose call made it, until the text names it.
+    fn name_passing(&mut self, id: ValueId, name: &str) {
+        let function = self.f();
+        if function.builder.func.value(id).name.is_none() {
+            function.builder.name(id, name);
+            function.passing_names.insert(id);
+        }
+    }
+
     /// A dim in the author's terms: `S`, `4*B`, `7168`.
     fn show_dim(&self, d: Dim) -> String {
         let names: Vec<String> = d.symbols().map(|s| self.module.sym(s).name.clone()).collect();
@@ -131,6 +165,15 @@ impl<'a> Lower<'a, '_> {
             (n, true) => n.to_string(),
             (1, _) => names.join("*"),
             (n, _) => format!("{n}*{}", names.join("*")),
+        }
+    }
+
+    /// `heads * value = 4096` where the author named the dim, else its value.
+    fn named_dim(&self, label: Option<Span>, d: Dim) -> String {
+        let value = self.show_dim(d);
+        match label.map(|s| self.map.slice(s)) {
+            Some(name) if name != value => format!("{name} = {value}"),
+            _ => value,
         }
     }
 

@@ -82,9 +82,7 @@ impl<'a> Lower<'a, '_> {
             });
         }
         let carry = outs.len();
-        let emits =
-            function.emits.iter().map(|e| (e.path.clone(), e.name.clone(), e.starts.clone()));
-        let emits: Vec<_> = emits.collect();
+        let emits = function.emits.clone();
         outs.extend(function.emits.iter().map(|e| e.value));
         let caches: Vec<String> = function.caches.keys().cloned().collect();
         outs.extend(function.caches.values());
@@ -115,13 +113,15 @@ impl<'a> Lower<'a, '_> {
         let builder = &mut self.functions[depth].builder;
         let made = builder.emit_calling(&self.module, Op::Repeat, &operands, attrs);
         let made = self.typed(span, made)?;
-        for (i, (path, name, starts)) in emits.into_iter().enumerate() {
-            let value = made[carry + i];
-            self.f().emits.push(Emit { path, name, value, starts });
+        let path = self.tree.get(inst).path.clone();
+        made[..carry].iter().for_each(|id| self.name_passing(*id, &path));
+        for (e, value) in emits.into_iter().zip(&made[carry..]) {
+            self.b().name(*value, &format!("{}.{}", e.path, e.name));
+            self.f().emits.push(Emit { value: *value, ..e });
         }
-        let first_cache = made.len() - caches.len();
-        for (i, path) in caches.into_iter().enumerate() {
-            self.f().caches.insert(path, made[first_cache + i]);
+        for (path, value) in caches.iter().zip(&made[made.len() - caches.len()..]) {
+            self.b().name(*value, &format!("{path}.cache"));
+            self.f().caches.insert(path.clone(), *value);
         }
         let labels = results.into_iter().map(|r| match r {
             Value::Tensor(t) => t.labels,

@@ -5,7 +5,7 @@ use weft_ir::dim::Dim;
 use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
 
-use super::builtin::Args;
+use super::args::Args;
 use super::function::Key;
 use super::value::{Tensor, Value};
 use super::{Env, Lower, Lowering};
@@ -39,13 +39,16 @@ impl<'a> Lower<'a, '_> {
                 }
             }
         }
-        if weft_ir::dim::product(&from) != weft_ir::dim::product(&to) {
-            let why = format!(
-                "cannot read {} as {}: the numbers of elements differ",
-                self.show_dims(&from),
-                self.show_dims(&to)
-            );
-            return self.error(span, why);
+        let (n_from, n_to) = (weft_ir::dim::product(&from), weft_ir::dim::product(&to));
+        if n_from != n_to || n_to.is_none() {
+            let count = |lower: &Self, n: Option<Dim>| {
+                n.map_or("too many to count".to_string(), |n| lower.show_dim(n))
+            };
+            let (from_text, to_text) = (self.show_dims(&from), self.show_dims(&to));
+            let why = format!("cannot read {from_text} as {to_text}: other numbers of elements");
+            let hint = format!("{} against {}", count(self, n_from), count(self, n_to));
+            self.diags.push(Diag::error(span, why).hint(hint));
+            return Err(Reported);
         }
         let id = self.at(span).reshape(t.id, &to);
         let id = self.typed(span, id)?;
@@ -59,13 +62,14 @@ impl<'a> Lower<'a, '_> {
         let seen = rank.saturating_sub(hidden) as f64;
         let index = if axis < 0.0 { seen + axis } else { axis };
         if axis.fract() != 0.0 || index < 0.0 || index >= seen {
-            return self.error(span, format!("axis {axis} of a value with {seen} dims"));
+            let dims = if seen == 1.0 { "dim" } else { "dims" };
+            return self.error(span, format!("axis {axis} of a value with {seen} {dims}"));
         }
         Ok(index as usize + hidden)
     }
 
     pub fn transpose(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
-        let t = self.tensor_arg(args, env)?;
+        let t = self.tensor_or_weights(args, env)?;
         let rank = self.ty(t.id).rank();
         let i = self.number_arg_or(args, "i", -2.0, env)?;
         let j = self.number_arg_or(args, "j", -1.0, env)?;
@@ -146,11 +150,15 @@ impl<'a> Lower<'a, '_> {
                 return self.error(span, format!("`split` into {size}: not a whole positive size"));
             };
             parts.push((start, len));
-            start += len;
+            start = len.saturating_add(start);
         }
         if whole.as_fixed() != Some(start) {
-            let why = format!("the parts add up to {start}, the dim is {}", self.show_dim(whole));
-            return self.error(span, why);
+            let label = t.labels.get(axis - usize::from(t.batched)).copied().flatten();
+            let whole = self.named_dim(label, whole);
+            let parts: Vec<String> = parts.iter().map(|(_, len)| len.to_string()).collect();
+            let why = format!("the parts add up to {start}, the dim is {whole}");
+            self.diags.push(Diag::error(span, why).hint(format!("{} = {start}", parts.join(" + "))));
+            return Err(Reported);
         }
         let mut values = vec![];
         for (start, len) in parts {
@@ -188,7 +196,10 @@ impl<'a> Lower<'a, '_> {
     pub fn next(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
         let span = args.span;
         let t = self.tensor_arg(args, env)?;
-        let k = self.number_arg_or(args, "k", 1.0, env)?;
+        let k = match self.optional(args, "k", env)? {
+            None => 1,
+            Some(v) => self.size(v, "k", span)?,
+        };
         let ty = self.ty(t.id);
         if ty.dims != [self.batch, self.seq] || ty.dtype != DType::I32 {
             let diag = Diag::error(span, "`next` takes tokens, i32[B, S]");
