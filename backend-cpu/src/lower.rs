@@ -8,6 +8,7 @@
 //!
 //! A state is changed in place. What was moved out of it by strides alone and is needed later is copied first.
 
+mod attention;
 mod contract;
 mod dims;
 mod entry;
@@ -210,7 +211,7 @@ impl<'a> Lower<'a> {
             }
             Op::Matmul => self.matmul(f, op),
             Op::GroupedMatmul | Op::GroupedOuter => self.grouped(f, op),
-            Op::Attention | Op::AttentionGrad => Err("there is no kernel for it yet".into()),
+            Op::Attention | Op::AttentionGrad => self.attention(f, op),
             Op::Assign => {
                 let (state, x) = (self.view(f, op.operands[0])?, self.plain(f, op.operands[1])?);
                 if x != state.at {

@@ -149,7 +149,7 @@ impl<'a> Lower<'a> {
     }
 
     /// A row-major copy of a value, which is how it is seen from now on.
-    fn own(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<View, Fault> {
+    pub(super) fn own(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<View, Fault> {
         let view = self.plain_view(f, v)?;
         self.define(f, v, view.clone());
         Ok(view)

@@ -1,4 +1,5 @@
 //! Runs functions of a module on this machine's kernels and in the interpreter, and compares.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::sync::Arc;
 
@@ -93,7 +94,7 @@ pub fn run(graph: &Graph, m: &Module, f: FuncId, args: &[Tensor], sizes: &Sizes)
     results.collect()
 }
 
-fn write(session: &mut Session, name: &str, dtype: DType, x: &Tensor) {
+pub fn write(session: &mut Session, name: &str, dtype: DType, x: &Tensor) {
     let numbers = x.numbers();
     let written = match dtype {
         DType::F32 => {

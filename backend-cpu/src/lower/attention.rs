@@ -1,0 +1,175 @@
+//! Attention and its derivative: operands are read where they lie, with strides.
+
+use weft_graph::{Arg, DType, Role};
+use weft_ir::module::{OpData, ValueId};
+use weft_ir::op::Op;
+use weft_ir::ty;
+
+use super::{Fault, Frame, Lower, TempInfo, Work};
+use crate::attention::{self, Attention, Buffer, Gradients, Heads, Part};
+
+/// An op's operands by what they are.
+struct Operands<'o> {
+    q: &'o [ValueId],
+    k: &'o [ValueId],
+    v: ValueId,
+    /// o, lse and do; of the derivative only.
+    saved: &'o [ValueId],
+    masks: &'o [ValueId],
+}
+
+impl<'a> Lower<'a> {
+    pub(super) fn attention(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        let x = operands(op).ok_or("has too few operands")?;
+        let floats = x.q.iter().chain(x.k).chain([&x.v]).chain(x.saved);
+        for operand in floats {
+            let dtype = f.func.ty(*operand).dtype;
+            if dtype != ty::DType::F32 {
+                return Err(format!("no kernel attends in {}", dtype.name()).into());
+            }
+        }
+        let described = self.described(f, op, &x)?;
+        let mut made = vec![];
+        for r in &op.results {
+            made.push(self.result_room(f, *r)?);
+        }
+        let (place, dims) = (self.place(op), self.dims.decls());
+        let planned = match op.op {
+            Op::Attention => attention::forward(&described, &dims, &place),
+            _ => {
+                let gradients = self.gradients(f, op, &x)?;
+                attention::backward(&described, &gradients, &dims, &place)
+            }
+        };
+        let mut workspaces = vec![];
+        for bytes in planned.workspaces {
+            let name = format!("{}.workspace", op.op.name());
+            let id = self.buffer(&name, DType::U8, vec![bytes], Role::Temp { offset: 0 });
+            self.temps.insert(id, TempInfo { scope: self.open.clone(), frame: f.id });
+            workspaces.push(Arg::whole(id));
+        }
+        for launch in planned.launches {
+            let mut args = vec![];
+            for buffer in &launch.buffers {
+                args.push(self.argument(f, op, &x, &made, &workspaces, *buffer)?);
+            }
+            let kernel = self.kernels.add(launch.kernel, launch.scratch_bytes);
+            let (scalars, grid) = (launch.scalars, launch.grid);
+            let (flops, bytes) = (launch.flops, launch.bytes);
+            self.launch(f, op, Work { kernel, args, scalars, grid, flops, bytes });
+        }
+        Ok(())
+    }
+
+    fn described(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+        x: &Operands,
+    ) -> Result<Attention, Fault> {
+        let (q, k) = (f.func.ty(x.q[0]).clone(), f.func.ty(x.k[0]).clone());
+        let mut parts = vec![];
+        for (q, k) in x.q.iter().zip(x.k) {
+            parts.push(Part { q: self.heads(f, *q)?, k: self.heads(f, *k)? });
+        }
+        let v = self.heads(f, x.v)?;
+        let o = match op.op {
+            Op::Attention => self.heads_of_result(f, op.results[0])?,
+            _ => self.heads(f, x.saved[0])?,
+        };
+        Ok(Attention {
+            batch: self.dims.expr(q.dims[0]),
+            queries: self.dims.expr(q.dims[1]),
+            keys: self.dims.expr(k.dims[1]),
+            parts,
+            v,
+            o,
+            scale: op.attrs.get_float("scale").unwrap_or(1.0),
+            causal: op.attrs.get_flag("causal"),
+            offset: op.attrs.get_flag("offset"),
+            segments: op.attrs.get_flag("segments"),
+        })
+    }
+
+    fn gradients(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+        x: &Operands,
+    ) -> Result<Gradients, Fault> {
+        let n = x.q.len();
+        let mut made = vec![];
+        for r in &op.results {
+            made.push(self.heads_of_result(f, *r)?);
+        }
+        let d_o = self.heads(f, x.saved[2])?;
+        let dv = made.pop().ok_or("has too few results")?;
+        let dk = made.split_off(n);
+        Ok(Gradients { d_o, dq: made, dk, dv })
+    }
+
+    /// How an operand `[B, rows, heads, width]` lies; copied where the elements of a head are apart.
+    fn heads(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<Heads, Fault> {
+        let mut view = self.view(f, v)?;
+        let apart = view.strides[3].as_constant() != Some(1) && !view.dims[3].is_one();
+        if apart {
+            view = self.own(f, v)?;
+        }
+        let fixed = |d: weft_ir::dim::Dim| d.as_fixed().and_then(|n| i64::try_from(n).ok());
+        let (Some(heads), Some(width)) = (fixed(view.dims[2]), fixed(view.dims[3])) else {
+            return Err("heads and their width must be numbers".into());
+        };
+        let strides = [0, 1, 2].map(|d| view.strides[d].clone());
+        Ok(Heads { heads, width, strides })
+    }
+
+    fn heads_of_result(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<Heads, Fault> {
+        let dims = f.func.ty(v).dims.clone();
+        let fixed = |d: usize| dims[d].as_fixed().and_then(|n| i64::try_from(n).ok());
+        let (Some(heads), Some(width)) = (fixed(2), fixed(3)) else {
+            return Err("heads and their width must be numbers".into());
+        };
+        Ok(Heads::row_major(self.dims.expr(dims[1]), heads, width))
+    }
+
+    fn argument(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+        x: &Operands,
+        made: &[Arg],
+        workspaces: &[Arg],
+        buffer: Buffer,
+    ) -> Result<Arg, Fault> {
+        let n = x.q.len();
+        let forward = op.op == Op::Attention;
+        let offset = usize::from(op.attrs.get_flag("offset"));
+        Ok(match buffer {
+            Buffer::Q(i) => self.view(f, x.q[i])?.at,
+            Buffer::K(i) => self.view(f, x.k[i])?.at,
+            Buffer::V => self.view(f, x.v)?.at,
+            Buffer::O if forward => made[0].clone(),
+            Buffer::O => self.view(f, x.saved[0])?.at,
+            Buffer::Lse if forward => made[1].clone(),
+            Buffer::Lse => self.plain(f, x.saved[1])?,
+            Buffer::Start => self.plain(f, x.masks[0])?,
+            Buffer::QuerySegments => self.plain(f, x.masks[offset])?,
+            Buffer::KeySegments => self.plain(f, x.masks[offset + 1])?,
+            Buffer::DO => self.view(f, x.saved[2])?.at,
+            Buffer::DQ(i) => made[i].clone(),
+            Buffer::DK(i) => made[n + i].clone(),
+            Buffer::DV => made[2 * n].clone(),
+            Buffer::Workspace(i) => workspaces[i].clone(),
+        })
+    }
+}
+
+fn operands(op: &OpData) -> Option<Operands<'_>> {
+    let n = usize::try_from(op.attrs.get_int("parts")?).ok()?;
+    let (q, rest) = op.operands.split_at_checked(n)?;
+    let (k, rest) = rest.split_at_checked(n)?;
+    let (v, rest) = rest.split_first()?;
+    let n_saved = if op.op == Op::Attention { 0 } else { 3 };
+    let (saved, masks) = rest.split_at_checked(n_saved)?;
+    (n > 0).then_some(Operands { q, k, v: *v, saved, masks })
+}
