@@ -1,0 +1,173 @@
+//! Attention and its derivative, `o = softmax(scale Σ_j q_j · k_j + mask) v`, in blocks: no array
+//! of queries by keys exists. Operands are f32.
+//!
+//! A vector's lanes are *query rows*; keys and their elements are broadcast from where they lie:
+//!
+//!     for each tile of 16 or 32 query rows:              q transposed into scratch, [D, rows]
+//!         for each block of keys it sees:                scores, [keys, rows], while they are in L1
+//!             running maximum and sum, lane by lane      p = 2^(score - maximum)
+//!             o [Dv, rows] = o · correction + v · p
+//!
+//! So neither k nor v is copied or transposed, softmax needs no sum across lanes, and masks compare
+//! lanes. Query heads that share all keys and values are rows of one tile: with one kv head for 8
+//! query heads a decoded token fills 8 lanes. A row's arithmetic is its lane's: it depends on no
+//! other row, on the number of queries or on the batch, and not on threads. Keys after the last
+//! that a tile's rows see are not touched; keys before it that a row may not see must be finite,
+//! since they are weighed with 0.
+//!
+//! The derivative is one launch over (batch, kv head): it computes scores and `do · v` again, and
+//! sums dq in scratch, dk and dv in place, in the order of the rows. What several kv heads share
+//! (the rotary part of latent attention) is summed head by head in a workspace and added up by a
+//! second launch.
+//!
+//! Envelope: `2 (D + Dv)` flops for a query, head and key forward, `6 D + 4 Dv` backward, at two
+//! vector FMAs a cycle; a score's exponential and mask are about 20 more vector operations.
+//! Decoding is bound by broadcasts, two a cycle, one for each element of k and v.
+
+mod args;
+mod backward;
+mod forward;
+mod plan;
+mod reduce;
+mod rows;
+mod scores;
+mod tile;
+
+use weft_codegen::object::KernelSource;
+use weft_graph::{DimExpr, Scalar};
+
+pub use plan::{backward, forward};
+
+/// An f32 operand `[B, rows, heads, width]`; the elements of a head are consecutive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heads {
+    pub heads: i64,
+    pub width: i64,
+    /// In elements, from one batch, row and head to the next.
+    pub strides: [DimExpr; 3],
+}
+
+impl Heads {
+    /// The whole of an array.
+    pub fn row_major(rows: impl Into<DimExpr>, heads: i64, width: i64) -> Heads {
+        let row = heads * width;
+        Heads { heads, width, strides: [rows.into() * row, row.into(), width.into()] }
+    }
+}
+
+/// A term of the score. The heads of `k` divide those of `q`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub q: Heads,
+    pub k: Heads,
+}
+
+/// Attention to be planned; masks as in the IR's `attention`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    pub batch: DimExpr,
+    pub queries: DimExpr,
+    pub keys: DimExpr,
+    /// At least one; all q have the same heads.
+    pub parts: Vec<Part>,
+    pub v: Heads,
+    pub o: Heads,
+    pub scale: f64,
+    pub causal: bool,
+    pub offset: bool,
+    pub segments: bool,
+}
+
+/// Where the derivatives lie.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients {
+    pub d_o: Heads,
+    pub dq: Vec<Heads>,
+    pub dk: Vec<Heads>,
+    pub dv: Heads,
+}
+
+/// What a launch's buffer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Buffer {
+    Q(usize),
+    K(usize),
+    V,
+    O,
+    /// f32 `[B, H, S]`, contiguous; forward writes it.
+    Lse,
+    /// i32 `[B]`.
+    Start,
+    /// i32 `[B, S]`, contiguous.
+    QuerySegments,
+    /// i32 `[B, T]`, contiguous.
+    KeySegments,
+    DO,
+    DQ(usize),
+    DK(usize),
+    DV,
+    /// Lives through the launches of one [`Planned`].
+    Workspace(usize),
+}
+
+/// One launch. Its kernel is independent of the CPU variant; equal names mean equal code.
+#[derive(Clone)]
+pub struct Launch {
+    pub kernel: KernelSource,
+    pub scratch_bytes: u64,
+    pub buffers: Vec<Buffer>,
+    pub scalars: Vec<Scalar>,
+    pub grid: DimExpr,
+    pub flops: DimExpr,
+    pub bytes: DimExpr,
+}
+
+/// Launches in order.
+#[derive(Clone)]
+pub struct Planned {
+    pub launches: Vec<Launch>,
+    /// Bytes of each workspace.
+    pub workspaces: Vec<DimExpr>,
+}
+
+/// The keys or values of a kernel, as far as its code depends on them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Keys {
+    pub width: u32,
+    pub heads: i64,
+    /// The distance of rows, where it is known.
+    pub row_stride: Option<i64>,
+}
+
+/// What a kernel's code depends on: all else comes as scalars.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Shape {
+    pub parts: Vec<Keys>,
+    pub v: Keys,
+    pub heads: i64,
+    /// Consecutive query heads that share all keys and values.
+    pub group: i64,
+    pub causal: bool,
+    pub offset: bool,
+    pub segments: bool,
+    /// Query rows of a block: `group` for each query.
+    pub block_rows: u32,
+}
+
+impl Shape {
+    /// Groups of heads.
+    pub fn units(&self) -> i64 {
+        self.heads / self.group
+    }
+
+    /// Where in a row of scratch that holds all of q each part starts.
+    pub fn q_firsts(&self) -> Vec<u32> {
+        let before = |j: usize| self.parts[..j].iter().map(|p| tile::padded(p.width)).sum();
+        (0..self.parts.len()).map(before).collect()
+    }
+
+    /// f32 of such a row.
+    pub fn q_width(&self) -> u32 {
+        self.parts.iter().map(|p| tile::padded(p.width)).sum()
+    }
+}

@@ -1,0 +1,181 @@
+//! The arguments of the kernels by name, and what one kv head of one batch sees of them.
+//!
+//! Buffers: q, k (one for each part), v, o; backward do, dq, dk, dv; then lse, and the masks'
+//! operands. Scalars: queries, keys, blocks in a unit, scale, then three strides for each buffer up
+//! to lse.
+
+use weft_codegen::emit::{Cg, Elem, Kernel, Ty, Val};
+
+use super::Shape;
+
+/// An operand `[B, rows, heads, width]`, strides in elements.
+#[derive(Clone, Copy)]
+pub struct View<'c> {
+    pub ptr: Val<'c>,
+    pub batch: Val<'c>,
+    pub row: Val<'c>,
+    pub head: Val<'c>,
+}
+
+impl<'c> View<'c> {
+    /// Row 0 of one head of one batch.
+    pub fn of(&self, cg: &Cg<'c>, batch: Val<'c>, head: Val<'c>) -> Val<'c> {
+        let first = cg.add(cg.mul(batch, self.batch), cg.mul(head, self.head));
+        cg.at(self.ptr, Elem::F32, first)
+    }
+}
+
+pub struct Args<'c> {
+    pub queries: Val<'c>,
+    pub keys: Val<'c>,
+    /// Blocks of query rows in a unit.
+    pub blocks: Val<'c>,
+    pub scale: Val<'c>,
+    pub q: Vec<View<'c>>,
+    pub k: Vec<View<'c>>,
+    pub v: View<'c>,
+    pub o: View<'c>,
+    /// Absent forward.
+    pub gradients: Option<GradientArgs<'c>>,
+    pub lse: Val<'c>,
+    pub start: Option<Val<'c>>,
+    pub query_segments: Option<Val<'c>>,
+    pub key_segments: Option<Val<'c>>,
+}
+
+pub struct GradientArgs<'c> {
+    pub d_o: View<'c>,
+    pub dq: Vec<View<'c>>,
+    pub dk: Vec<View<'c>>,
+    pub dv: View<'c>,
+}
+
+/// Scalars before the strides.
+pub const FIXED_SCALARS: usize = 4;
+const SCALE: usize = 3;
+
+impl Shape {
+    fn n_views(&self, gradients: bool) -> usize {
+        let n = self.parts.len();
+        2 * n + 2 + if gradients { 2 * n + 2 } else { 0 }
+    }
+
+    /// Emits the kernel's frame around what one block does.
+    pub fn kernel<'c>(
+        &self,
+        cg: &Cg<'c>,
+        name: &str,
+        gradients: bool,
+        block: impl FnOnce(&Kernel<'c>, &Args<'c>, Val<'c>),
+    ) {
+        let n_views = self.n_views(gradients);
+        let masks = usize::from(self.offset) + 2 * usize::from(self.segments);
+        let n_scalars = FIXED_SCALARS + 3 * n_views;
+        cg.kernel(name, n_views + 1 + masks, n_scalars, |k| {
+            let args = self.args(cg, k, gradients);
+            cg.for_each(k.begin, k.end, 1, |i| block(k, &args, i));
+        });
+    }
+
+    fn args<'c>(&self, cg: &Cg<'c>, k: &Kernel<'c>, gradients: bool) -> Args<'c> {
+        let n = self.parts.len();
+        let view = |i: usize| {
+            let s = &k.scalars[FIXED_SCALARS + 3 * i..];
+            View { ptr: k.buffers[i], batch: s[0], row: s[1], head: s[2] }
+        };
+        // A stride known when compiling folds into addresses.
+        let keys = |i: usize, stride: Option<i64>| match stride {
+            Some(row) => View { row: cg.i64(row), ..view(i) },
+            None => view(i),
+        };
+        let first = 2 * n + 2;
+        let mut rest = k.buffers[self.n_views(gradients)..].iter().copied();
+        let lse = rest.next().expect("the kernel has a buffer for lse");
+        Args {
+            queries: k.scalars[0],
+            keys: k.scalars[1],
+            blocks: k.scalars[2],
+            scale: cg.scalar_f32(k, SCALE),
+            q: (0..n).map(view).collect(),
+            k: (0..n).map(|j| keys(n + j, self.parts[j].row_stride)).collect(),
+            v: keys(2 * n, self.v.row_stride),
+            o: view(2 * n + 1),
+            gradients: gradients.then(|| GradientArgs {
+                d_o: view(first),
+                dq: (0..n).map(|j| view(first + 1 + j)).collect(),
+                dk: (0..n).map(|j| view(first + 1 + n + j)).collect(),
+                dv: view(first + 1 + 2 * n),
+            }),
+            lse,
+            start: if self.offset { rest.next() } else { None },
+            query_segments: if self.segments { rest.next() } else { None },
+            key_segments: if self.segments { rest.next() } else { None },
+        }
+    }
+}
+
+/// A source of broadcasts: row 0 of the keys or values, and the distance of rows.
+#[derive(Clone, Copy)]
+pub struct Source<'c> {
+    pub ptr: Val<'c>,
+    pub row: Val<'c>,
+    pub width: u32,
+}
+
+impl<'c> Source<'c> {
+    /// The same from row `t0` on.
+    pub fn from(&self, cg: &Cg<'c>, t0: Val<'c>) -> Source<'c> {
+        Source { ptr: cg.at(self.ptr, Elem::F32, cg.mul(t0, self.row)), ..*self }
+    }
+}
+
+/// One batch and one group of heads.
+pub struct Unit<'c> {
+    pub batch: Val<'c>,
+    pub first_head: Val<'c>,
+    /// Query rows: `group` for each query.
+    pub rows: Val<'c>,
+    pub k: Vec<Source<'c>>,
+    pub v: Source<'c>,
+    /// i64; zero without an offset.
+    pub start: Val<'c>,
+    /// Segments of the keys.
+    pub key_segments: Option<Val<'c>>,
+}
+
+impl Shape {
+    pub fn unit<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Args<'c>,
+        batch: Val<'c>,
+        index: Val<'c>,
+    ) -> Unit<'c> {
+        let first_head = cg.mul(index, self.group);
+        let source = |view: &View<'c>, keys: &super::Keys| {
+            let head = cg.div(first_head, self.heads / keys.heads);
+            Source { ptr: view.of(cg, batch, head), row: view.row, width: keys.width }
+        };
+        let start = args.start.map_or(cg.i64(0), |start| {
+            cg.cast(cg.load(Ty::I32, cg.at(start, Elem::I32, batch)), Elem::I64)
+        });
+        let segments = |ptr, n| cg.at(ptr, Elem::I32, cg.mul(batch, n));
+        Unit {
+            batch,
+            first_head,
+            rows: cg.mul(args.queries, self.group),
+            k: args.k.iter().zip(&self.parts).map(|(k, keys)| source(k, keys)).collect(),
+            v: source(&args.v, &self.v),
+            start,
+            key_segments: args.key_segments.map(|ptr| segments(ptr, args.keys)),
+        }
+    }
+
+    /// The query and the head of a query row of the unit.
+    pub fn place<'c>(&self, cg: &Cg<'c>, unit: &Unit<'c>, row: Val<'c>) -> (Val<'c>, Val<'c>) {
+        if self.group == 1 {
+            return (row, unit.first_head);
+        }
+        (cg.div(row, self.group), cg.add(unit.first_head, cg.rem(row, self.group)))
+    }
+}

@@ -1,0 +1,191 @@
+//! Query rows between where they lie and a tile's lanes.
+
+use weft_codegen::emit::{Cg, Elem, Val};
+
+use super::Shape;
+use super::args::{Args, Source, Unit, View};
+use super::tile::{Tile, at};
+
+/// A tile of the unit's rows. Lanes beyond the last row repeat it.
+#[derive(Clone, Copy)]
+pub struct RowTile<'c> {
+    pub first: Val<'c>,
+    /// The end of the block's rows.
+    pub end: Val<'c>,
+}
+
+/// One row: its lane, its query and its head.
+#[derive(Clone, Copy)]
+pub struct Row<'c> {
+    pub lane: Val<'c>,
+    pub query: Val<'c>,
+    pub head: Val<'c>,
+}
+
+impl<'c> RowTile<'c> {
+    /// The number of rows.
+    pub fn len(&self, cg: &Cg<'c>, tile: &Tile) -> Val<'c> {
+        cg.min(cg.sub(self.end, self.first), i64::from(tile.width()))
+    }
+
+    /// Every lane of the tile.
+    pub fn each_lane(
+        &self,
+        cg: &Cg<'c>,
+        shape: &Shape,
+        unit: &Unit<'c>,
+        tile: &Tile,
+        body: impl FnOnce(Row<'c>),
+    ) {
+        cg.for_each(cg.i64(0), cg.i64(tile.width().into()), 1, |lane| {
+            let row = cg.min(cg.add(self.first, lane), cg.sub(self.end, 1));
+            let (query, head) = shape.place(cg, unit, row);
+            body(Row { lane, query, head });
+        });
+    }
+
+    /// Every row of the tile.
+    pub fn each_row(
+        &self,
+        cg: &Cg<'c>,
+        shape: &Shape,
+        unit: &Unit<'c>,
+        tile: &Tile,
+        body: impl FnOnce(Row<'c>),
+    ) {
+        cg.for_each(cg.i64(0), self.len(cg, tile), 1, |lane| {
+            let (query, head) = shape.place(cg, unit, cg.add(self.first, lane));
+            body(Row { lane, query, head });
+        });
+    }
+}
+
+/// The start of a row in an operand.
+pub fn row_of<'c>(cg: &Cg<'c>, unit: &Unit<'c>, view: &View<'c>, row: &Row<'c>) -> Val<'c> {
+    cg.at(view.of(cg, unit.batch, row.head), Elem::F32, cg.mul(row.query, view.row))
+}
+
+/// Where the query row's element of an f32 `[B, H, S]` is.
+pub fn statistic<'c>(
+    cg: &Cg<'c>,
+    shape: &Shape,
+    args: &Args<'c>,
+    unit: &Unit<'c>,
+    base: Val<'c>,
+    row: &Row<'c>,
+) -> Val<'c> {
+    let line = cg.add(cg.mul(unit.batch, shape.heads), row.head);
+    cg.at(base, Elem::F32, cg.add(cg.mul(line, args.queries), row.query))
+}
+
+/// The vectors that cover `width` elements, each with the mask it needs.
+pub fn columns<'c>(cg: &Cg<'c>, lanes: u32, width: u32) -> Vec<(u32, Option<Val<'c>>)> {
+    let mask = |first: u32| {
+        let left = width - first;
+        (left < lanes).then(|| cg.mask_below(cg.i64(left.into()), lanes))
+    };
+    (0..width).step_by(lanes as usize).map(|first| (first, mask(first))).collect()
+}
+
+/// Copies a row's `width` elements; in scratch what follows them up to a whole vector becomes zero.
+pub fn load_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Val<'c>, width: u32) {
+    for (first, mask) in columns(cg, lanes, width) {
+        let x = cg.load_tail(Elem::F32.x(lanes), at(cg, from, first), mask);
+        cg.store_aligned(x, at(cg, to, first), 4 * lanes);
+    }
+}
+
+/// Copies a row's `width` elements out of scratch.
+pub fn store_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Val<'c>, width: u32) {
+    for (first, mask) in columns(cg, lanes, width) {
+        let x = cg.load_aligned(Elem::F32.x(lanes), at(cg, from, first), 4 * lanes);
+        cg.store_tail(x, at(cg, to, first), mask);
+    }
+}
+
+/// `to[d, lane] = factor · from[lane, d]`, both in scratch; `from` has rows `stride` apart.
+pub fn to_lanes<'c>(
+    cg: &Cg<'c>,
+    tile: &Tile,
+    (from, stride): (Val<'c>, u32),
+    to: Val<'c>,
+    width: u32,
+    factor: Option<Val<'c>>,
+) {
+    let n = tile.lanes;
+    cg.for_each(cg.i64(0), cg.i64(width.into()), i64::from(n), |d| {
+        for v in 0..tile.vectors {
+            let from = cg.at(at(cg, from, v * n * stride), Elem::F32, d);
+            let rows: Vec<Val> = (0..n)
+                .map(|i| cg.load_aligned(Elem::F32.x(n), at(cg, from, i * stride), 4 * n))
+                .collect();
+            let to = cg.at(to, Elem::F32, cg.mul(d, i64::from(tile.width())));
+            for (i, x) in cg.transpose(&rows).into_iter().enumerate() {
+                let x = factor.map_or(x, |f| cg.mul(x, cg.splat(f, n)));
+                cg.store_aligned(x, at(cg, to, i as u32 * tile.width() + v * n), 4 * n);
+            }
+        }
+    });
+}
+
+/// `to[lane, d] = factor[lane] · from[d, lane]`, both in scratch; `to` has rows `stride` apart.
+pub fn from_lanes<'c>(
+    cg: &Cg<'c>,
+    tile: &Tile,
+    from: Val<'c>,
+    (to, stride): (Val<'c>, u32),
+    width: u32,
+    factor: Option<&[Val<'c>]>,
+) {
+    let n = tile.lanes;
+    cg.for_each(cg.i64(0), cg.i64(width.into()), i64::from(n), |d| {
+        let from = cg.at(from, Elem::F32, cg.mul(d, i64::from(tile.width())));
+        for v in 0..tile.vectors {
+            let row = |i: u32| {
+                let x = tile.load_one(cg, Elem::F32, at(cg, from, i * tile.width()), v);
+                factor.map_or(x, |f| cg.mul(x, f[v as usize]))
+            };
+            let to = cg.at(at(cg, to, v * n * stride), Elem::F32, d);
+            let rows = cg.transpose(&(0..n).map(row).collect::<Vec<_>>());
+            for (i, x) in rows.into_iter().enumerate() {
+                cg.store_aligned(x, at(cg, to, i as u32 * stride), 4 * n);
+            }
+        }
+    });
+}
+
+/// Brings the rows' q into scratch, once row by row (rows `stride` apart) and once transposed,
+/// times `scale / ln 2`, which makes scores exponents of 2. Gives each part's keys with its
+/// transposed q.
+pub fn load_queries<'c>(
+    cg: &Cg<'c>,
+    shape: &Shape,
+    args: &Args<'c>,
+    unit: &Unit<'c>,
+    (tile, rows): (&Tile, &RowTile<'c>),
+    (by_row, stride): (Val<'c>, u32),
+    transposed: Val<'c>,
+) -> Vec<(Source<'c>, Val<'c>)> {
+    let firsts = shape.q_firsts();
+    rows.each_lane(cg, shape, unit, tile, |row| {
+        let to = cg.at(by_row, Elem::F32, cg.mul(row.lane, i64::from(stride)));
+        for ((q, part), first) in args.q.iter().zip(&shape.parts).zip(&firsts) {
+            load_row(cg, tile.lanes, row_of(cg, unit, q, &row), at(cg, to, *first), part.width);
+        }
+    });
+    let scale = cg.mul(args.scale, std::f32::consts::LOG2_E);
+    let parts = unit.k.iter().zip(&firsts).map(|(k, first)| {
+        let to = at(cg, transposed, first * tile.width());
+        to_lanes(cg, tile, (at(cg, by_row, *first), stride), to, k.width, Some(scale));
+        (*k, to)
+    });
+    parts.collect()
+}
+
+/// Fills `n` f32 (whole vectors) of scratch with zero.
+pub fn clear<'c>(cg: &Cg<'c>, lanes: u32, ptr: Val<'c>, n: u32) {
+    let zero = cg.zero(Elem::F32.x(lanes));
+    cg.for_each(cg.i64(0), cg.i64(n.into()), i64::from(lanes), |i| {
+        cg.store_aligned(zero, cg.at(ptr, Elem::F32, i), 4 * lanes);
+    });
+}
