@@ -7,3 +7,4 @@
 pub mod emit;
 pub mod math;
 pub mod object;
+pub mod region;

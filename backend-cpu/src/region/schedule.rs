@@ -1,0 +1,266 @@
+//! How a nest is cut into blocks and loops.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_codegen::region::emit::{Kept, Parts, Schedule};
+use weft_codegen::region::graph::NodeId;
+use weft_codegen::region::index::{Atom, Var};
+use weft_codegen::region::scalar::is_expensive;
+use weft_codegen::region::trace::{Expr, ExprId, Nest, Root};
+use weft_ir::dim::Dim;
+
+/// Elements of a block, about: some microseconds of work.
+const BLOCK_ELEMENTS: u64 = 4096;
+/// A row longer than this is not kept in scratch: recomputing costs less than the cache misses.
+const KEPT_MAX: u64 = 1 << 16;
+/// A fold of up to so many elements may be done again for every index of a loop.
+const REPEATED_MAX: u64 = 16;
+/// The same, for a fold that each call of a kernel does once.
+const PER_CALL_MAX: u64 = 1024;
+/// Lanes are assumed to be at most this many where a loop's tail matters.
+const LANES_MAX: u64 = 16;
+
+/// A schedule and how its launch is sized.
+pub struct Planned {
+    pub schedule: Schedule,
+    /// `grid` is the product of these.
+    pub grid: Vec<Dim>,
+    /// Times this, rounded up to whole chunks.
+    pub chunked: Option<(Dim, i64)>,
+    pub scratch_bytes: u64,
+}
+
+/// A schedule, or the node of a fold that has to be stored by a launch before.
+pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Planned, NodeId> {
+    let extent = |v: &Var| max(nest.vars.extent(*v)).max(1);
+    let parts = nest.part.map(|index| {
+        let root = &nest.roots[0];
+        let var = match &nest.exprs[root.value.0 as usize].expr {
+            Expr::Fold { vars, .. } => vars.first().copied(),
+            _ => None,
+        };
+        let count = nest.vars.extent(index).as_fixed().unwrap_or(1) as i64;
+        var.map(|var| Parts { var, index, count })
+    });
+    let parts = parts.flatten();
+    let main: Vec<Var> = nest.main.iter().copied().filter(|v| Some(*v) != nest.part).collect();
+    let lanes = main.last().copied().filter(|v| lanes_fit(nest, *v));
+    let folds = Folds::of(nest);
+    let work = |vars: &[Var]| {
+        let product = vars.iter().map(&extent).fold(1u64, u64::saturating_mul);
+        let inside = |e: &ExprId| match lanes {
+            Some(v) => nest.exprs[e.0 as usize].deps.contains(&v),
+            None => true,
+        };
+        let of_fold = |(e, vars): &(ExprId, Vec<Var>)| {
+            if !inside(e) {
+                return 1;
+            }
+            vars.iter().map(&extent).fold(1, u64::saturating_mul)
+        };
+        product.saturating_mul(folds.all.iter().map(of_fold).max().unwrap_or(1))
+    };
+    let row_folds = folds
+        .all
+        .iter()
+        .any(|(e, _)| lanes.is_some_and(|v| !nest.exprs[e.0 as usize].deps.contains(&v)));
+    let mut split = main.len().saturating_sub(1);
+    while split > 0 && work(&main[split..]) < BLOCK_ELEMENTS {
+        split -= 1;
+    }
+    let (mut grid, mut order) = (main[..split].to_vec(), main[split..].to_vec());
+    let mut chunk = None;
+    if let Some(first) = order.first().copied() {
+        let inner = work(&order[1..]).max(1);
+        let whole_row = lanes == Some(first) && row_folds;
+        let mut n = BLOCK_ELEMENTS.div_ceil(inner).max(1);
+        if lanes == Some(first) {
+            n = n.next_multiple_of(LANES_MAX * 4);
+        }
+        if !whole_row && n < extent(&first) {
+            chunk = Some(n as i64);
+        }
+    }
+    if let Some(index) = nest.part {
+        grid.insert(0, index);
+    }
+    sink(nest, lanes, chunk.is_some(), &mut order);
+    let planned_order: Vec<Var> = grid.iter().chain(&order).copied().collect();
+    // A value that is the same for several blocks is not theirs to store.
+    let blocks = grid.iter().chain(chunk.map(|_| &order[0]));
+    let shared = |r: &&Root| blocks.clone().any(|v| !r.deps.contains(v));
+    if let Some(root) = nest.roots.iter().find(shared) {
+        return Err(root.node);
+    }
+    if let Some(node) = repeated(nest, &folds, &planned_order, chunk.map(|_| order[0]), &extent) {
+        return Err(node);
+    }
+    let kept = kept(nest, &folds, lanes, &extent);
+    let scratch_bytes = kept.1 * 4;
+    let lane_folds = folds
+        .all
+        .iter()
+        .any(|(e, _)| lanes.is_some_and(|v| nest.exprs[e.0 as usize].deps.contains(&v)));
+    let sizes = grid.iter().map(|v| nest.vars.extent(*v)).collect();
+    let chunked = chunk.map(|n| (nest.vars.extent(order[0]), n));
+    let unroll = if lane_folds { 4 } else { 1 };
+    let schedule = Schedule { grid, chunk, order, lanes, unroll, parts, kept: kept.0 };
+    Ok(Planned { schedule, grid: sizes, chunked, scratch_bytes })
+}
+
+/// The folds of a nest, and the expressions each loop evaluates.
+struct Folds {
+    all: Vec<(ExprId, Vec<Var>)>,
+}
+
+impl Folds {
+    fn of(nest: &Nest) -> Folds {
+        let live = reachable(nest, nest.roots.iter().map(|r| r.value), true);
+        let fold = |e: ExprId| match &nest.exprs[e.0 as usize].expr {
+            Expr::Fold { vars, .. } => Some((e, vars.clone())),
+            _ => None,
+        };
+        Folds { all: live.into_iter().filter_map(fold).collect() }
+    }
+}
+
+/// What evaluating `from` evaluates; into the bodies of folds too if `inside`.
+fn reachable(nest: &Nest, from: impl Iterator<Item = ExprId>, inside: bool) -> BTreeSet<ExprId> {
+    let mut seen = BTreeSet::new();
+    let mut open: Vec<ExprId> = from.collect();
+    while let Some(e) = open.pop() {
+        if !seen.insert(e) {
+            continue;
+        }
+        match &nest.exprs[e.0 as usize].expr {
+            Expr::Scalar(_, xs) => open.extend(xs),
+            Expr::Choose { guard, then, other } => {
+                open.extend([*then, *other]);
+                open.extend(nest.data(&guard.at));
+            }
+            Expr::Swap { x, .. } => open.push(*x),
+            Expr::Fold { x, .. } if inside => open.push(*x),
+            Expr::Fold { .. } | Expr::Constant(_) | Expr::Extent(_) => {}
+            Expr::Index(ix) => open.extend(nest.data(ix)),
+            Expr::Load { at, guards, .. } => {
+                open.extend(nest.data(at));
+                open.extend(guards.iter().flat_map(|g| nest.data(&g.at)));
+            }
+        }
+    }
+    seen
+}
+
+/// Is `var` better in lanes than the last variable of the folds in it? Not where those would then be read with strides.
+fn lanes_fit(nest: &Nest, var: Var) -> bool {
+    let live = reachable(nest, nest.roots.iter().map(|r| r.value), true);
+    let mut along_fold = 0;
+    let mut along_var = 0;
+    for e in live {
+        let Expr::Fold { x, vars, .. } = &nest.exprs[e.0 as usize].expr else { continue };
+        if !nest.exprs[e.0 as usize].deps.contains(&var) {
+            continue;
+        }
+        for inner in reachable(nest, std::iter::once(*x), false) {
+            let Expr::Load { at, .. } = &nest.exprs[inner.0 as usize].expr else { continue };
+            let stride = |v: &Var| at.coefficient(Atom::Var(*v)).as_constant();
+            if stride(&var) == Some(1) {
+                along_var += 1;
+            } else if vars.last().and_then(stride) == Some(1) && stride(&var) != Some(0) {
+                along_fold += 1;
+            }
+        }
+    }
+    along_fold <= along_var
+}
+
+/// Moves loops inside the lanes' loop that costly values in lanes do not depend on: rotary angles are the same for all
+/// heads.
+fn sink(nest: &Nest, lanes: Option<Var>, chunked: bool, order: &mut Vec<Var>) {
+    let Some(lanes) = lanes else { return };
+    let live = reachable(nest, nest.roots.iter().map(|r| r.value), false);
+    let idle = |u: &Var| {
+        live.iter().any(|e| {
+            let data = &nest.exprs[e.0 as usize];
+            let costly = matches!(&data.expr, Expr::Scalar(op, _) if is_expensive(*op));
+            costly && data.deps.contains(&lanes) && !data.deps.contains(u)
+        })
+    };
+    let free = usize::from(chunked);
+    let sunk: Vec<Var> =
+        order.iter().skip(free).copied().filter(|v| *v != lanes && idle(v)).collect();
+    order.retain(|v| !sunk.contains(v));
+    order.extend(sunk);
+}
+
+/// A fold that this order of loops would do too often.
+fn repeated(
+    nest: &Nest,
+    folds: &Folds,
+    order: &[Var],
+    chunked: Option<Var>,
+    extent: &dyn Fn(&Var) -> u64,
+) -> Option<NodeId> {
+    for (e, vars) in &folds.all {
+        if nest.part.is_some() && nest.roots[0].value == *e {
+            continue;
+        }
+        let deps = &nest.exprs[e.0 as usize].deps;
+        let size = vars.iter().map(extent).fold(1, u64::saturating_mul);
+        let place = |v: &Var| order.iter().position(|o| o == v);
+        let last = deps.iter().filter_map(place).max();
+        let outside = match last {
+            None => &order[..0],
+            Some(last) => &order[..last],
+        };
+        let times =
+            outside.iter().filter(|v| !deps.contains(v)).map(extent).fold(1, u64::saturating_mul);
+        let rebound = outside.iter().any(|v| vars.contains(v));
+        let per_chunk = chunked.is_some_and(|c| !deps.contains(&c)) && !deps.is_empty();
+        let too_often = times > 1 && size > REPEATED_MAX
+            || rebound
+            || per_chunk && size > REPEATED_MAX
+            || deps.is_empty() && !order.is_empty() && size > PER_CALL_MAX;
+        if too_often {
+            return nest.folds.iter().find(|(f, _)| f == e).map(|(_, node)| *node);
+        }
+    }
+    None
+}
+
+/// Costly values along the lanes' variable that a fold and another loop both need, and the elements of scratch they take.
+fn kept(
+    nest: &Nest,
+    folds: &Folds,
+    lanes: Option<Var>,
+    extent: &dyn Fn(&Var) -> u64,
+) -> (BTreeMap<ExprId, Kept>, u64) {
+    let mut places = BTreeMap::new();
+    let mut offset = 0;
+    // Loops by the variable they run over: those of folds, and the roots'.
+    let mut loops: Vec<(Var, BTreeSet<ExprId>)> = vec![];
+    for (e, vars) in &folds.all {
+        let Expr::Fold { x, .. } = &nest.exprs[e.0 as usize].expr else { continue };
+        let whole = lanes.is_none_or(|v| !nest.exprs[e.0 as usize].deps.contains(&v));
+        if let ([var], true, None) = (&vars[..], whole, nest.part) {
+            loops.push((*var, reachable(nest, std::iter::once(*x), false)));
+        }
+    }
+    if let Some(var) = lanes {
+        loops.push((var, reachable(nest, nest.roots.iter().map(|r| r.value), false)));
+    }
+    for (i, data) in nest.exprs.iter().enumerate() {
+        let e = ExprId(i as u32);
+        if !matches!(&data.expr, Expr::Scalar(op, _) if is_expensive(*op)) {
+            continue;
+        }
+        let of = |v: &Var| loops.iter().filter(|(w, set)| w == v && set.contains(&e)).count();
+        let Some(var) = data.deps.iter().find(|v| of(v) >= 2) else { continue };
+        let n = extent(var);
+        if n <= KEPT_MAX {
+            places.insert(e, Kept { var: *var, offset });
+            offset += n.next_multiple_of(LANES_MAX);
+        }
+    }
+    (places, offset)
+}
