@@ -98,7 +98,7 @@ fn run(case: &Case, name: &str, variant: CpuVariant, threads: usize, blas: Optio
     let start = Instant::now();
     let mut rounds = 0;
     // Turn by turn, so that noise from elsewhere meets all alike.
-    while start.elapsed() < Duration::from_millis(700) || rounds < 5 {
+    while start.elapsed() < Duration::from_millis(1500) || rounds < 5 {
         let repeat = (2e6 / flops).ceil() as u32;
         best[0] = best[0].min(timed(repeat, || f32s.run(&pool)));
         if let Some(blas) = blas {
@@ -110,12 +110,13 @@ fn run(case: &Case, name: &str, variant: CpuVariant, threads: usize, blas: Optio
     }
     let rate = |seconds: f64| flops / seconds / 1e9;
     println!(
-        "{name:>30} {threads:>7} {:>9.1} {:>9.1} {:>6.2} {:>8.1}   {}",
+        "{name:>30} {threads:>7} {:>9.1} {:>9.1} {:>6.2} {:>8.1}   {} ({:.0} ms to compile)",
         rate(best[0]),
         if blas.is_some() { rate(best[1]) } else { 0.0 },
         best[1] / best[0],
         rate(best[2]),
         case.what,
+        f32s.compile_ms,
     );
 }
 
@@ -135,6 +136,7 @@ struct Product {
     scalars: Vec<i64>,
     grid: i64,
     kernel: KernelFn,
+    compile_ms: f64,
     _code: Code,
 }
 
@@ -162,9 +164,11 @@ impl Product {
             epilogue: None,
         };
         let planned = plan(&gemm, &[], "bench");
+        let start = Instant::now();
         let object = compile(&target(variant), std::slice::from_ref(&planned.kernel));
         let code = Code::load("bench", &object.expect("the kernel compiles").bytes);
         let code = code.expect("the object loads");
+        let compile_ms = start.elapsed().as_secs_f64() * 1e3;
         let kernel = code.kernel(&planned.kernel.name).expect("the kernel is in it");
         let scalars = planned.scalars.iter().map(|s| match s {
             Scalar::Dim(e) => e.eval(&[]),
@@ -182,6 +186,7 @@ impl Product {
                 if transposed(1) { case.k } else { case.n },
             ],
             kernel,
+            compile_ms,
             _code: code,
             planned,
         }

@@ -2,7 +2,7 @@
 //!
 //! With B contiguous along k (a weight stored `[n, k]`) a block takes 32 columns, and a step some columns
 //! at a time: one vector of partial sums for each, added up at the end in a fixed tree. With B
-//! contiguous along n a block takes a stripe of columns and runs down k, one chain a column. Rows are
+//! contiguous along n a block takes a stripe of 128 columns and runs down k, one chain a column. Rows are
 //! taken up to 4 at a time so that B is read once for them.
 //!
 //! Envelope: `n k` elements of B are read once; from the second-level cache it is bound by loads.
@@ -12,13 +12,20 @@ use weft_codegen::emit::{Cg, Cmp, Elem, Kernel, Ty, Val};
 use super::micro::{self, Packing};
 use super::{Args, Group, Shape, Unit};
 
-/// Columns of a block.
-pub const BLOCK_COLS: u32 = 32;
+/// Columns of a block. A stripe is wide, since each row of it is a jump in memory.
+pub fn block_cols(shape: &Shape) -> u32 {
+    if is_dots(shape) { 32 } else { 128 }
+}
+
+/// Both operands are contiguous along k.
+fn is_dots(shape: &Shape) -> bool {
+    shape.b_unit == Unit::Row && shape.a_unit == Unit::Col
+}
 
 /// Emits the kernel for up to `rows` rows at a time.
 pub fn emit(cg: &Cg, name: &str, shape: &Shape, rows: u32) {
     shape.kernel(cg, name, |kernel, args| {
-        let step = i64::from(BLOCK_COLS);
+        let step = i64::from(block_cols(shape));
         cg.for_each(cg.i64(0), args.groups, 1, |index| {
             let group = shape.group(cg, args, index);
             cg.for_each(cg.i64(0), group.m, i64::from(rows), |row| {
@@ -40,7 +47,7 @@ fn columns<'c>(
     let first = cg.mul(kernel.begin, step);
     let last = cg.min(cg.mul(kernel.end, step), args.n);
     let p = Packing::new(&cg.target, shape);
-    if shape.b_unit == Unit::Row && shape.a_unit == Unit::Col {
+    if is_dots(shape) {
         // Eight chains at least, so that the latency of an FMA is hidden.
         let width = if rows.1 == 1 { 8 } else { 4 };
         cg.for_each(first, last, i64::from(width), |col| {
@@ -48,8 +55,9 @@ fn columns<'c>(
             store(cg, shape, args, group, rows, (col, last), &sums);
         });
     } else {
-        let vectors = BLOCK_COLS / p.lanes;
-        cg.for_each(first, last, step, |col| {
+        // As many chains as registers keep: 8 vectors of one row, 4 of several.
+        let vectors = if rows.1 == 1 { 8 } else { p.cols / p.lanes * 2 };
+        cg.for_each(first, last, i64::from(vectors * p.lanes), |col| {
             let sums = chains(cg, &p, shape, args, group, rows, (col, last), vectors);
             for (v, sums) in sums.iter().enumerate() {
                 let col = cg.add(col, i64::from(p.lanes) * v as i64);

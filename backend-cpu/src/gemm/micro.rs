@@ -65,10 +65,8 @@ impl Packing {
     }
 }
 
-/// Steps of k in the body of the loop.
-const UNROLL: u32 = 4;
-
-/// Sums `words` steps onto `acc` (`rows` x `vectors`, row by row) from panels at `a` and `b`.
+/// Sums `words` steps onto `acc` (`rows` x `vectors`, row by row) from panels at `a` and `b`. The loop is
+/// not unrolled: 24 multiply-adds a step hide its end, and a step more costs only code.
 pub fn accumulate<'c>(
     cg: &Cg<'c>,
     p: &Packing,
@@ -77,32 +75,19 @@ pub fn accumulate<'c>(
     words: Val<'c>,
     acc: &[Val<'c>],
 ) -> Vec<Val<'c>> {
-    let step = |k: Val<'c>, acc: &[Val<'c>], unrolled: u32| -> Vec<Val<'c>> {
-        let mut acc = acc.to_vec();
-        let (_, per_k) = p.a_word(0);
-        let a = cg.at(a, Elem::F32, cg.mul(k, i64::from(per_k)));
+    let (_, a_step) = p.a_word(0);
+    let vector = p.word().x(p.lanes);
+    cg.for_(cg.i64(0), words, 1, acc, |k, acc| {
+        let a = cg.at(a, Elem::F32, cg.mul(k, i64::from(a_step)));
         let b = cg.at(b, Elem::F32, cg.mul(k, i64::from(p.cols)));
-        for u in 0..unrolled {
-            let b_at = |v: u32| cg.at(b, Elem::F32, i64::from(u * p.cols + v * p.lanes));
-            let b: Vec<Val> = (0..vectors)
-                .map(|v| cg.load_aligned(p.word().x(p.lanes), b_at(v), 4 * p.lanes))
-                .collect();
-            for r in 0..rows {
-                let (first, per_k) = p.a_word(r);
-                let word =
-                    cg.load(p.word().x(1), cg.at(a, Elem::F32, i64::from(first + u * per_k)));
-                let word = cg.splat(word, p.lanes);
-                for v in 0..vectors {
-                    let at = (r * vectors + v) as usize;
-                    acc[at] = multiply_add(cg, p, word, b[v as usize], acc[at]);
-                }
-            }
-        }
-        acc
-    };
-    let whole = cg.and(words, -i64::from(UNROLL));
-    let acc = cg.for_(cg.i64(0), whole, i64::from(UNROLL), acc, |k, acc| step(k, acc, UNROLL));
-    cg.for_(whole, words, 1, &acc, |k, acc| step(k, acc, 1))
+        let b_at = |v: u32| cg.at(b, Elem::F32, i64::from(v * p.lanes));
+        let b: Vec<Val> =
+            (0..vectors).map(|v| cg.load_aligned(vector, b_at(v), 4 * p.lanes)).collect();
+        let a_at = |r: u32| cg.at(a, Elem::F32, i64::from(p.a_word(r).0));
+        let rows = (0..rows).map(|r| cg.splat(cg.load(p.word().x(1), a_at(r)), p.lanes));
+        let places = rows.flat_map(|a| b.iter().map(move |&b| (a, b)));
+        places.zip(acc).map(|((a, b), &acc)| multiply_add(cg, p, a, b, acc)).collect()
+    })
 }
 
 /// `acc + a · b` on words.

@@ -87,6 +87,10 @@ impl<'c> Block<'c> {
     }
 }
 
+/// Rows to fetch ahead of the copy: each is a jump that the machine's own prefetching does not follow.
+/// An address beyond the operand does no harm there.
+const AHEAD: i64 = 4;
+
 /// Packs rows of A at `to`.
 pub fn pack_a<'c>(cg: &Cg<'c>, p: &Packing, a: &Block<'c>, to: Val<'c>) {
     match a.along {
@@ -122,6 +126,7 @@ fn copy_rows<'c>(cg: &Cg<'c>, p: &Packing, a: &Block<'c>, to: Val<'c>) {
     };
     cg.for_each(cg.i64(0), a.free, 1, |row| {
         cg.for_each(cg.i64(0), whole, lanes, |k| {
+            cg.prefetch(a.at(cg, cg.add(row, AHEAD), k));
             put(row, k, a.words_along_k(cg, p, row, k, None));
         });
         cg.when(cg.cmp(Cmp::Lt, whole, a.k), || {
@@ -158,6 +163,8 @@ fn copy_across<'c>(
                 None if panel_lanes < lanes => Some(cg.mask_below(cg.i64(panel_lanes), p.lanes)),
                 None => None,
             };
+            let ahead = cg.mul(cg.add(word, AHEAD), i64::from(p.k_per_word));
+            cg.prefetch(x.at(cg, first, ahead));
             let v = x.words_across(cg, p, first, word, mask);
             let at = cg.add(cg.mul(panel, panel_words), cg.add(cg.mul(word, width), inside));
             cg.store(v, cg.at(to, Elem::F32, at));
@@ -178,9 +185,9 @@ fn copy_transposed<'c>(cg: &Cg<'c>, p: &Packing, b: &Block<'c>, to: Val<'c>) {
     let k_step = lanes * i64::from(p.k_per_word);
     let last = cg.sub(b.free, 1);
     let panel_words = i64::from(p.b_panel_words());
-    let square = |col: Val<'c>, k: Val<'c>, mask: Option<Val<'c>>| {
+    let square = |col: Val<'c>, k: Val<'c>| {
         let rows: Vec<Val> = (0..lanes)
-            .map(|i| b.words_along_k(cg, p, cg.min(cg.add(col, i), last), k, mask))
+            .map(|i| b.words_along_k(cg, p, cg.min(cg.add(col, i), last), k, None))
             .collect();
         // Two vectors a panel: even ones are its left half.
         let vector = cg.ashr(col, i64::from(p.lanes.trailing_zeros()));
@@ -195,12 +202,13 @@ fn copy_transposed<'c>(cg: &Cg<'c>, p: &Packing, b: &Block<'c>, to: Val<'c>) {
     };
     let whole = cg.sub(b.k, cg.rem(b.k, k_step));
     cg.for_each(cg.i64(0), b.free, lanes, |col| {
-        cg.for_each(cg.i64(0), whole, k_step, |k| square(col, k, None));
-        cg.when(cg.cmp(Cmp::Lt, whole, b.k), || {
-            let mask = cg.mask_below(cg.sub(b.k, whole), p.lanes * p.k_per_word);
-            square(col, whole, Some(mask));
-        });
+        cg.for_each(cg.i64(0), whole, k_step, |k| square(col, k));
     });
+    // The rest of k is narrower than a square, and absent where k is a multiple of one.
+    let rest =
+        Block { start: cg.at(b.start, b.elem, whole), free: b.free, k: cg.sub(b.k, whole), ..*b };
+    let words = cg.mul(cg.div_exact(whole, p.k_per_word), i64::from(p.cols));
+    copy_elements(cg, p, &rest, (i64::from(p.cols), panel_words), cg.at(to, Elem::F32, words));
 }
 
 /// Element by element, for an operand that is contiguous along nothing. Slow, and rare.

@@ -60,7 +60,7 @@ pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Planned {
 
 fn plan_gemv(gemm: &Gemm, shape: Shape, m_max: i64, label: &str) -> Planned {
     let rows = m_max.clamp(1, 4) as u32;
-    let grid = gemm.n.clone().ceil_div(gemv::BLOCK_COLS.into());
+    let grid = gemm.n.clone().ceil_div(gemv::block_cols(&shape).into());
     let name = name(&format!("gemv{rows}"), &shape);
     let emitted = name.clone();
     let scalars = scalars(gemm, (0, 0), &grid);
@@ -83,11 +83,11 @@ fn tile_size(m: i64, n: i64, k: i64, groups: i64, form: &Form) -> (i64, i64) {
     let tiles =
         |rows: i64, cols: i64| groups.saturating_mul(parts(m, rows)).saturating_mul(parts(n, cols));
     let flops = |rows: i64, cols: i64| 2 * rows * cols * k.max(1);
-    // Halving a tile costs more packing; below this it costs more than the balance it buys.
+    // A smaller tile costs more packing per sum: below this, more than the balance it buys.
     while tiles(rows, cols) < TILES_WANTED && flops(rows, cols) >= 2 * TILE_FLOPS_MIN {
-        if rows >= cols && rows > i64::from(ROW_STEP) {
+        if rows > TILE_ROWS_LEAST {
             rows = round(rows / 2, ROW_STEP);
-        } else if cols > i64::from(COL_STEP) {
+        } else if cols > TILE_COLS_LEAST {
             cols = round(cols / 2, COL_STEP);
         } else {
             break;
@@ -102,6 +102,8 @@ fn parts(size: i64, part: i64) -> i64 {
 }
 
 const TILES_WANTED: i64 = 8;
+const TILE_ROWS_LEAST: i64 = 96;
+const TILE_COLS_LEAST: i64 = 128;
 /// About 10 us of a core.
 const TILE_FLOPS_MIN: i64 = 2_000_000;
 

@@ -115,15 +115,14 @@ fn group_tiles<'c>(
         let some = cg.and(cg.cmp(Cmp::Gt, tile.rows, 0), cg.cmp(Cmp::Gt, tile.cols, 0));
         let stale = |last: Val<'c>, now: Val<'c>| cg.or(cg.not(single), cg.cmp(Cmp::Ne, last, now));
         let pack = [stale(packed[0], y), stale(packed[1], x)];
-        let next = cg.if_else(
+        cg.if_else(
             some,
             || {
                 chunks(cg, p, shape, args, group, &tile, &scratch, pack);
                 vec![y, x]
             },
             || packed.to_vec(),
-        );
-        next
+        )
     });
 }
 
@@ -243,9 +242,7 @@ fn panels<'c>(
             let left = (cg.sub(tile.rows, row), cg.sub(tile.cols, col));
             let corner = (cg.add(tile.row, row), cg.add(tile.col, col));
             let panel = Panel { a, b, sums, left, corner };
-            by_size(cg, p, left, |rows, vectors| {
-                panel_pair(cg, p, shape, args, group, chunk, &panel, (rows, vectors));
-            });
+            panel_pair(cg, p, shape, args, group, chunk, &panel);
         });
     });
 }
@@ -261,36 +258,7 @@ struct Panel<'c> {
     corner: (Val<'c>, Val<'c>),
 }
 
-/// Runs `body` for the smallest number of rows and vectors that has room for what is left.
-fn by_size<'c>(
-    cg: &Cg<'c>,
-    p: &Packing,
-    (rows_left, cols_left): (Val<'c>, Val<'c>),
-    body: impl Fn(u32, u32),
-) {
-    let third = p.rows / 3;
-    let by_rows = |vectors: u32| {
-        let nothing = || vec![];
-        let fits = |rows: u32| cg.cmp(Cmp::Le, rows_left, i64::from(rows));
-        let run = |rows: u32| {
-            body(rows, vectors);
-            nothing()
-        };
-        cg.if_else(
-            fits(2 * third),
-            || {
-                cg.if_else(fits(third), || run(third), || run(2 * third));
-                nothing()
-            },
-            || run(p.rows),
-        );
-        nothing()
-    };
-    let narrow = cg.cmp(Cmp::Le, cols_left, i64::from(p.lanes));
-    cg.if_else(narrow, || by_rows(1), || by_rows(2));
-}
-
-#[expect(clippy::too_many_arguments, reason = "the levels of one loop nest")]
+/// Sums a panel pair over the chunk, and after the last chunk stores the sums in C.
 fn panel_pair<'c>(
     cg: &Cg<'c>,
     p: &Packing,
@@ -299,56 +267,117 @@ fn panel_pair<'c>(
     group: &Group<'c>,
     chunk: &Chunk<'c>,
     panel: &Panel<'c>,
-    (rows, vectors): (u32, u32),
 ) {
+    let (rows_left, cols_left) = panel.left;
+    let sum = |rows: u32, vectors: u32| {
+        let acc = sums(cg, p, chunk, panel, (rows, vectors));
+        for (i, &sum) in (0..).zip(&acc) {
+            let at = resting_place(cg, p, panel, (i / vectors, i % vectors));
+            cg.store_aligned(sum, at, 4 * p.lanes);
+        }
+    };
+    let rest_then_store = || {
+        by_size(cg, p, panel.left, sum);
+        cg.when(chunk.is_last, || {
+            let rows = cg.min(rows_left, i64::from(p.rows));
+            cg.for_each(cg.i64(0), rows, 1, |r| store_row(cg, p, shape, args, group, panel, r));
+        });
+    };
+    // What needs no look at edges, and little code, goes to C from registers.
+    let plain = shape.epilogue.is_none() && shape.c_unit == Unit::Col;
+    if !plain {
+        return rest_then_store();
+    }
+    let whole = cg.and(
+        cg.cmp(Cmp::Ge, rows_left, i64::from(p.rows)),
+        cg.cmp(Cmp::Ge, cols_left, i64::from(p.cols)),
+    );
+    cg.if_else(
+        cg.and(whole, chunk.is_last),
+        || {
+            let vectors = p.cols / p.lanes;
+            let (row, col) = panel.corner;
+            for (i, &sum) in (0..).zip(&sums(cg, p, chunk, panel, (p.rows, vectors))) {
+                let row = cg.add(row, i64::from(i / vectors));
+                let col = cg.add(col, i64::from(i % vectors * p.lanes));
+                shape.finish(cg, args, group, (row, col), None, sum);
+            }
+            vec![]
+        },
+        || {
+            rest_then_store();
+            vec![]
+        },
+    );
+}
+
+/// The sums of the first `rows` and `vectors` up to and with this chunk, in registers.
+fn sums<'c>(
+    cg: &Cg<'c>,
+    p: &Packing,
+    chunk: &Chunk<'c>,
+    panel: &Panel<'c>,
+    (rows, vectors): (u32, u32),
+) -> Vec<Val<'c>> {
     let ty = Elem::F32.x(p.lanes);
     let n_sums = rows * vectors;
-    let place = |i: u32| cg.at(panel.sums, Elem::F32, i64::from(i * p.lanes));
+    let load = |i: u32| {
+        let at = resting_place(cg, p, panel, (i / vectors, i % vectors));
+        cg.load_aligned(ty, at, 4 * p.lanes)
+    };
     let acc = cg.if_else(
         chunk.is_first,
         || vec![cg.zero(ty); n_sums as usize],
-        || (0..n_sums).map(|i| cg.load_aligned(ty, place(i), 4 * p.lanes)).collect(),
+        || (0..n_sums).map(load).collect(),
     );
-    let acc = micro::accumulate(cg, p, (rows, vectors), (panel.a, panel.b), chunk.words, &acc);
-    // What is stored at once, without a look at edges, is stored from registers.
-    let (rows_left, cols_left) = panel.left;
-    let whole = cg.and(
-        cg.cmp(Cmp::Ge, rows_left, i64::from(rows)),
-        cg.cmp(Cmp::Ge, cols_left, i64::from(vectors * p.lanes)),
-    );
-    let plain = shape.epilogue.is_none() && shape.c_unit == Unit::Col && rows == p.rows;
-    let straight = if plain { cg.and(whole, chunk.is_last) } else { cg.i1(false) };
-    let (row0, col0) = panel.corner;
-    let columns = |v: u32| cg.add(col0, i64::from(v * p.lanes));
-    cg.if_else(
-        straight,
-        || {
-            for (i, &sum) in acc.iter().enumerate().filter(|_| plain) {
-                let (r, v) = (i as u32 / vectors, i as u32 % vectors);
-                let at = (cg.add(row0, i64::from(r)), columns(v));
-                shape.finish(cg, args, group, at, None, sum);
-            }
-            vec![]
-        },
-        || {
-            for (i, &sum) in acc.iter().enumerate() {
-                cg.store_aligned(sum, place(i as u32), 4 * p.lanes);
-            }
-            cg.when(chunk.is_last, || {
-                let rows = cg.min(rows_left, i64::from(rows));
-                cg.for_each(cg.i64(0), rows, 1, |r| {
-                    for v in 0..vectors {
-                        let left = cg.sub(cols_left, i64::from(v * p.lanes));
-                        let mask = cg.mask_below(left, p.lanes);
-                        let at = cg.add(cg.mul(r, i64::from(vectors)), i64::from(v));
-                        let at = cg.at(panel.sums, Elem::F32, cg.mul(at, i64::from(p.lanes)));
-                        let sum = cg.load_aligned(ty, at, 4 * p.lanes);
-                        let at = (cg.add(row0, r), columns(v));
-                        shape.finish(cg, args, group, at, Some(mask), sum);
-                    }
-                });
-            });
-            vec![]
-        },
-    );
+    micro::accumulate(cg, p, (rows, vectors), (panel.a, panel.b), chunk.words, &acc)
+}
+
+/// Where a vector of sums rests between chunks.
+fn resting_place<'c>(
+    cg: &Cg<'c>,
+    p: &Packing,
+    panel: &Panel<'c>,
+    (row, vector): (u32, u32),
+) -> Val<'c> {
+    cg.at(panel.sums, Elem::F32, i64::from(row * p.cols + vector * p.lanes))
+}
+
+/// Stores what rests of one row, `r`, of a panel pair.
+fn store_row<'c>(
+    cg: &Cg<'c>,
+    p: &Packing,
+    shape: &Shape,
+    args: &Args<'c>,
+    group: &Group<'c>,
+    panel: &Panel<'c>,
+    r: Val<'c>,
+) {
+    let (row, col) = panel.corner;
+    let sums = cg.at(panel.sums, Elem::F32, cg.mul(r, i64::from(p.cols)));
+    cg.for_each(cg.i64(0), cg.min(panel.left.1, i64::from(p.cols)), i64::from(p.lanes), |x| {
+        let mask = cg.mask_below(cg.sub(panel.left.1, x), p.lanes);
+        let at = cg.at(sums, Elem::F32, x);
+        let sum = cg.load_aligned(Elem::F32.x(p.lanes), at, 4 * p.lanes);
+        shape.finish(cg, args, group, (cg.add(row, r), cg.add(col, x)), Some(mask), sum);
+    });
+}
+
+/// Runs `body` for the smallest number of rows and vectors that has room for what is left.
+fn by_size<'c>(
+    cg: &Cg<'c>,
+    p: &Packing,
+    (rows_left, cols_left): (Val<'c>, Val<'c>),
+    body: impl Fn(u32, u32),
+) {
+    let third = p.rows / 3;
+    let fits = |rows: u32| cg.cmp(Cmp::Le, rows_left, i64::from(rows));
+    let run = |rows: u32, vectors: u32| {
+        body(rows, vectors);
+        vec![]
+    };
+    let few = || cg.if_else(fits(third), || run(third, 2), || run(2 * third, 2));
+    let wide = || cg.if_else(fits(2 * third), few, || run(p.rows, 2));
+    let narrow = cg.cmp(Cmp::Le, cols_left, i64::from(p.lanes));
+    cg.if_else(narrow, || run(p.rows, 1), wide);
 }
