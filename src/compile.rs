@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use weft_ir::text;
+use weft_lang::elaborate::Overrides;
 use weft_lang::lower::{Purpose, Settings, Size};
 use weft_passes::PassCx;
 
-use crate::frontend::{self, ModelArgs};
+use crate::frontend::{self, ModelArgs, Source};
 use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::verify_passes;
 
 /// Compile a model; with --stop-after, print the IR there
 #[derive(clap::Args)]
@@ -25,6 +27,9 @@ pub struct Args {
     /// Stop after this pass (`lower` is before the first) and print the IR
     #[arg(long, value_name = "PASS")]
     stop_after: Option<String>,
+    /// Interpret a shrunken model around every pass and name the first that moves a value
+    #[arg(long)]
+    verify_passes: bool,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -54,13 +59,38 @@ pub fn run(args: Args) -> Result<()> {
             (Purpose::Infer, Settings { batch, seq, segments: false, cache })
         }
     };
+    let cx = PassCx { gradients: purpose == Purpose::Train, ..PassCx::default() };
+    if args.verify_passes {
+        verify(&source, &args.model, purpose, &settings, &cx)?;
+    }
     let mut module = source.lower(&tree, purpose, settings)?.module;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
-    let cx = PassCx { gradients: purpose == Purpose::Train, ..PassCx::default() };
     pipeline::run(&mut module, &cx, args.stop_after.as_deref(), &mut recorder)?;
     if args.stop_after.is_some() && args.show.dump.is_none() {
         print!("{}", text::print(&module));
     }
     recorder.finish(&module)
+}
+
+/// The passes on a shrunken model, interpreted before and after each.
+fn verify(
+    source: &Source,
+    model: &ModelArgs,
+    purpose: Purpose,
+    settings: &Settings,
+    cx: &PassCx,
+) -> Result<()> {
+    let overrides = Overrides { shrink: true, ..model.overrides(None)? };
+    let tree = source.elaborate(&overrides)?;
+    let settings = Settings {
+        batch: Size::Fixed(2),
+        seq: Size::Fixed(if settings.seq == Size::Fixed(1) { 1 } else { 5 }),
+        cache: settings.cache.map(|_| Size::Fixed(8)),
+        ..settings.clone()
+    };
+    let mut module = source.lower(&tree, purpose, settings)?.module;
+    let compared = verify_passes::run(&mut module, cx, weft_passes::PIPELINE)?;
+    eprintln!("verify-passes: {compared} values compared, none moved");
+    Ok(())
 }

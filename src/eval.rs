@@ -197,10 +197,8 @@ fn slice_of(t: &Tensor, n: usize, dims: &[usize]) -> Tensor {
 }
 
 fn write(path: &Path, outputs: &IndexMap<String, Tensor>) -> Result<()> {
-    let floats: Vec<Vec<f32>> = outputs
-        .values()
-        .map(|t| t.numbers().into_iter().map(|x| x as f32).collect())
-        .collect();
+    let floats: Vec<Vec<f32>> =
+        outputs.values().map(|t| t.numbers().into_iter().map(|x| x as f32).collect()).collect();
     let tensors: Vec<NewTensor> = outputs
         .iter()
         .zip(&floats)

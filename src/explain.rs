@@ -136,7 +136,7 @@ impl Facts {
 
     fn table(&self) -> String {
         let mut rows = vec![["".into(), "parameters".into(), "active".into(), "".into()]];
-        self.model.parts.iter().for_each(|p| part_rows(p, 0, &mut rows));
+        self.model.parts.iter().for_each(|p| part_rows(p, "", 0, &mut rows));
         let mut out = format!("{}\n\n{}\n", self.model.path, columns(&rows));
         let mut line = |name: &str, text: String| out += &format!("{name:<28} {text}\n");
         let (total, active) = self.inference;
@@ -149,7 +149,7 @@ impl Facts {
         line("flops per token, forward", format!("{}FLOP {at}", short_flops(self.forward_flops)));
         line("flops per token, training", format!("{}FLOP {at}", short_flops(self.training_flops)));
         if let Some(whole) = self.whole_training_flops {
-            line("  with what only it needs", format!("{}FLOP", short_flops(whole)));
+            line("  what only it needs in", format!("{}FLOP", short_flops(whole)));
         }
         let (bf16, f32) = (digits(2 * self.cached), digits(4 * self.cached));
         line("cache bytes per token", format!("{bf16} in bf16, {f32} in f32"));
@@ -192,13 +192,14 @@ fn part_json(part: &Part) -> Value {
 }
 
 /// Members of members only on the way to a stack: what else a module is made of is in its text.
-fn part_rows(part: &Part, depth: usize, rows: &mut Vec<[String; 4]>) {
+fn part_rows(part: &Part, above: &str, depth: usize, rows: &mut Vec<[String; 4]>) {
+    let own = part.path.strip_prefix(above).unwrap_or(&part.path).trim_start_matches('.');
     let count = part.count.map_or(String::new(), |n| format!(" ({n}x)"));
     let note = if part.training_only && depth == 0 { "training only" } else { "" };
-    let name = format!("{}{}{count}", "  ".repeat(depth), part.path);
+    let name = format!("{}{own}{count}", "  ".repeat(depth));
     rows.push([name, digits(part.total), digits(part.active), note.into()]);
     if part.count.is_some() && depth == 0 || part.parts.iter().any(holds_stack) {
-        part.parts.iter().for_each(|p| part_rows(p, depth + 1, rows));
+        part.parts.iter().for_each(|p| part_rows(p, &part.path, depth + 1, rows));
     }
 }
 

@@ -6,8 +6,12 @@ mod eval;
 mod explain;
 mod fmt;
 mod frontend;
+mod generate;
+mod graphs;
 mod opt;
 mod pipeline;
+mod train;
+mod verify_passes;
 mod weights;
 
 use std::process::ExitCode;
@@ -30,6 +34,8 @@ enum Command {
     Compile(compile::Args),
     Eval(eval::Args),
     Opt(opt::Args),
+    Train(train::Args),
+    Generate(generate::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +46,8 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Opt(args) => opt::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Generate(args) => generate::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

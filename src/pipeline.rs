@@ -147,8 +147,8 @@ fn names() -> String {
 
 /// Read a module from its text form.
 pub fn read_ir(path: &Path) -> Result<Module> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     match text::parse(&text) {
         Ok(module) => Ok(module),
         Err(errors) => {

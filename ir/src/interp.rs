@@ -66,14 +66,23 @@ type Fault = String;
 /// A tensor dimension larger than this is a mistake of the IR, not a machine's lack of memory.
 const ELEMENTS_MAX: usize = 1 << 33;
 
+/// Told of every value that an op makes, in the order of the run.
+pub type Watch<'a> = &'a dyn Fn(&Func, ValueId, &Tensor);
+
 pub struct Interp<'a> {
     module: &'a Module,
     precision: Precision,
+    watch: Option<Watch<'a>>,
 }
 
 impl<'a> Interp<'a> {
     pub fn new(module: &'a Module, precision: Precision) -> Interp<'a> {
-        Interp { module, precision }
+        Interp { module, precision, watch: None }
+    }
+
+    /// The same, telling `watch` of every value.
+    pub fn watched(self, watch: Watch<'a>) -> Interp<'a> {
+        Interp { watch: Some(watch), ..self }
     }
 
     /// The results of `func` on `args`; the sizes of the bounded symbols are read off the
@@ -98,7 +107,8 @@ impl<'a> Interp<'a> {
         let at_entry = |why| RunError { func: f.name.clone(), op: None, place: None, why };
         let types: Vec<&Type> = f.params.iter().map(|p| f.ty(*p)).collect();
         let sizes = bind(self.module, &types, &args, sizes).map_err(at_entry)?;
-        let run = Run { module: self.module, precision: self.precision, sizes };
+        let run =
+            Run { module: self.module, precision: self.precision, watch: self.watch, sizes };
         let mut checked = vec![];
         for (i, (ty, arg)) in types.iter().zip(args).enumerate() {
             run.check(ty, &arg).map_err(|e| at_entry(format!("argument {i}: {e}")))?;
@@ -162,6 +172,7 @@ fn solve(module: &Module, dim: Dim, n: u64, sizes: &mut Sizes) {
 struct Run<'a> {
     module: &'a Module,
     precision: Precision,
+    watch: Option<Watch<'a>>,
     sizes: Sizes,
 }
 
@@ -198,6 +209,9 @@ impl Run<'_> {
                 return Err(fault("an op has another number of results than its rule".into()));
             }
             for (r, y) in op.results.iter().zip(results) {
+                if let Some(watch) = self.watch {
+                    watch(f, *r, &y);
+                }
                 self.check(f.ty(*r), &y).map_err(|e| fault(format!("result: {e}")))?;
                 values[r.0 as usize] = Some(y);
             }
