@@ -22,6 +22,7 @@
 //! A graph from a file is checked by [`verify`](Graph::verify) before anything uses it: every id in
 //! range, every size finite, every argument inside its buffer with the dims at their bounds.
 
+mod append;
 mod buffer;
 mod dim;
 mod dtype;

@@ -11,6 +11,7 @@ pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod inline;
+pub mod keep_results;
 pub mod rewrite;
 pub mod train_step;
 

@@ -14,7 +14,7 @@ fn info_prints_entries_buffers_and_kernels() {
     let path = folder.path().join("test.weft");
     kernels::graph(vec![kernels::layers("eval", true)]).save(&path).unwrap();
     let path = path.to_str().unwrap();
-    let text = String::from_utf8(weft_run(&[path, "info"]).stdout).unwrap();
+    let text = String::from_utf8(weft_run(&["info", path]).stdout).unwrap();
     let expected = "
 entry eval(B <= 64), arena 4224 bytes
   input    x: f32[B, 16]
@@ -29,7 +29,7 @@ kernels
   f32_scale: avx2 in object 0; scratch 4096 bytes
 ";
     assert!(text.contains(expected), "{text}");
-    let steps = String::from_utf8(weft_run(&[path, "info", "--steps"]).stdout).unwrap();
+    let steps = String::from_utf8(weft_run(&["info", path, "--steps"]).stdout).unwrap();
     let expected = "
   loop layers, 3 times, last to first {
     layers.scale = f32_scale(h, w[64*i0], h; 16, 2.0f), grid B
@@ -45,7 +45,7 @@ fn a_damaged_file_is_named() {
     let mut bytes = kernels::graph(vec![kernels::layers("eval", true)]).to_bytes();
     *bytes.last_mut().unwrap() ^= 4;
     std::fs::write(&path, bytes).unwrap();
-    let output = weft_run(&[path.to_str().unwrap(), "info"]);
+    let output = weft_run(&["info", path.to_str().unwrap()]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(
         error,

@@ -13,7 +13,7 @@ mod published;
 mod schedule;
 mod train;
 
-pub use published::published_config;
+pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};
 pub use train::{AdamW, TrainSettings, train};
 

@@ -14,6 +14,15 @@ use crate::elaborate::{Const, Tree};
 
 /// What a checkpoint's `config.json` says; empty without a `config` block. What cannot be said goes to `diags`.
 pub fn published_config(tree: &Tree, diags: &mut Vec<Diag>) -> Map<String, Value> {
+    published(tree, true, diags)
+}
+
+/// The part of [`published_config`] that the model's constants are read from.
+pub fn published_dims(tree: &Tree, diags: &mut Vec<Diag>) -> Map<String, Value> {
+    published(tree, false, diags)
+}
+
+fn published(tree: &Tree, literals: bool, diags: &mut Vec<Diag>) -> Map<String, Value> {
     let mut out = Map::new();
     let Some(config) = tree.config else { return out };
     let reads: Vec<&ConfigRead> = config
@@ -26,7 +35,8 @@ pub fn published_config(tree: &Tree, diags: &mut Vec<Diag>) -> Map<String, Value
         .collect();
     for entry in &config.entries {
         match entry {
-            ConfigEntry::Write(w) => literal(tree, w, diags, &mut out),
+            ConfigEntry::Write(w) if literals => literal(tree, w, diags, &mut out),
+            ConfigEntry::Write(_) => {}
             ConfigEntry::Read(r) => constant(tree, r, &reads, diags, &mut out),
         }
     }

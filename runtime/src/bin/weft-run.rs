@@ -1,17 +1,17 @@
-//! `weft-run GRAPH.weft COMMAND`: all a machine needs that only runs executable graphs.
+//! `weft-run COMMAND GRAPH.weft`: all a machine needs that only runs executable graphs.
 
 use clap::{Parser, Subcommand};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_graph::{Entry, Graph, Role};
+use weft_runtime::generate::command::{TextArgs, generate};
+use weft_runtime::train::command::{RunArgs, train};
 
 /// Run executable graphs.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// The graph, as `weft compile` writes it
-    graph: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
@@ -20,9 +20,25 @@ struct Args {
 enum Command {
     /// Print what the graph holds: entries with their dims and buffers, kernels
     Info {
+        /// The graph, as `weft compile` writes it
+        graph: PathBuf,
         /// Print the steps of each entry too
         #[arg(long)]
         steps: bool,
+    },
+    /// Train a graph that was compiled with --for train
+    Train {
+        /// The graph, as `weft compile` writes it
+        graph: PathBuf,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+    /// Continue a text with a graph that was compiled with --for decode
+    Generate {
+        /// The graph, as `weft compile` writes it
+        graph: PathBuf,
+        #[command(flatten)]
+        text: TextArgs,
     },
 }
 
@@ -39,11 +55,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
-    match args.command {
-        Command::Info { steps } => {
-            let graph = Graph::inspect(&args.graph)?;
-            info(&graph, steps, &mut io::stdout().lock())?;
+    match &args.command {
+        Command::Info { graph, steps } => {
+            info(&Graph::inspect(graph)?, *steps, &mut io::stdout().lock())?;
         }
+        Command::Train { graph, run } => {
+            train(Graph::open(graph)?, run)?;
+        }
+        Command::Generate { graph, text } => generate(Graph::open(graph)?, text)?,
     }
     Ok(())
 }

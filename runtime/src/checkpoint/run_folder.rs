@@ -28,6 +28,11 @@ pub fn find_latest(run: &Path) -> Result<Option<Latest>, CheckpointError> {
     Ok(Some(Latest { step, folder }))
 }
 
+/// Whether the run has written a checkpoint, damaged or not.
+pub fn has_checkpoint(run: &Path) -> Result<bool, CheckpointError> {
+    Ok(!checkpoints(run)?.is_empty())
+}
+
 /// Writes the checkpoint of `step`, then deletes all but the last `n_keep` and what dead writers
 /// left. Nothing is deleted before the new checkpoint is durable. `n_keep` 0 keeps all.
 pub fn save(

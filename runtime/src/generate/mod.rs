@@ -3,6 +3,7 @@
 //! `prefill` reads up to as many tokens as the cache holds, `decode` one. Both take `start`, the place of their first token,
 //! keep what `cache` marks, and give logits.
 
+pub mod command;
 mod sample;
 
 use std::ops::ControlFlow;

@@ -42,7 +42,7 @@ pub enum TrainError {
     UnknownInput { name: String },
     #[error("{tokenizer} has {n_ids} ids and the model a vocabulary of {vocab}; \
              set the vocabulary to at least {n_ids}")]
-    Vocabulary { tokenizer: String, n_ids: u32, vocab: usize },
+    Vocabulary { tokenizer: String, n_ids: u32, vocab: u64 },
     #[error("{} holds a run already; give --resume to continue it, or another --out", out.display())]
     RunExists { out: PathBuf },
     #[error("{} holds no checkpoint to resume from; leave --resume out to start there", out.display())]

@@ -1,5 +1,6 @@
 //! Training: the loop, and what a run is made of besides the graph.
 
+pub mod command;
 mod error;
 pub mod metrics;
 pub mod philox;

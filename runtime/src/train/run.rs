@@ -18,7 +18,7 @@ use super::TrainError;
 use super::metrics::{self, MetricsWriter, Record};
 use super::plot;
 use super::progress::Progress;
-use super::settings::{CONFIG, TrainSettings};
+use super::settings::{CONFIG, TrainSettings, VOCAB};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::run_folder;
 use crate::checkpoint::writer::Contents;
@@ -43,7 +43,8 @@ pub struct Options {
     pub out: PathBuf,
     /// In place of the settings' own number.
     pub steps: Option<u64>,
-    pub seed: u64,
+    /// None is 0, or for a resumed run its own.
+    pub seed: Option<u64>,
     /// Continue from the newest checkpoint in `out`.
     pub resume: bool,
     /// Weights to start from, in place of drawn ones.
@@ -138,13 +139,20 @@ impl Run {
         if let Some(saved) = &saved {
             settings.check_same(&saved.settings)?;
         }
-        let seed = saved.as_ref().map_or(options.seed, |s| s.seed);
+        let seed = match (&saved, options.seed) {
+            (Some(saved), Some(now)) if saved.seed != now => {
+                let (saved, now) = (saved.seed.to_string(), now.to_string());
+                return Err(TrainError::OtherSettings { key: "seed".into(), saved, now });
+            }
+            (Some(saved), _) => saved.seed,
+            (None, given) => given.unwrap_or(0),
+        };
 
         let tokenizer = Arc::new(match &options.tokenizer {
             Some(path) => Tokenizer::from_file(path)?,
             None => Tokenizer::bytes(),
         });
-        check_vocabulary(program, &tokenizer)?;
+        check_vocabulary(step_session.entry(), &tokenizer)?;
         let mut loader_options =
             LoaderOptions::new(options.data.clone(), settings.sequence as usize, seed);
         loader_options.fim_rate = settings.fim;
@@ -360,16 +368,13 @@ fn check_batch(settings: &TrainSettings, session: &Session) -> Result<(), TrainE
     Ok(())
 }
 
-/// Whether the model has a row for every id: the last dim of its logits, where the graph says it.
-fn check_vocabulary(program: &Program, tokenizer: &Tokenizer) -> Result<(), TrainError> {
-    let entry = program.graph().entry(LOSS);
-    let logits = entry.and_then(|e| e.buffers.iter().find(|b| b.name == "logits"));
-    let last = logits.and_then(|b| b.dims.last()).and_then(|d| d.as_constant());
-    match last {
-        Some(vocab) if vocab < i64::from(tokenizer.n_ids()) => Err(TrainError::Vocabulary {
+/// Whether the model has a row for every id, as far as the graph says.
+fn check_vocabulary(entry: &Entry, tokenizer: &Tokenizer) -> Result<(), TrainError> {
+    match entry.meta.get(VOCAB).and_then(Value::as_u64) {
+        Some(vocab) if vocab < u64::from(tokenizer.n_ids()) => Err(TrainError::Vocabulary {
             tokenizer: tokenizer.name().to_owned(),
             n_ids: tokenizer.n_ids(),
-            vocab: vocab as usize,
+            vocab,
         }),
         _ => Ok(()),
     }

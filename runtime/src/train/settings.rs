@@ -11,6 +11,10 @@ use super::schedule::Schedule;
 pub const TRAIN: &str = "train";
 /// Key of an entry's meta that holds what a checkpoint's `config.json` says.
 pub const CONFIG: &str = "config";
+/// Key of an entry's meta that holds the model's name.
+pub const MODEL: &str = "model";
+/// Key of an entry's meta that holds the number of ids that the model has a row for.
+pub const VOCAB: &str = "vocab";
 
 /// What a `train` block says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

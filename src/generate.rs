@@ -1,0 +1,46 @@
+//! `weft generate`: continue a text with the weights of a checkpoint.
+
+use anyhow::Result;
+use weft_graph::Graph;
+use weft_runtime::generate::command::{self, TextArgs};
+
+use crate::frontend::ModelArgs;
+use crate::graphs;
+use crate::pipeline::ShowArgs;
+
+/// Cache lengths are multiples of this, so that prompts of similar length share a compiled graph.
+const CONTEXT_STEP: u64 = 512;
+
+/// Continue a text with a checkpoint's weights
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Positions that prompt and continuation may have together [default: what they need]
+    #[arg(long)]
+    context: Option<u64>,
+    #[command(flatten)]
+    text: TextArgs,
+    #[command(flatten)]
+    show: ShowArgs,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let path = &args.model.model;
+    let graph = if graphs::is_graph(path) {
+        Graph::open(path)?
+    } else {
+        let folder = command::checkpoint_folder(&args.text.checkpoint)?;
+        let context = match args.context {
+            Some(n) => n.max(1),
+            None => {
+                let n_prompt = args.text.prompt_ids(&folder)?.len() as u64;
+                let n = n_prompt.saturating_add(args.text.max_new as u64);
+                n.max(1).next_multiple_of(CONTEXT_STEP)
+            }
+        };
+        graphs::for_generation(&args.model, Some(&folder), context, &args.show)?
+    };
+    command::generate(graph, &args.text)?;
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! From a model to the executable graph that trains it or continues texts, compiled through the cache on disk.
+//!
+//! What the runtime must know besides the steps goes into the entries' meta: the train block, the model's dims as a
+//! `config.json`, the size of the vocabulary, the length of the cache.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use weft_backend_cpu::compile::{Options, cache};
+use weft_graph::Graph;
+use weft_ir::module::Module;
+use weft_lang::diag::Diag;
+use weft_lang::elaborate::{Overrides, Tree};
+use weft_lang::lower::{Purpose, Settings, Size};
+use weft_lang::settings::{self, TrainSettings};
+use weft_passes::keep_results::keep_results;
+use weft_passes::{PassCx, Train};
+use weft_runtime::checkpoint::reader::CheckpointReader;
+use weft_runtime::generate::{self, CONTEXT};
+use weft_runtime::train::run::{LOSS, STEP};
+use weft_runtime::train::settings::{CONFIG, MODEL, TRAIN, VOCAB};
+
+use crate::frontend::{self, ModelArgs, Source};
+use crate::pipeline::{self, Recorder, ShowArgs};
+
+/// Whether the user named a graph instead of a model.
+pub fn is_graph(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "weft")
+}
+
+/// The step, and the loss for held-out text, as the train block says.
+pub fn for_training(
+    model: &ModelArgs,
+    block: Option<&str>,
+    weights: Option<&Path>,
+    show: &ShowArgs,
+) -> Result<Graph> {
+    let source = frontend::load(&model.model)?;
+    let config = weights.map(read_config).transpose()?;
+    let (overrides, sets) = split(&source, model.overrides(config)?);
+    let tree = source.elaborate(&overrides)?;
+    let (train, published) = checked(&source, &tree, block, &sets)?;
+
+    let settings = Settings {
+        batch: Size::Fixed(train.micro_batch),
+        seq: Size::Fixed(train.sequence),
+        segments: !train.attend_across_documents,
+        cache: None,
+    };
+    let mut module = source.lower(&tree, Purpose::Train, settings)?.module;
+    let vocab = vocabulary(&module, LOSS);
+    let mut recorder = Recorder::new(show)?;
+    recorder.input("lower", &module)?;
+    let batch = train.batch.phases[0].from as u64;
+    let cx = PassCx {
+        train: Some(Train {
+            micro_batches: (batch / train.micro_batch).max(1),
+            beta1: train.optimizer.beta1,
+            beta2: train.optimizer.beta2,
+            eps: train.optimizer.eps,
+            decay: train.optimizer.decay,
+            clip: train.clip,
+        }),
+        ..PassCx::default()
+    };
+    pipeline::run(&mut module, &cx, None, &mut recorder)?;
+    let mut entries = vec![STEP];
+    if train.held_out > 0.0 {
+        let loss = module.find(LOSS).context("the module has no @loss")?;
+        keep_results(&mut module, loss, &|name| name.starts_with("metric."));
+        entries.push(LOSS);
+    }
+    let command = command(model, "train", block);
+    let mut graph = compile(&module, &entries, model, command)?;
+    recorder.finish(&module)?;
+    for entry in &mut graph.entries {
+        entry.meta.insert(TRAIN.into(), serde_json::to_value(&train)?);
+        entry.meta.insert(MODEL.into(), tree.name.as_str().into());
+        entry.meta.insert(CONFIG.into(), published.clone().into());
+        entry.meta.extend(vocab.map(|n| (VOCAB.to_string(), n.into())));
+    }
+    Ok(graph)
+}
+
+/// Reading a prompt and continuing it, over a cache of `context` positions.
+pub fn for_generation(
+    model: &ModelArgs,
+    checkpoint: Option<&Path>,
+    context: u64,
+    show: &ShowArgs,
+) -> Result<Graph> {
+    let source = frontend::load(&model.model)?;
+    let config = checkpoint.map(read_config).transpose()?;
+    let (overrides, _) = split(&source, model.overrides(config)?);
+    let tree = source.elaborate(&overrides)?;
+    let mut recorder = Recorder::new(show)?;
+    let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);
+    for (name, seq) in
+        [(generate::PREFILL, Size::Bounded(context)), (generate::DECODE, Size::Fixed(1))]
+    {
+        let settings = Settings {
+            batch: Size::Fixed(1),
+            seq,
+            segments: false,
+            cache: Some(Size::Fixed(context)),
+        };
+        let mut module = source.lower(&tree, Purpose::Infer, settings)?.module;
+        let entry = module.find("forward").context("the module has no @forward")?;
+        keep_results(&mut module, entry, &|result| result == "logits");
+        module.func_mut(entry).name = name.into();
+        recorder.input(name, &module)?;
+        pipeline::run(&mut module, &PassCx::default(), None, &mut recorder)?;
+        let mut graph = compile(&module, &[name], model, command(model, name, None))?;
+        for entry in &mut graph.entries {
+            entry.meta.insert(MODEL.into(), tree.name.as_str().into());
+            entry.meta.insert(CONTEXT.into(), context.into());
+            // A model whose dims have no published form is not checked against a checkpoint's.
+            let dims = settings::published_dims(&tree, &mut vec![]);
+            entry.meta.insert(CONFIG.into(), dims.into());
+        }
+        match &mut whole {
+            None => whole = Some(graph),
+            Some(first) => first.append(graph),
+        }
+        last = Some(module);
+    }
+    if let Some(module) = &last {
+        recorder.finish(module)?;
+    }
+    whole.context("a graph has entries")
+}
+
+/// `--set` for the model's constants apart from those for the train block.
+fn split(source: &Source, overrides: Overrides) -> (Overrides, settings::Sets) {
+    let (constants, block) = settings::split_sets(&source.program, overrides.sets);
+    (Overrides { sets: constants, ..overrides }, block)
+}
+
+fn read_config(folder: &Path) -> Result<Value> {
+    Ok(CheckpointReader::open(folder)?.config().clone())
+}
+
+/// The train block and the published dims; errors of every block are shown.
+fn checked(
+    source: &Source,
+    tree: &Tree,
+    block: Option<&str>,
+    sets: &settings::Sets,
+) -> Result<(TrainSettings, Map<String, Value>)> {
+    let mut diags: Vec<Diag> = vec![];
+    settings::check(tree, &mut diags);
+    let known = diags.len();
+    let train = settings::train(tree, block, sets, &mut diags);
+    // The block has been checked with the others; only what --set changes is new.
+    let (old, new) = diags.split_at(known);
+    let new: Vec<Diag> = new.iter().filter(|d| !old.contains(d)).cloned().collect();
+    diags.truncate(known);
+    diags.extend(new);
+    let published = settings::published_config(tree, &mut diags);
+    frontend::show(&source.map, &diags)?;
+    match train {
+        Some(train) => Ok((train, published)),
+        None => bail!("the train block cannot be used"),
+    }
+}
+
+/// The last dim of the entry's logits.
+fn vocabulary(module: &Module, entry: &str) -> Option<u64> {
+    let func = module.func(module.find(entry)?);
+    let place = func.result_names.iter().position(|n| n == "logits")?;
+    func.ty(func.results[place]).dims.last()?.as_fixed()
+}
+
+fn compile(
+    module: &Module,
+    entries: &[&str],
+    model: &ModelArgs,
+    command: String,
+) -> Result<Graph> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut options = Options::native(threads);
+    options.source = model.model.display().to_string();
+    options.command = command;
+    Ok(cache::compile_cached(module, entries, &options)?.graph)
+}
+
+/// The command that compiles the graph again.
+fn command(model: &ModelArgs, purpose: &str, block: Option<&str>) -> String {
+    let mut command = format!("weft compile {} --for {purpose}", model.model.display());
+    for set in &model.sets {
+        command += &format!(" --set {set}");
+    }
+    if let Some(block) = block {
+        command += &format!(" --train {block}");
+    }
+    command
+}

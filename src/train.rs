@@ -1,0 +1,39 @@
+//! `weft train`: a model, or a graph compiled from one, on text.
+
+use anyhow::Result;
+use weft_graph::Graph;
+use weft_runtime::train::command::{self, RunArgs};
+
+use crate::frontend::ModelArgs;
+use crate::graphs;
+use crate::pipeline::ShowArgs;
+
+/// Train a model on files of text
+#[derive(clap::Args)]
+pub struct Args {
+    /// The model; a .weft file is run as it is. --set changes constants of the model and keys of its train block
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The train block to use, if the model has several
+    #[arg(long = "train", value_name = "NAME")]
+    block: Option<String>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    show: ShowArgs,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let path = &args.model.model;
+    let graph = if graphs::is_graph(path) {
+        Graph::open(path)?
+    } else {
+        let weights = args.run.weights.as_deref();
+        graphs::for_training(&args.model, args.block.as_deref(), weights, &args.show)?
+    };
+    command::train(graph, &args.run)?;
+    if let Some(dir) = &args.show.dump {
+        println!("dump: {}", dir.display());
+    }
+    Ok(())
+}
