@@ -2,6 +2,8 @@
 //!
 //!     cargo bench -p weft-backend-cpu --bench gemm [-- FILTER]
 //!
+//! Every numpy brings code for AVX-512, not every one chooses it: `OPENBLAS_CORETYPE=SkylakeX` does.
+//!
 //! Prints GFLOP/s of both, best of many, with one thread and with two, and their ratio. numpy is installed
 //! into a virtual environment under the build directory on the first run. Marks: 0.95 from 512 up,
 //! 0.85 at 256. On a machine that others use too, repeat: the best of many is what counts.
