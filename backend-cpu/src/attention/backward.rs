@@ -280,11 +280,8 @@ impl<'c> Block<'_, 'c> {
         let Block { shape, layout, tile, unit, .. } = self;
         let by_row = self.place(cg, layout.q_rows);
         let firsts = shape.q_firsts();
-        for (part, first) in shape.parts.iter().zip(&firsts) {
-            let from = self.place(cg, layout.dq + first * tile.width());
-            let to = (at(cg, by_row, *first), layout.q_row);
-            rows::from_lanes(cg, tile, from, to, part.width, None);
-        }
+        let dq = self.place(cg, layout.dq);
+        rows::from_lanes(cg, tile, dq, (by_row, layout.q_row), layout.q_row);
         rows.each_row(cg, shape, unit, tile, |row| {
             let from = cg.at(by_row, Elem::F32, cg.mul(row.lane, i64::from(layout.q_row)));
             for ((dq, part), first) in gradients.dq.iter().zip(&shape.parts).zip(&firsts) {

@@ -152,7 +152,14 @@ fn finish<'c>(
         .collect();
     tile.store(cg, &lse, place(layout.lse));
     let to = (place(layout.rows), layout.row);
-    rows::from_lanes(cg, tile, place(layout.o), to, shape.v.width, Some(&inverse));
+    cg.for_each(cg.i64(0), cg.i64(shape.v.width.into()), 1, |d| {
+        let line = cg.mul(d, i64::from(tile.width()));
+        let line = cg.at(place(layout.o), Elem::F32, line);
+        let sums = tile.load(cg, line);
+        let o: Vec<Val> = sums.iter().zip(&inverse).map(|(x, f)| cg.mul(*x, *f)).collect();
+        tile.store(cg, &o, line);
+    });
+    rows::from_lanes(cg, tile, place(layout.o), to, shape.v.width);
     rows.each_row(cg, shape, unit, tile, |row| {
         let line = cg.mul(row.lane, i64::from(layout.row));
         let from = cg.at(place(layout.rows), Elem::F32, line);

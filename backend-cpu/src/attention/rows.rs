@@ -103,7 +103,8 @@ pub fn store_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Val<'c>, width:
     }
 }
 
-/// `to[d, lane] = factor · from[lane, d]`, both in scratch; `from` has rows `stride` apart.
+/// `to[d, lane] = factor · from[lane, d]`, both in scratch; `from` has rows `stride` apart, and the
+/// padding after `width` is moved too.
 pub fn to_lanes<'c>(
     cg: &Cg<'c>,
     tile: &Tile,
@@ -113,44 +114,46 @@ pub fn to_lanes<'c>(
     factor: Option<Val<'c>>,
 ) {
     let n = tile.lanes;
-    cg.for_each(cg.i64(0), cg.i64(width.into()), i64::from(n), |d| {
-        for v in 0..tile.vectors {
-            let from = cg.at(at(cg, from, v * n * stride), Elem::F32, d);
-            let rows: Vec<Val> = (0..n)
-                .map(|i| cg.load_aligned(Elem::F32.x(n), at(cg, from, i * stride), 4 * n))
-                .collect();
-            let to = cg.at(to, Elem::F32, cg.mul(d, i64::from(tile.width())));
-            for (i, x) in cg.transpose(&rows).into_iter().enumerate() {
-                let x = factor.map_or(x, |f| cg.mul(x, cg.splat(f, n)));
-                cg.store_aligned(x, at(cg, to, i as u32 * tile.width() + v * n), 4 * n);
-            }
+    each_square(cg, tile, width, |d, lane| {
+        let from = cg.at(from, Elem::F32, cg.add(cg.mul(lane, i64::from(stride)), d));
+        let to = cg.at(to, Elem::F32, cg.add(cg.mul(d, i64::from(tile.width())), lane));
+        let row = |i: u32| cg.load_aligned(Elem::F32.x(n), at(cg, from, i * stride), 4 * n);
+        let rows: Vec<Val> = (0..n).map(row).collect();
+        for (i, x) in cg.transpose(&rows).into_iter().enumerate() {
+            let x = factor.map_or(x, |f| cg.mul(x, cg.splat(f, n)));
+            cg.store_aligned(x, at(cg, to, i as u32 * tile.width()), 4 * n);
         }
     });
 }
 
-/// `to[lane, d] = factor[lane] · from[d, lane]`, both in scratch; `to` has rows `stride` apart.
+/// `to[lane, d] = from[d, lane]`, both in scratch; `to` has rows `stride` apart, and the padding
+/// after `width` is moved too.
 pub fn from_lanes<'c>(
     cg: &Cg<'c>,
     tile: &Tile,
     from: Val<'c>,
     (to, stride): (Val<'c>, u32),
     width: u32,
-    factor: Option<&[Val<'c>]>,
 ) {
     let n = tile.lanes;
-    cg.for_each(cg.i64(0), cg.i64(width.into()), i64::from(n), |d| {
-        let from = cg.at(from, Elem::F32, cg.mul(d, i64::from(tile.width())));
-        for v in 0..tile.vectors {
-            let row = |i: u32| {
-                let x = tile.load_one(cg, Elem::F32, at(cg, from, i * tile.width()), v);
-                factor.map_or(x, |f| cg.mul(x, f[v as usize]))
-            };
-            let to = cg.at(at(cg, to, v * n * stride), Elem::F32, d);
-            let rows = cg.transpose(&(0..n).map(row).collect::<Vec<_>>());
-            for (i, x) in rows.into_iter().enumerate() {
-                cg.store_aligned(x, at(cg, to, i as u32 * stride), 4 * n);
-            }
+    each_square(cg, tile, width, |d, lane| {
+        let from = cg.at(from, Elem::F32, cg.add(cg.mul(d, i64::from(tile.width())), lane));
+        let to = cg.at(to, Elem::F32, cg.add(cg.mul(lane, i64::from(stride)), d));
+        let row = |i: u32| tile.load_one(cg, Elem::F32, at(cg, from, i * tile.width()), 0);
+        let rows: Vec<Val> = (0..n).map(row).collect();
+        for (i, x) in cg.transpose(&rows).into_iter().enumerate() {
+            cg.store_aligned(x, at(cg, to, i as u32 * stride), 4 * n);
         }
+    });
+}
+
+/// The squares of a vector's lanes that cover `width` by the tile: a loop, since a transposition is
+/// some hundred instructions.
+fn each_square<'c>(cg: &Cg<'c>, tile: &Tile, width: u32, body: impl FnOnce(Val<'c>, Val<'c>)) {
+    let n = i64::from(tile.lanes);
+    let zero = cg.i64(0);
+    cg.for_each(zero, cg.i64(width.into()), n, |d| {
+        cg.for_each(zero, cg.i64(tile.width().into()), n, |lane| body(d, lane));
     });
 }
 
@@ -174,12 +177,9 @@ pub fn load_queries<'c>(
         }
     });
     let scale = cg.mul(args.scale, std::f32::consts::LOG2_E);
-    let parts = unit.k.iter().zip(&firsts).map(|(k, first)| {
-        let to = at(cg, transposed, first * tile.width());
-        to_lanes(cg, tile, (at(cg, by_row, *first), stride), to, k.width, Some(scale));
-        (*k, to)
-    });
-    parts.collect()
+    to_lanes(cg, tile, (by_row, stride), transposed, shape.q_width(), Some(scale));
+    let place = |first: u32| at(cg, transposed, first * tile.width());
+    unit.k.iter().zip(&firsts).map(|(k, first)| (*k, place(*first))).collect()
 }
 
 /// Fills `n` f32 (whole vectors) of scratch with zero.
