@@ -4,7 +4,7 @@
 //! A vector's lanes are *query rows*; keys and their elements are broadcast from where they lie:
 //!
 //!     for each tile of 16 or 32 query rows:              q transposed into scratch, [D, rows]
-//!         for each block of keys it sees:                scores, [keys, rows], while they are in L1
+//!         for each block of keys it sees:                scores, [keys, rows], in L1
 //!             running maximum and sum, lane by lane      p = 2^(score - maximum)
 //!             o [Dv, rows] = o · correction + v · p
 //!
@@ -22,7 +22,10 @@
 //!
 //! Envelope: `2 (D + Dv)` flops for a query, head and key forward, `6 D + 4 Dv` backward, at two
 //! vector FMAs a cycle; a score's exponential and mask are about 20 more vector operations.
-//! Decoding is bound by broadcasts, two a cycle, one for each element of k and v.
+//! Decoding is bound by broadcasts, two a cycle, one for each element of k and v. Measured on one
+//! core of an EPYC with AVX-512 (f32 roof about 250 GFLOP/s), causal, S 256, D 32 + 16, Dv 32, not
+//! counting what is masked: a head takes 31 us forward and 75 us backward, 170 and 180 GFLOP/s; a
+//! token decoded by 8 heads over 512 keys of 64 + 16 takes 12 us.
 
 mod args;
 mod backward;
