@@ -2,11 +2,13 @@
 //!
 //!     cargo bench -p weft-backend-cpu --bench gemm [-- FILTER]
 //!
-//! Every numpy brings code for AVX-512, not every one chooses it: `OPENBLAS_CORETYPE=SkylakeX` does.
+//! Every numpy brings code for AVX-512, not every one chooses it: `OPENBLAS_CORETYPE=SkylakeX`
+//! does.
 //!
-//! Prints GFLOP/s of both, best of many, with one thread and with two, and their ratio. numpy is installed
-//! into a virtual environment under the build directory on the first run. Marks: 0.95 from 512 up,
-//! 0.85 at 256. On a machine that others use too, repeat: the best of many is what counts.
+//! Prints GFLOP/s of both, best of many, with one thread and with two, and their ratio. numpy is
+//! installed into a virtual environment under the build directory on the first run. Marks: 0.95
+//! from 512 up, 0.85 at 256. On a machine that others use too, repeat: the best of many is what
+//! counts.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -199,7 +201,8 @@ impl Product {
             [self.a.as_ptr() as usize, self.b.as_ptr() as usize, self.c.as_ptr() as usize];
         let body = |begin: i64, end: i64, worker: usize| {
             let scratch = pool.scratch(worker);
-            // SAFETY: the kernel ABI; buffers have the sizes of the case, scratch what the plan asks.
+            // SAFETY: the kernel ABI; buffers have the sizes of the case, scratch what the plan
+            // asks.
             unsafe {
                 (self.kernel)(buffers.as_ptr().cast(), self.scalars.as_ptr(), begin, end, scratch)
             }
@@ -256,7 +259,8 @@ impl OpenBlas {
     fn load() -> Result<OpenBlas, String> {
         let library = openblas_path()?;
         let path = CString::new(library.to_string_lossy().as_ref()).map_err(|e| e.to_string())?;
-        // SAFETY: plain use of the loader; the names' types are those of OpenBLAS with 64-bit integers.
+        // SAFETY: plain use of the loader; the names' types are those of OpenBLAS with 64-bit
+        // integers.
         unsafe {
             let library = dlopen(path.as_ptr(), RTLD_NOW);
             let symbol = |name: &std::ffi::CStr| {

@@ -1,23 +1,26 @@
 //! Matrix products, `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`, summed in f32.
 //!
-//! Operands are f32 or bf16 with any row and column stride, so that a transposed operand needs no copy.
-//! A product may be a batch, or grouped by i32 offsets `[groups + 1]` that are data: [`Form::Rows`]
-//! segments the rows of A and C, each with its own B (the experts of a mixture); [`Form::Inner`] segments
-//! the sum, each segment giving its own C (their weight gradients). Empty segments are fine.
+//! Operands are f32 or bf16 with any row and column stride, so that a transposed operand needs no
+//! copy. A product may be a batch, or grouped by i32 offsets `[groups + 1]` that are data:
+//! [`Form::Rows`] segments the rows of A and C, each with its own B (the experts of a mixture);
+//! [`Form::Inner`] segments the sum, each segment giving its own C (their weight gradients). Empty
+//! segments are fine.
 //!
 //! Every element of C is one chain of fused multiply-adds in the order of k (in the `gemv` of a
-//! k-contiguous B: one chain a lane, lanes added pairwise). So a row does not depend on how many rows
-//! there are, on tiles, or on threads. With `bf16_dot` a step of the chain is a pair of products.
+//! k-contiguous B: one chain a lane, lanes added pairwise). So a row does not depend on how many
+//! rows there are, on tiles, or on threads. With `bf16_dot` a step of the chain is a pair of
+//! products.
 //!
-//! Envelope: `2 m n k` flops; the roof is 2 vector FMAs a cycle. Tiles of at most 192 x 256 are packed
-//! into the calling thread's scratch, 256 words of k at a time, so that the micro-kernel (12 x 2 vectors of
-//! AVX-512, 6 x 2 of AVX2) reads A from the second-level cache and B from the first. A tile of R rows
-//! and C columns copies an element of A for each C and one of B for each R multiply-adds; packing is not
-//! shared between tiles, which saves a pass over memory and a barrier. At most 4 rows run as `gemv`,
-//! at the speed of memory, unpacked.
+//! Envelope: `2 m n k` flops; the roof is 2 vector FMAs a cycle. Tiles of at most 192 x 256 are
+//! packed into the calling thread's scratch, 256 words of k at a time, so that the micro-kernel (12
+//! x 2 vectors of AVX-512, 6 x 2 of AVX2) reads A from the second-level cache and B from the first.
+//! A tile of R rows and C columns copies an element of A for each C and one of B for each R
+//! multiply-adds; packing is not shared between tiles, which saves a pass over memory and a
+//! barrier. At most 4 rows run as `gemv`, at the speed of memory, unpacked.
 //!
-//! Measured with `bench/gemm.rs` on one core of a Zen 5 (64 flops a cycle, about 236 GFLOP/s in f32), in
-//! GFLOP/s, beside numpy's OpenBLAS as it comes (it takes AVX2 code there) and told to use AVX-512:
+//! Measured with `bench/gemm.rs` on one core of a Zen 5 (64 flops a cycle, about 236 GFLOP/s in
+//! f32), in GFLOP/s, beside numpy's OpenBLAS as it comes (it takes AVX2 code there) and told to use
+//! AVX-512:
 //!
 //! | m x n x k | f32 | bf16 | OpenBLAS | with AVX-512 |
 //! |---|---|---|---|---|
@@ -90,8 +93,8 @@ pub trait Epilogue: Send + Sync {
     /// Scalars it reads, appended to the product's own.
     fn n_scalars(&self) -> usize;
 
-    /// The f32 lanes to store for the f32 sums `acc` (C's old value already added, where the product
-    /// accumulates). Memory beyond the mask may not be touched.
+    /// The f32 lanes to store for the f32 sums `acc` (C's old value already added, where the
+    /// product accumulates). Memory beyond the mask may not be touched.
     fn apply<'c>(&self, cg: &Cg<'c>, at: &Position<'c>, acc: Val<'c>) -> Val<'c>;
 }
 

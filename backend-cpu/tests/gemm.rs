@@ -1,5 +1,6 @@
-//! Products against sums in f64, on every CPU variant this machine runs: odd sizes, all layouts, batches,
-//! groups with empty ones, bf16, accumulation, epilogues; the same bits however blocks are dealt out.
+//! Products against sums in f64, on every CPU variant this machine runs: odd sizes, all layouts,
+//! batches, groups with empty ones, bf16, accumulation, epilogues; the same bits however blocks are
+//! dealt out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,8 +13,8 @@ use weft_codegen::object::{KernelSource, compile};
 use weft_graph::{CpuVariant, DType, DimExpr, Scalar};
 use weft_runtime::elf::{Code, KernelFn};
 
-/// A case in plain numbers. Strides follow from `a`, `b`, `c`: 'n' row by row, 't' column by column, 's'
-/// with two elements between neighbours.
+/// A case in plain numbers. Strides follow from `a`, `b`, `c`: 'n' row by row, 't' column by
+/// column, 's' with two elements between neighbours.
 #[derive(Clone)]
 struct Case {
     variant: CpuVariant,

@@ -1,8 +1,8 @@
 //! Elementary functions of f32 lanes, as polynomials of our own.
 //!
-//! LLVM calls a scalar library for these and we link none. Each function works on any number of lanes,
-//! handles zeros, infinities, NaN and denormals as C's does, and is tested against f64 over its whole
-//! range. Largest errors measured, in units in the last place (ulp) of f32:
+//! LLVM calls a scalar library for these and we link none. Each function works on any number of
+//! lanes, handles zeros, infinities, NaN and denormals as C's does, and is tested against f64 over
+//! its whole range. Largest errors measured, in units in the last place (ulp) of f32:
 //!
 //! | exp | ln | tanh | sigmoid | softplus | sin, cos | erf | rsqrt |
 //! |---|---|---|---|---|---|---|---|
@@ -12,8 +12,8 @@
 
 use crate::emit::{Cg, Cmp, Elem, Val};
 
-/// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, which the sum's low bits then hold:
-/// no float-to-integer conversion, whose result for NaN is not defined.
+/// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, which the sum's low bits then
+/// hold: no float-to-integer conversion, whose result for NaN is not defined.
 const ROUNDER: f32 = 12_582_912.0;
 const ROUNDER_BITS: i32 = 0x4b40_0000;
 
@@ -125,7 +125,8 @@ pub fn silu<'c>(cg: &Cg<'c>, x: Val<'c>) -> Val<'c> {
 pub fn softplus<'c>(cg: &Cg<'c>, x: Val<'c>) -> Val<'c> {
     let e = exp(cg, cg.neg(cg.abs(x)));
     let u = cg.add(e, 1.0f32);
-    // ln(1 + e) lost the low digits of e in the sum; e / (u - 1) puts them back (e itself when u is 1).
+    // ln(1 + e) lost the low digits of e in the sum; e / (u - 1) puts them back (e itself when u is
+    // 1).
     let one = cg.cmp(Cmp::Eq, u, 1.0f32);
     let quotient = cg.div(e, cg.select(one, u, cg.sub(u, 1.0f32)));
     let log1p = cg.select(one, e, cg.mul(ln(cg, u), quotient));
@@ -150,8 +151,8 @@ pub fn cos<'c>(cg: &Cg<'c>, x: Val<'c>) -> Val<'c> {
     quarter_wave(cg, r, cg.add(quadrant, 1))
 }
 
-/// The distance to the nearest multiple of pi/2, and that multiple. In f64, where two fused steps keep
-/// the digits that f32 would need five constants for.
+/// The distance to the nearest multiple of pi/2, and that multiple. In f64, where two fused steps
+/// keep the digits that f32 would need five constants for.
 fn reduce_half_pi<'c>(cg: &Cg<'c>, x: Val<'c>) -> (Val<'c>, Val<'c>) {
     let wide = cg.cast(x, Elem::F64);
     let f = |v: f64| cg.float(wide.ty, v);

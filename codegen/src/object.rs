@@ -1,9 +1,9 @@
 //! From kernels to position-independent ELF objects.
 //!
-//! A kernel is a name and a closure that emits it; kernels are compiled a handful to an object, objects
-//! in parallel, one LLVM context per thread. Which kernels share an object depends on their order alone,
-//! so any number of threads gives the same bytes. An object may ask for no symbol but `memcpy`, `memset`
-//! and `memmove`.
+//! A kernel is a name and a closure that emits it; kernels are compiled a handful to an object,
+//! objects in parallel, one LLVM context per thread. Which kernels share an object depends on their
+//! order alone, so any number of threads gives the same bytes. An object may ask for no symbol but
+//! `memcpy`, `memset` and `memmove`.
 
 mod elf;
 
@@ -70,9 +70,10 @@ pub const ALLOWED_SYMBOLS: [&str; 3] = ["memcpy", "memmove", "memset"];
 /// Kernels in one object: enough to share its fixed cost, few enough to compile in parallel.
 const KERNELS_PER_OBJECT: usize = 4;
 
-/// Kernels are written with explicit vectors and loops, so the pipeline only cleans up. It takes a third
-/// of the time of `default<O2>` and does not undo the loops it is given.
-const PIPELINE: &str = "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg),\
+/// Kernels are written with explicit vectors and loops, so the pipeline only cleans up. It takes a
+/// third of the time of `default<O2>` and does not undo the loops it is given.
+const PIPELINE: &str = "function(sroa,early-cse<memssa>,\
+    instcombine<no-verify-fixpoint>,simplifycfg),\
     always-inline,function(loop-mssa(licm),gvn,instcombine<no-verify-fixpoint>,simplifycfg,adce)";
 
 /// Compiles all kernels on up to `threads` threads.

@@ -1,9 +1,9 @@
 //! At most a few rows: a matrix-vector product at the speed of memory, nothing packed.
 //!
-//! With B contiguous along k (a weight stored `[n, k]`) a block takes 32 columns, and a step some columns
-//! at a time: one vector of partial sums for each, added up at the end in a fixed tree. With B
-//! contiguous along n a block takes a stripe of 128 columns and runs down k, one chain a column. Rows are
-//! taken up to 4 at a time so that B is read once for them.
+//! With B contiguous along k (a weight stored `[n, k]`) a block takes 32 columns, and a step some
+//! columns at a time: one vector of partial sums for each, added up at the end in a fixed tree.
+//! With B contiguous along n a block takes a stripe of 128 columns and runs down k, one chain a
+//! column. Rows are taken up to 4 at a time so that B is read once for them.
 //!
 //! Envelope: `n k` elements of B are read once; from the second-level cache it is bound by loads.
 

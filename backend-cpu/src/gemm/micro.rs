@@ -1,7 +1,7 @@
 //! The micro-kernel: a few rows of packed A times a few vectors of packed B, summed in registers.
 //!
-//! Packed operands are made of 32-bit words: an f32, or with `bf16_dot` a pair of bf16 next to each other
-//! in k. A word of A is broadcast, a vector of words of B is loaded.
+//! Packed operands are made of 32-bit words: an f32, or with `bf16_dot` a pair of bf16 next to each
+//! other in k. A word of A is broadcast, a vector of words of B is loaded.
 
 use weft_codegen::emit::{Cg, Elem, Target, Val};
 
@@ -43,8 +43,8 @@ impl Packing {
         if self.k_per_word == 2 { Elem::I32 } else { Elem::F32 }
     }
 
-    /// Words from one row of packed A to the next: a line more than the chunk, so that the rows of a
-    /// panel do not fall on the same cache set.
+    /// Words from one row of packed A to the next: a line more than the chunk, so that the rows of
+    /// a panel do not fall on the same cache set.
     pub fn a_row_words(&self) -> u32 {
         CHUNK_WORDS + 16
     }
@@ -65,8 +65,8 @@ impl Packing {
     }
 }
 
-/// Sums `words` steps onto `acc` (`rows` x `vectors`, row by row) from panels at `a` and `b`. The loop is
-/// not unrolled: 24 multiply-adds a step hide its end, and a step more costs only code.
+/// Sums `words` steps onto `acc` (`rows` x `vectors`, row by row) from panels at `a` and `b`. The
+/// loop is not unrolled: 24 multiply-adds a step hide its end, and a step more costs only code.
 pub fn accumulate<'c>(
     cg: &Cg<'c>,
     p: &Packing,

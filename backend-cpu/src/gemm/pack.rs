@@ -1,7 +1,7 @@
 //! Packing of a tile's operands into the words the micro-kernel reads.
 //!
-//! Rows and columns outside the operand are packed as whatever lies there in the scratch or in the last
-//! row or column: what they give is never stored. Words outside k are zero or not read.
+//! Rows and columns outside the operand are packed as whatever lies there in the scratch or in the
+//! last row or column: what they give is never stored. Words outside k are zero or not read.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Val};
 
@@ -87,8 +87,8 @@ impl<'c> Block<'c> {
     }
 }
 
-/// Rows to fetch ahead of the copy: each is a jump that the machine's own prefetching does not follow.
-/// An address beyond the operand does no harm there.
+/// Rows to fetch ahead of the copy: each is a jump that the machine's own prefetching does not
+/// follow. An address beyond the operand does no harm there.
 const AHEAD: i64 = 4;
 
 /// Packs rows of A at `to`.
@@ -136,9 +136,9 @@ fn copy_rows<'c>(cg: &Cg<'c>, p: &Packing, a: &Block<'c>, to: Val<'c>) {
     });
 }
 
-/// Panels of `width` rows (columns of B), k by k, from an operand that is contiguous along them. A panel
-/// is `vectors` vectors; one that is narrower than its vectors is stored whole all the same, the next
-/// k then overwrites what ran over.
+/// Panels of `width` rows (columns of B), k by k, from an operand that is contiguous along them. A
+/// panel is `vectors` vectors; one that is narrower than its vectors is stored whole all the same,
+/// the next k then overwrites what ran over.
 fn copy_across<'c>(
     cg: &Cg<'c>,
     p: &Packing,

@@ -1,7 +1,8 @@
 //! The packed product: tiles of C, each packed and computed by one thread.
 //!
-//! Tiles are numbered group by group, in a group column by column of tiles. A call does a run of them, so a
-//! packed operand is still there when the next tile needs it again and k is one chunk. In a tile:
+//! Tiles are numbered group by group, in a group column by column of tiles. A call does a run of
+//! them, so a packed operand is still there when the next tile needs it again and k is one chunk.
+//! In a tile:
 //!
 //!     for each chunk of k:  pack A [rows, chunk], pack B [chunk, cols]
 //!         for each panel of B, for each panel of A:  micro-kernel

@@ -5,7 +5,8 @@ use inkwell::{FloatPredicate, IntPredicate};
 
 use super::{Cg, Elem, Ty, Val, built};
 
-/// The right-hand side of a binary operation: a value, or a literal that takes the left side's type.
+/// The right-hand side of a binary operation: a value, or a literal that takes the left side's
+/// type.
 pub trait Operand<'c> {
     fn val(self, cg: &Cg<'c>, like: Ty) -> Val<'c>;
 }
@@ -216,8 +217,8 @@ impl<'c> Cg<'c> {
         self.intrinsic("llvm.fma", &[a.ty], &[a, b, c], a.ty)
     }
 
-    /// `acc + low(a) · low(b) + high(a) · high(b)`, where the i32 lanes of `a` and `b` are pairs of bf16: the
-    /// machine's own operation, for targets with `bf16_dot`. Denormals count as zero.
+    /// `acc + low(a) · low(b) + high(a) · high(b)`, where the i32 lanes of `a` and `b` are pairs of
+    /// bf16: the machine's own operation, for targets with `bf16_dot`. Denormals count as zero.
     pub fn dot_bf16(&self, a: Val<'c>, b: Val<'c>, acc: Val<'c>) -> Val<'c> {
         assert!(self.target.bf16_dot, "{} has no dot product of bf16", self.target.name);
         let native = self.ctx.bf16_type().vec_type(2 * a.ty.lanes);
@@ -319,8 +320,8 @@ impl<'c> Cg<'c> {
         Val { ty: then.ty, raw }
     }
 
-    /// Lane by lane conversion of value: integers sign-extend (booleans zero-extend) or truncate, floats
-    /// truncate toward zero to integers, bf16 rounds to nearest even.
+    /// Lane by lane conversion of value: integers sign-extend (booleans zero-extend) or truncate,
+    /// floats truncate toward zero to integers, bf16 rounds to nearest even.
     pub fn cast(&self, v: Val<'c>, to: Elem) -> Val<'c> {
         let from = v.ty.elem;
         let ty = v.ty.with(to);
@@ -385,8 +386,8 @@ impl<'c> Cg<'c> {
             return Val { ty: to, raw: bits };
         }
         let bits = self.bitcast(v, v.ty.with(Elem::I32));
-        // Adding 0x7fff plus the bit that becomes the last one carries exactly when the tail is above
-        // one half, or is one half and that bit is odd.
+        // Adding 0x7fff plus the bit that becomes the last one carries exactly when the tail is
+        // above one half, or is one half and that bit is odd.
         let odd = self.and(self.lshr(bits, 16), 1);
         let rounded = self.lshr(self.add(self.add(bits, 0x7fff), odd), 16);
         let quiet = self.or(self.lshr(bits, 16), 0x40);

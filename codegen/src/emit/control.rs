@@ -5,8 +5,8 @@ use inkwell::values::{BasicValueEnum, IntValue, PhiValue};
 use super::{Cg, Cmp, Elem, Operand, Val, built};
 
 impl<'c> Cg<'c> {
-    /// `for i in (lo..hi).step_by(step)`, carrying values: `body` takes the index and the carried values
-    /// and gives their next ones; the last ones are returned. `step` is positive.
+    /// `for i in (lo..hi).step_by(step)`, carrying values: `body` takes the index and the carried
+    /// values and gives their next ones; the last ones are returned. `step` is positive.
     pub fn for_(
         &self,
         lo: Val<'c>,
@@ -18,7 +18,8 @@ impl<'c> Cg<'c> {
         let step = step.val(self, lo.ty);
         let mut with_index = vec![lo];
         with_index.extend(init);
-        // Tested at the bottom, behind one test at the top: the body is the loop, with no jump over it.
+        // Tested at the bottom, behind one test at the top: the body is the loop, with no jump over
+        // it.
         let entered = self.cmp(Cmp::Lt, lo, hi);
         let end = self.do_while(entered, &with_index, |carried| {
             let i = carried[0];

@@ -1,8 +1,8 @@
 //! A kernel: buffers, scalars and a grid of independent blocks.
 //!
 //! On the CPU it is one function doing the blocks `begin..end` (ARCHITECTURE.md, the kernel ABI). A
-//! kernel's author sees names for the arguments and one body for one block, so a target whose blocks are
-//! hardware threads can give the same body another frame.
+//! kernel's author sees names for the arguments and one body for one block, so a target whose
+//! blocks are hardware threads can give the same body another frame.
 
 use super::{Cg, Elem, Ty, Val};
 

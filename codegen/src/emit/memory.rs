@@ -40,7 +40,8 @@ impl<'c> Cg<'c> {
         built(store.set_alignment(align_bytes));
     }
 
-    /// Loads the lanes where `mask` holds, zero elsewhere; memory of the other lanes is not touched.
+    /// Loads the lanes where `mask` holds, zero elsewhere; memory of the other lanes is not
+    /// touched.
     pub fn masked_load(&self, ty: Ty, ptr: Val<'c>, mask: Val<'c>) -> Val<'c> {
         if ty.lanes == 1 {
             let value = self.if_else(mask, || vec![self.load(ty, ptr)], || vec![self.zero(ty)]);
@@ -61,7 +62,8 @@ impl<'c> Cg<'c> {
         call.add_attribute(AttributeLoc::Param(1), self.align(v.ty.elem.bytes()));
     }
 
-    /// Loads `ty` under an optional mask: the form a loop over columns wants, whose tail alone is masked.
+    /// Loads `ty` under an optional mask: the form a loop over columns wants, whose tail alone is
+    /// masked.
     pub fn load_tail(&self, ty: Ty, ptr: Val<'c>, mask: Option<Val<'c>>) -> Val<'c> {
         mask.map_or_else(|| self.load(ty, ptr), |m| self.masked_load(ty, ptr, m))
     }

@@ -1,10 +1,10 @@
 //! A typed builder over LLVM: what every kernel, for every target, is written with.
 //!
-//! A [`Val`] is a scalar (`lanes == 1`) or a vector; the same call works on both, so code written once
-//! serves 16 lanes of a CPU and one lane of a GPU thread. Control flow is structured: loops carry
-//! values and closures build the bodies. Mixing types is a bug of the caller and panics with both
-//! types. Floating-point arithmetic is IEEE, never reassociated or contracted behind the caller's back;
-//! [`Cg::fma`] is the fused operation and nothing else becomes one.
+//! A [`Val`] is a scalar (`lanes == 1`) or a vector; the same call works on both, so code written
+//! once serves 16 lanes of a CPU and one lane of a GPU thread. Control flow is structured: loops
+//! carry values and closures build the bodies. Mixing types is a bug of the caller and panics with
+//! both types. Floating-point arithmetic is IEEE, never reassociated or contracted behind the
+//! caller's back; [`Cg::fma`] is the fused operation and nothing else becomes one.
 //!
 //!     let sum = cg.for_(cg.i64(0), n, 8, &[cg.zero(f32x8)], |i, acc| {
 //!         let x = cg.load(f32x8, cg.at(ptr, Elem::F32, i));
@@ -45,7 +45,8 @@ pub struct Target {
     pub lanes: u32,
     /// Vector registers, which bounds what a micro-kernel may keep in them.
     pub vector_registers: u32,
-    /// The machine rounds f32 to bf16 itself. It flushes denormals there; the integer form does not.
+    /// The machine rounds f32 to bf16 itself. It flushes denormals there; the integer form does
+    /// not.
     pub bf16_convert: bool,
     /// The machine has a dot product of bf16 pairs accumulated in f32.
     pub bf16_dot: bool,
