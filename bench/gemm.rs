@@ -1,6 +1,8 @@
 //! Our matrix products beside OpenBLAS (the one numpy brings), in one process, turn by turn.
 //!
-//!     cargo bench -p weft-backend-cpu --bench gemm [-- FILTER]
+//! ```text
+//! cargo bench -p weft-backend-cpu --bench gemm [-- FILTER]
+//! ```
 //!
 //! Every numpy brings code for AVX-512, not every one chooses it: `OPENBLAS_CORETYPE=SkylakeX`
 //! does.

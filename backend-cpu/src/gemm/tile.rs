@@ -4,8 +4,10 @@
 //! them, so a packed operand is still there when the next tile needs it again and k is one chunk.
 //! In a tile:
 //!
-//!     for each chunk of k:  pack A [rows, chunk], pack B [chunk, cols]
-//!         for each panel of B, for each panel of A:  micro-kernel
+//! ```text
+//! for each chunk of k:  pack A [rows, chunk], pack B [chunk, cols]
+//!     for each panel of B, for each panel of A:  micro-kernel
+//! ```
 //!
 //! Sums of all but the last chunk rest in the scratch.
 

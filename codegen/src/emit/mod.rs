@@ -6,10 +6,12 @@
 //! both types. Floating-point arithmetic is IEEE, never reassociated or contracted behind the
 //! caller's back; [`Cg::fma`] is the fused operation and nothing else becomes one.
 //!
-//!     let sum = cg.for_(cg.i64(0), n, 8, &[cg.zero(f32x8)], |i, acc| {
-//!         let x = cg.load(f32x8, cg.at(ptr, Elem::F32, i));
-//!         vec![cg.add(acc[0], x)]
-//!     });
+//! ```text
+//! let sum = cg.for_(cg.i64(0), n, 8, &[cg.zero(f32x8)], |i, acc| {
+//!     let x = cg.load(f32x8, cg.at(ptr, Elem::F32, i));
+//!     vec![cg.add(acc[0], x)]
+//! });
+//! ```
 
 mod arith;
 mod control;
