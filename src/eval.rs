@@ -1,9 +1,12 @@
 //! `weft eval`: logits, losses, gradients and side outputs of a checkpoint on given tokens.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
+use weft_backend_cpu::compile::{self, Options};
+use weft_graph::Role;
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
 use weft_ir::module::{Init, Module, StoreKind};
 use weft_ir::ty::DType;
@@ -11,6 +14,9 @@ use weft_lang::lower::{EmitInfo, Purpose, Settings, Size};
 use weft_passes::PassCx;
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::checkpoint::tensor_file::{NewTensor, TensorFile, write_tensors};
+use weft_runtime::device::Cpu;
+use weft_runtime::exec::{Program, Session, Store};
+use weft_runtime::weights as stored;
 
 use crate::frontend::{self, ModelArgs};
 use crate::pipeline::{self, Recorder, ShowArgs};
@@ -31,7 +37,7 @@ pub struct Args {
     #[arg(long)]
     grads: bool,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "interp")]
+    #[arg(long, value_enum, default_value = "cpu")]
     device: Device,
     /// The safetensors file to write
     #[arg(short, long)]
@@ -42,6 +48,8 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Device {
+    /// Compiled kernels
+    Cpu,
     /// The reference interpreter
     Interp,
 }
@@ -65,6 +73,7 @@ pub fn run(args: Args) -> Result<()> {
     pipeline::run(&mut module, &cx, None, &mut recorder)?;
     recorder.finish(&module)?;
     let results = match args.device {
+        Device::Cpu => compute(&module, args.grads, &tokens, &checkpoint)?,
         Device::Interp => interpret(&module, args.grads, &tokens, &checkpoint)?,
     };
     let outputs = named_outputs(&module, &lowered.emits, results)?;
@@ -122,6 +131,54 @@ fn interpret(
     }
     let results = Interp::new(module, Precision::Stated).run(id, args)?;
     Ok(func.result_names.iter().cloned().zip(results).collect())
+}
+
+/// The same with compiled kernels.
+fn compute(
+    module: &Module,
+    grads: bool,
+    tokens: &Tensor,
+    checkpoint: &CheckpointReader,
+) -> Result<IndexMap<String, Tensor>> {
+    let entry = if grads { "grad" } else { "loss" };
+    let threads = Cpu::threads_here();
+    let graph = compile::compile(module, &[entry], &Options::native(threads))?;
+    let device = Arc::new(Cpu::new(threads)?);
+    let program = Program::load(graph, device.clone())?;
+    let store = Store::new(device);
+    let mut session = Session::new(&program, entry, &store)?;
+    stored::load(&store, checkpoint)?;
+    let buffers = session.entry().buffers.clone();
+    for input in buffers.iter().filter(|b| matches!(b.role, Role::Input)) {
+        if input.name == "tokens" {
+            let ids: Vec<i32> = tokens.numbers().into_iter().map(|t| t as i32).collect();
+            session.write_input("tokens", &ids)?;
+            continue;
+        }
+        match module.stores.get(&input.name).map(|s| (s.kind, s.init)) {
+            Some((StoreKind::Schedule, Init::Constant(x))) => {
+                session.write_input(&input.name, &[x as f32])?
+            }
+            _ => bail!("@{entry} has the input `{}`, which eval does not know", input.name),
+        }
+    }
+    session.run()?;
+    let mut results = IndexMap::new();
+    for output in buffers.iter().filter(|b| matches!(b.role, Role::Output)) {
+        let dims = session.shape_of(&output.name)?;
+        let tensor = match output.dtype {
+            weft_graph::DType::I32 => {
+                let ids = session.read_output::<i32>(&output.name)?;
+                Tensor::i32(&dims, ids.into_iter().map(i64::from).collect())
+            }
+            _ => {
+                let values = session.read_output::<f32>(&output.name)?;
+                Tensor::f32(&dims, values.into_iter().map(f64::from).collect())
+            }
+        };
+        results.insert(output.name.clone(), tensor);
+    }
+    Ok(results)
 }
 
 /// Results under the names that users of checkpoints know.

@@ -69,37 +69,43 @@ fn check(case: &str, model: &str, device: &str, grads: bool) {
     assert!(compared >= 2, "{case}: nothing was compared");
 }
 
+/// On compiled kernels and on the interpreter.
+fn both(case: &str, model: &str, grads: bool) {
+    check(case, model, "interp", grads);
+    check(case, model, "cpu", grads);
+}
+
 #[test]
 fn v3_with_query_lora_groups_and_bias() {
-    check("v3-grouped", "deepseek_v3.model", "interp", true);
+    both("v3-grouped", "deepseek_v3.model", true);
 }
 
 #[test]
 fn v3_with_a_direct_query_projection() {
-    check("v3-no-q-lora", "deepseek_v3.model", "interp", true);
+    both("v3-no-q-lora", "deepseek_v3.model", true);
 }
 
 #[test]
 fn v3_with_yarn() {
-    check("v3-yarn", "deepseek_v3.model", "interp", true);
+    both("v3-yarn", "deepseek_v3.model", true);
 }
 
 #[test]
 fn v3_with_a_prediction_module() {
-    check("v3-mtp", "deepseek_v3.model", "interp", true);
+    both("v3-mtp", "deepseek_v3.model", true);
 }
 
 #[test]
 fn v3_stored_in_fp8_and_dequantized() {
-    check("v3-fp8", "deepseek_v3.model", "interp", false);
+    both("v3-fp8", "deepseek_v3.model", false);
 }
 
 #[test]
 fn v2_with_softmax_scores() {
-    check("v2-softmax", "deepseek_v2_lite.model", "interp", true);
+    both("v2-softmax", "deepseek_v2_lite.model", true);
 }
 
 #[test]
 fn llama_with_grouped_queries() {
-    check("llama", "llama.model", "interp", true);
+    both("llama", "llama.model", true);
 }
