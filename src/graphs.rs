@@ -111,6 +111,7 @@ pub fn for_generation(
         module.func_mut(entry).name = name.into();
         recorder.input(name, &module)?;
         pipeline::run(&mut module, &PassCx::default(), None, &mut recorder)?;
+        forget_caches(&mut module, name);
         let mut graph = compile(&module, &[name], model, command(model, name, None))?;
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
@@ -170,6 +171,19 @@ fn vocabulary(module: &Module, entry: &str) -> Option<u64> {
     let func = module.func(module.find(entry)?);
     let place = func.result_names.iter().position(|n| n == "logits")?;
     func.ty(func.results[place]).dims.last()?.as_fixed()
+}
+
+/// What an entry gives back as it was given is a cache: it lasts for one text, and no checkpoint has it.
+fn forget_caches(module: &mut Module, entry: &str) {
+    let Some(id) = module.find(entry) else { return };
+    let func = module.func(id);
+    let caches: Vec<String> =
+        func.donated.iter().map(|(_, r)| func.result_names[*r as usize].clone()).collect();
+    for name in caches {
+        if let Some(store) = module.stores.get_mut(&name) {
+            store.templates.clear();
+        }
+    }
 }
 
 fn compile(

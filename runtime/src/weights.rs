@@ -1,8 +1,8 @@
 //! Between a store's buffers and the tensors of a checkpoint: drawing, reading, collecting.
 //!
 //! A stacked buffer is many tensors under published names; a tensor's random numbers are keyed by its own name, so that they
-//! do not depend on how layers are stacked. Moments, `NAME.m` and `NAME.v` of a weight `NAME`, are the optimizer's; caches
-//! are stored nowhere.
+//! do not depend on how layers are stacked. Moments, `NAME.m` and `NAME.v` of a weight `NAME`, are the optimizer's; buffers
+//! without a published name (caches) are stored nowhere.
 
 use std::sync::Arc;
 
@@ -14,9 +14,6 @@ use crate::checkpoint::{CheckpointError, Dtype};
 use crate::exec::{ExecError, Kept, Store};
 use crate::memory::as_bytes;
 use crate::train::philox::Stream;
-
-/// Where templates of caches begin: they live for one text and are not stored.
-const CACHE: &str = "cache.";
 
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
@@ -55,7 +52,7 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
     for (name, kept) in &all {
         let Some(info) = kept.weight.clone() else { continue };
         let own = if is_moment(name) { Part::Optimizer } else { Part::Model };
-        if own != part || info.template.starts_with(CACHE) {
+        if own != part {
             continue;
         }
         if kept.dtype != DType::F32 {
