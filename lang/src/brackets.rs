@@ -66,6 +66,8 @@ struct Indentation<'a> {
     of: Vec<usize>,
     /// Whether a token begins a line that does not go on from another.
     first: Vec<bool>,
+    /// What stands in braces stands further right than the line that opens them.
+    tidy: bool,
 }
 
 impl<'a> Indentation<'a> {
@@ -84,11 +86,12 @@ impl<'a> Indentation<'a> {
             of.push(current);
             first.push(begins);
         }
-        Indentation { text, raws, of, first }
+        let tidy = is_tidy(raws, &of);
+        Indentation { text, raws, of, first, tidy }
     }
 
-    /// The brace at `opener` cannot still be open at `index`: a line further left closes, or a
-    /// module begins.
+    /// The brace at `opener` cannot still be open at `index`: a line further left closes, a module
+    /// begins, or in a tidy text any line that stands no further right.
     fn ends_before(&self, opener: usize, index: usize) -> bool {
         let raw = &self.raws[index];
         let next = self.raws.get(index + 1).map(|next| next.kind);
@@ -96,8 +99,11 @@ impl<'a> Indentation<'a> {
             && matches!(&self.text[raw.start..raw.end], "module" | "model" | "use")
             && matches!(next, Some(RawKind::Word | RawKind::Str));
         let closes = raw.kind == RawKind::RBrace;
+        let leaves = self.tidy && !closes && raw.kind != RawKind::Newline;
         self.first[index]
-            && ((opens_item && self.of[index] == 0) || (closes && self.of[index] < self.of[opener]))
+            && ((opens_item && self.of[index] == 0)
+                || (closes && self.of[index] < self.of[opener])
+                || (leaves && self.of[index] <= self.of[opener]))
     }
 
     /// The end of the line that lacks the partner of the `}` at `index`, if that stands deeper than
@@ -128,6 +134,17 @@ impl<'a> Indentation<'a> {
         }
         None
     }
+}
+
+/// Whether all lines but one that open a brace at their end are followed by one further right.
+fn is_tidy(raws: &[Raw], of: &[usize]) -> bool {
+    let opens = |i: &usize| {
+        let next = raws.get(i + 1).map(|raw| raw.kind);
+        raws[*i].kind == RawKind::LBrace && next == Some(RawKind::Newline)
+    };
+    let follows = |i: usize| (i + 1..raws.len()).find(|j| raws[*j].kind != RawKind::Newline);
+    let pairs = (0..raws.len()).filter(opens).filter_map(|i| Some((i, follows(i)?)));
+    pairs.filter(|(i, next)| of[*next] <= of[*i]).count() <= 1
 }
 
 /// The tokens before `index` on its line, the nearest first.

@@ -47,6 +47,14 @@ impl Diag {
         self
     }
 
+    /// Label the use that led into the text this is about; the innermost, which is told first.
+    pub fn say_where(&mut self, span: Span, text: String) {
+        let told = |label: &(Span, String)| label.1.starts_with("in this ");
+        if !self.labels.iter().any(told) && self.span != span {
+            self.labels.push((span, text));
+        }
+    }
+
     /// The hint "did you mean `x`?" if a candidate is close to `name`.
     pub fn did_you_mean<'a>(
         mut self,

@@ -1,12 +1,13 @@
-//! `lang [train|infer], [B=4], [S<=16], [T<=32], [segments], [shrink]`: what is said about a
-//! `.model` file, and if there is no error the IR it becomes, without places. `use` finds files
-//! beside the test or in `models/`.
+//! `lang [train|infer], [B=4], [S<=16], [T<=32], [segments], [shrink], [set name=value]`: what is
+//! said about a `.model` file, as a terminal shows it, and if there is no error the IR it becomes,
+//! without places. `# config: {..}` is the `config.json` of a checkpoint. `use` finds files beside
+//! the test or in `models/`.
 
 use std::path::Path;
 
 use weft_ir::text;
 use weft_ir::verify::verify;
-use weft_lang::diag::{Diag, sort};
+use weft_lang::diag::{Diag, render_all, sort};
 use weft_lang::elaborate::{Overrides, elaborate};
 use weft_lang::lower::{Purpose, Settings, Size, lower};
 use weft_lang::source::SourceMap;
@@ -24,6 +25,10 @@ pub fn run(case: &Case) -> Result<Outcome, String> {
             "infer" => purpose = Purpose::Infer,
             "segments" => settings.segments = true,
             "shrink" => overrides.shrink = true,
+            _ if option.starts_with("set ") => {
+                let set = option["set ".len()..].split_once('=').ok_or("`set name=value`")?;
+                overrides.sets.push((set.0.trim().into(), set.1.trim().into()));
+            }
             _ => match size(option).ok_or_else(|| format!("no option `{option}`"))? {
                 ("B", size) => settings.batch = size,
                 ("S", size) => settings.seq = size,
@@ -31,6 +36,10 @@ pub fn run(case: &Case) -> Result<Outcome, String> {
                 (name, _) => return Err(format!("no size `{name}`: there are B, S and T")),
             },
         }
+    }
+
+    for (_, config) in case.directives("config") {
+        overrides.config = Some(serde_json::from_str(config).map_err(|e| e.to_string())?);
     }
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,17 +74,8 @@ fn size(option: &str) -> Option<(&str, Size)> {
     Some((name.trim(), Size::Fixed(n.trim().parse().ok()?)))
 }
 
-/// A line for each diagnostic and one for its hint, without the drawing.
+/// The diagnostics in the order of the text.
 fn said(map: &SourceMap, diags: &mut [Diag]) -> String {
     sort(diags);
-    let mut out = String::new();
-    for d in diags.iter() {
-        let kind = if d.is_error() { "error" } else { "warning" };
-        let at = map.line_column(d.span.file, d.span.start);
-        out += &format!("{}:{}: {kind}: {}\n", at.line, at.column, d.message);
-        if let Some(hint) = &d.hint {
-            out += &format!("  {hint}\n");
-        }
-    }
-    out
+    render_all(map, diags, false)
 }

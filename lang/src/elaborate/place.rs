@@ -355,6 +355,7 @@ impl<'a> Placer<'a, '_> {
         self.room_for(closure.module, p.span)?;
         let module = self.modules[closure.module];
         self.chain.push(closure.module);
+        let n_before = self.diags.len();
         let id = self.instance(Site {
             body: Body::Module(module),
             members: module.members.iter().collect(),
@@ -365,6 +366,9 @@ impl<'a> Placer<'a, '_> {
             prefix,
         });
         self.chain.pop();
+        for diag in &mut self.diags[n_before..] {
+            diag.say_where(p.module.span, format!("in this `{}`", module.name.text));
+        }
         if self.full { Err(Reported) } else { Ok((count, Some(id))) }
     }
 

@@ -8,7 +8,6 @@ use super::place::{Placer, Work};
 use super::tree::{Member, Prefix, StoreDecl};
 use crate::ast;
 use crate::diag::Diag;
-use crate::source::Span;
 
 /// More duplicates of one tensor than this are a slip in a count.
 const COPIES_MAX: u64 = 10_000;
@@ -150,24 +149,24 @@ impl<'a> Placer<'a, '_> {
 
     /// Tensors of one published name: a checkpoint could hold only one of them.
     pub(super) fn check_published(&mut self) {
-        let mut by_name: BTreeMap<&str, Vec<&StoreDecl>> = BTreeMap::new();
-        let mut found: Vec<(Span, Span, String)> = vec![];
-        for store in self.stores.values() {
+        let mut by_name: BTreeMap<&str, Vec<(&String, &StoreDecl)>> = BTreeMap::new();
+        let mut found = None;
+        for (path, store) in &self.stores {
             for template in &store.templates {
                 let others = by_name.entry(template).or_default();
-                if let Some(other) = others.iter().find(|o| numbers_meet(o, store)) {
-                    found.push((store.span, other.span, template.clone()));
+                let other = others.iter().find(|(_, other)| numbers_meet(other, store));
+                if let (Some((other_path, other)), None) = (other, &found) {
+                    let why = format!("`{other_path}` and `{path}` are published as `{template}`");
+                    found = Some((store.span, other.span, why));
                 }
-                others.push(store);
+                others.push((path, store));
             }
         }
-        // The members say more than each of their tensors.
-        found.truncate(1);
-        for (span, other, name) in found {
-            let diag = Diag::error(span, format!("two tensors are published as `{name}`"));
-            let diag = if other == span { diag } else { diag.label(other, "the other is here") };
-            self.diags.push(diag.hint("`at \"...\"` gives a member another name"));
-        }
+        // The first is enough: whole members meet, not single tensors.
+        let Some((span, other, why)) = found else { return };
+        let diag = Diag::error(span, why);
+        let diag = if other == span { diag } else { diag.label(other, "the other is here") };
+        self.diags.push(diag.hint("`at \"...\"` gives a member another name"));
     }
 }
 

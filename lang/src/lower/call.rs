@@ -29,10 +29,15 @@ impl<'a> Lower<'a, '_> {
         env.each = each;
         self.bind_args(forward, inst, args, &mut env, span)?;
         self.sites.push(span);
+        let n_before = self.diags.len();
         let results = self.body(&forward.body, &mut env);
+        let results = results.and_then(|r| self.check_results(forward, inst, r, &mut env));
         self.sites.pop();
-        let results = results?;
-        self.check_results(forward, inst, results, &mut env)
+        let name = self.body_name(inst);
+        for diag in &mut self.diags[n_before..] {
+            diag.say_where(span, format!("in this call of `{name}`"));
+        }
+        results
     }
 
     fn room_for_call(&mut self, span: Span) -> Lowering<()> {

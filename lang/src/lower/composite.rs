@@ -61,8 +61,7 @@ impl<'a> Lower<'a, '_> {
         let g = self.tensor_arg(args, env)?;
         let eps = self.number_arg_or(args, "eps", 1e-6, env)?;
         let attrs = Attrs::new().float("eps", eps);
-        let results = self.at(span).emit_all(Op::RmsNorm, &[x.id, g.id], attrs);
-        let id = self.typed(span, results)?[0];
+        let id = self.emit_all(span, Op::RmsNorm, &[x.id, g.id], attrs)?[0];
         Ok(Value::Tensor(Tensor { id, ..x }))
     }
 
@@ -124,8 +123,7 @@ impl<'a> Lower<'a, '_> {
                 attrs = attrs.flag(name, true);
             }
         }
-        let results = self.at(span).emit_all(Op::Attention, &operands, attrs);
-        let id = self.typed(span, results)?[0];
+        let id = self.emit_all(span, Op::Attention, &operands, attrs)?[0];
         let mut labels = q[0].labels.clone();
         labels.pop();
         labels.push(v.labels.last().copied().flatten());
@@ -137,9 +135,7 @@ impl<'a> Lower<'a, '_> {
         let span = args.span;
         let logits = self.tensor_arg(args, env)?;
         let targets = self.tensor_arg(args, env)?;
-        let results =
-            self.at(span).emit_all(Op::CrossEntropy, &[logits.id, targets.id], Attrs::new());
-        let each = self.typed(span, results)?[0];
+        let each = self.emit_all(span, Op::CrossEntropy, &[logits.id, targets.id], Attrs::new())?[0];
         let all: Vec<i64> = (0..self.ty(each).rank() as i64).collect();
         let over = Attrs::new().ints("dims", all);
         let sum = self.emit(span, Op::ReduceSum, &[each], over.clone())?;

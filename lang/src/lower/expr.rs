@@ -12,6 +12,7 @@ use crate::source::Span;
 use weft_ir::dim::Dim;
 use weft_ir::module::StoreKind;
 use weft_ir::op::Op;
+use weft_ir::ty::Type;
 
 use super::builtin::BUILTINS;
 use super::function::Key;
@@ -177,6 +178,13 @@ impl<'a> Lower<'a, '_> {
             }
             "segments" if self.settings.segments => {
                 let id = self.implicit(Key::Segments, name.span)?;
+                return Ok(self.value(id));
+            }
+            // Without segments everything is one document.
+            "segments" => {
+                let ty = Type::i32([self.batch, self.seq]);
+                let id = self.at(name.span).constant(0.0, ty);
+                let id = self.typed(name.span, id)?;
                 return Ok(self.value(id));
             }
             _ => {}

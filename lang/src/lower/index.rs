@@ -85,8 +85,7 @@ impl<'a> Lower<'a, '_> {
         let sym = self.fresh_sym("R", SymKind::Ragged { segments: experts, total });
         let attrs =
             Attrs::new().int("experts", experts as i64).with("rows", Attr::Dim(Dim::sym(sym)));
-        let routed = self.at(span).emit_all(Op::Route, &[choice.id], attrs);
-        let routed = self.typed(span, routed)?;
+        let routed = self.emit_all(span, Op::Route, &[choice.id], attrs)?;
         let (offsets, order) = (routed[0], routed[1]);
         self.b().name(offsets, "offsets");
         self.b().name(order, "order");

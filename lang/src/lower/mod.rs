@@ -117,7 +117,34 @@ impl<'a> Lower<'a, '_> {
 
     fn emit(&mut self, span: Span, op: Op, xs: &[ValueId], attrs: Attrs) -> Lowering<ValueId> {
         let result = self.at(span).emit(op, xs, attrs);
-        self.typed(span, result)
+        self.fitting(span, xs, result)
+    }
+
+    fn emit_all(
+        &mut self,
+        span: Span,
+        op: Op,
+        xs: &[ValueId],
+        attrs: Attrs,
+    ) -> Lowering<Vec<ValueId>> {
+        let result = self.at(span).emit_all(op, xs, attrs);
+        self.fitting(span, xs, result)
+    }
+
+    /// The result of an op on `xs`; if its rule is broken, what they are is said with it.
+    fn fitting<T>(
+        &mut self,
+        span: Span,
+        xs: &[ValueId],
+        result: Result<T, TypeError>,
+    ) -> Lowering<T> {
+        result.or_else(|e| {
+            let types: Vec<Type> = xs.iter().map(|x| self.ty(*x)).collect();
+            let shown = |t: &Type| format!("{}{}", t.dtype.name(), self.show_dims(&t.dims));
+            let found: Vec<String> = types.iter().map(shown).collect();
+            self.diags.push(Diag::error(span, e.0).hint(format!("found {}", found.join(", "))));
+            Err(Reported)
+        })
     }
 
     fn ty(&mut self, id: ValueId) -> Type {

@@ -63,6 +63,11 @@ impl<'a> Lower<'a, '_> {
         }
         self.functions.push(function);
         let results = self.call_instance(inst, inner, None, span);
+        for r in results.iter().flatten() {
+            if let Value::Tensor(t) = r {
+                self.name_passing(t.id, "out");
+            }
+        }
         let function = self.functions.pop().expect("pushed above");
         let results = results?;
         if results.len() != handed.len() {

@@ -11,6 +11,7 @@ use super::value::{Tensor, Value};
 use super::{Env, Lower, Lowering};
 use crate::ast::{self, Stmt};
 use crate::diag::Diag;
+use crate::elaborate::tree::Prefix;
 use crate::elaborate::{Const, Reported};
 use crate::source::Span;
 
@@ -136,7 +137,7 @@ impl<'a> Lower<'a, '_> {
             let store = Store {
                 ty: Type::new(self.ty(t.id).dtype, all),
                 kind: StoreKind::State,
-                templates: vec![format!("cache.{path}")],
+                templates: vec![cache_template(&path, inst.levels.len())],
                 starts: inst.levels.iter().map(|_| 0).collect(),
                 init: Init::Constant(0.0),
             };
@@ -149,9 +150,7 @@ impl<'a> Lower<'a, '_> {
         }
         let state = self.store(&path, true);
         let start = self.implicit(Key::Start, c.span)?;
-        let results =
-            self.at(c.span).emit_all(Op::CacheAppend, &[state, t.id, start], Attrs::new());
-        let results = self.typed(c.span, results)?;
+        let results = self.emit_all(c.span, Op::CacheAppend, &[state, t.id, start], Attrs::new())?;
         self.f().caches.insert(path, results[1]);
         let name = &c.name.text;
         self.b().name(results[0], &format!("{name}.all"));
@@ -172,6 +171,12 @@ impl<'a> Lower<'a, '_> {
             other => self.error(span, format!("needs a tensor, found {}", other.kind())),
         }
     }
+}
+
+/// A cache is never published; its template only tells its slices apart.
+fn cache_template(path: &str, n_levels: usize) -> String {
+    let levels = (0..n_levels).map(|n| format!(".{{{}}}", Prefix::letter(n)));
+    levels.fold(format!("cache.{path}"), |t, level| t + &level)
 }
 
 fn flatten(values: Vec<Value>) -> Vec<Value> {

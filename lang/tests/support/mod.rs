@@ -1,4 +1,5 @@
 //! What the tests of this crate share: the shipped models, and files that carry their expectation.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::path::{Path, PathBuf};
 

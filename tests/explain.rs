@@ -1,0 +1,148 @@
+//! `weft explain` and `weft check` against published figures of DeepSeek's models.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+fn weft(args: &[&str]) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .args(args)
+        .current_dir(root)
+        .output()
+        .expect("weft runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "weft {}: {errors}", args.join(" "));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&weft(args)).expect("JSON")
+}
+
+#[test]
+fn deepseek_v3_has_its_published_figures() {
+    let facts = json(&["explain", "models/deepseek_v3.model", "--json"]);
+    let inference = &facts["parameters"]["inference"];
+    assert_eq!(inference["total"], 671_026_419_200u64);
+    // Without embedding: 36,624,596,992 in matmuls, and the norms and the router's bias.
+    let active = inference["active"].as_u64().expect("a count");
+    let in_matmuls = 36_624_596_992 + 129_280 * 7_168;
+    let norms = 61 * (2 * 7_168 + 1_536 + 512) + 7_168;
+    assert_eq!(active, in_matmuls + norms + 58 * 256);
+    // One more layer with its experts, its projection of two states, three norms.
+    assert_eq!(facts["parameters"]["training_only"]["total"], 11_610_068_224u64);
+    assert_eq!(facts["cache_bytes_per_token"]["bf16"], 70_272);
+    assert_eq!(facts["cache_bytes_per_token"]["f32"], 140_544);
+    let flops = &facts["flops_per_token"];
+    let attention = 61 * 2 * 128 * (192 + 128) * 4096 / 2;
+    assert_eq!(flops["forward"], 2 * 36_624_596_992u64 + attention);
+    assert_eq!(flops["training"], 6 * 36_624_596_992u64 + 3 * attention);
+}
+
+#[test]
+fn the_table_says_the_same() {
+    let table = weft(&["explain", "models/deepseek_v3.model"]);
+    for text in [
+        "671,026,419,200  37.55 B active",
+        "training    250.4 GFLOP at sequence 4096",
+        "70,272 in bf16",
+        "layers.0 (3x)",
+        "layers.1 (58x)",
+        "experts (256x)",
+        "training only",
+    ] {
+        assert!(table.contains(text), "no `{text}` in\n{table}");
+    }
+}
+
+#[test]
+fn deepseek_v2_lite_has_its_published_figures() {
+    let facts = json(&["explain", "models/deepseek_v2_lite.model", "--json"]);
+    let inference = &facts["parameters"]["inference"];
+    assert_eq!(inference["total"], 15_706_484_224u64);
+    let active = inference["active"].as_u64().expect("a count") as f64;
+    assert_eq!((active / 1e6).round(), 2_661.0);
+    assert_eq!(facts["parameters"]["training_only"]["total"], 0);
+}
+
+/// The names of a checkpoint that is trained by others are those the model publishes.
+#[test]
+fn weights_are_listed_as_published() {
+    let dir = "tests/golden/v3-mtp";
+    let config: Value = serde_json::from_str(
+        &std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join("config.json"))
+            .expect("the reference case"),
+    )
+    .expect("JSON");
+    let set = |name: &str, key: &str| format!("{name}={}", config[key]);
+    let sets = [
+        set("vocab", "vocab_size"),
+        set("hidden", "hidden_size"),
+        set("depth", "num_hidden_layers"),
+        set("dense", "first_k_dense_replace"),
+        set("heads", "num_attention_heads"),
+        set("q_rank", "q_lora_rank").replace("null", "none"),
+        set("kv_rank", "kv_lora_rank"),
+        set("nope", "qk_nope_head_dim"),
+        set("rope", "qk_rope_head_dim"),
+        set("value", "v_head_dim"),
+        set("inner", "intermediate_size"),
+        set("expert_inner", "moe_intermediate_size"),
+        set("n_experts", "n_routed_experts"),
+        set("active", "num_experts_per_tok"),
+        set("shared", "n_shared_experts"),
+        set("groups", "n_group"),
+        set("kept_groups", "topk_group"),
+        set("mtp_depth", "num_nextn_predict_layers"),
+    ];
+    let mut args = vec!["explain", "models/deepseek_v3.model", "--weights", "--json"];
+    sets.iter().for_each(|s| args.extend(["--set", s]));
+    let listed = json(&args);
+    let mut found: Vec<(String, Vec<u64>)> = listed
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|t| {
+            let dims = t["shape"].as_array().expect("dims").iter().filter_map(Value::as_u64);
+            (t["name"].as_str().expect("a name").to_string(), dims.collect())
+        })
+        .collect();
+    found.sort();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join("model.safetensors");
+    let file = weft_runtime::checkpoint::tensor_file::TensorFile::open(&path).expect("a file");
+    let mut stored: Vec<(String, Vec<u64>)> = file
+        .tensors()
+        .map(|t| (t.name.clone(), t.shape.iter().map(|d| *d as u64).collect()))
+        .collect();
+    stored.sort();
+    assert_eq!(found, stored);
+}
+
+#[test]
+fn checking_671_billion_parameters_takes_no_time() {
+    let start = Instant::now();
+    weft(&["check", "models/deepseek_v3.model"]);
+    let first = start.elapsed();
+    let again = (0..4).map(|_| {
+        let start = Instant::now();
+        weft(&["check", "models/deepseek_v3.model"]);
+        start.elapsed()
+    });
+    // The best of five: the machine may be doing other things.
+    let best = again.fold(first, Duration::min);
+    assert!(best < Duration::from_millis(100), "{best:?}");
+}
+
+#[test]
+fn a_sequence_has_a_token() {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .args(["explain", "models/llama.model", "--sequence", "0"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("weft runs");
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("at least one token"));
+}
