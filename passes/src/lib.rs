@@ -10,6 +10,7 @@ pub mod canonicalize;
 pub mod cse;
 pub mod dce;
 pub mod fold;
+pub mod fuse;
 pub mod inline;
 pub mod keep_results;
 pub mod rewrite;
@@ -192,6 +193,7 @@ pub const PIPELINE: &[Pass] = &[
     canonicalize::PASS, // sums with the zeros that are constants now
     cse::PASS,          // what both halves of a backward compute again
     dce::PASS,          // saved values that no one reads, functions that no one calls
+    fuse::PASS,         // last: what the others match is whole ops
 ];
 
 /// Every pass by its name.
