@@ -18,6 +18,9 @@ pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let source = frontend::load(&args.model.model)?;
     let tree = source.elaborate(&args.model.overrides(None)?)?;
+    let mut diags = vec![];
+    weft_lang::settings::check(&tree, &mut diags);
+    frontend::show(&source.map, &diags)?;
     let settings = Settings {
         batch: Size::Bounded(64),
         seq: Size::Bounded(4096),

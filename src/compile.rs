@@ -1,5 +1,7 @@
 //! `weft compile`: a model to IR and on to an executable graph.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Result;
 use weft_ir::text;
 use weft_lang::elaborate::Overrides;
@@ -7,6 +9,7 @@ use weft_lang::lower::{Purpose, Settings, Size};
 use weft_passes::PassCx;
 
 use crate::frontend::{self, ModelArgs, Source};
+use crate::graphs::{self, Target};
 use crate::pipeline::{self, Recorder, ShowArgs};
 use crate::verify_passes;
 
@@ -30,6 +33,16 @@ pub struct Args {
     /// Interpret a shrunken model around every pass and name the first that moves a value
     #[arg(long)]
     verify_passes: bool,
+    /// Write the executable graph: for train the step that the train block describes, for prefill and decode both entries,
+    /// over a cache of --sequence positions
+    #[arg(short, long, value_name = "X.weft", conflicts_with = "stop_after")]
+    output: Option<PathBuf>,
+    /// The train block to use with -o, if the model has several
+    #[arg(long = "train", value_name = "NAME")]
+    block: Option<String>,
+    /// Take the dims from the config.json of this folder
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -42,6 +55,9 @@ enum For {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    if let Some(path) = &args.output {
+        return write_graph(&args, path);
+    }
     let source = frontend::load(&args.model.model)?;
     let tree = source.elaborate(&args.model.overrides(None)?)?;
     let batch = Size::Fixed(args.batch);
@@ -71,6 +87,27 @@ pub fn run(args: Args) -> Result<()> {
         print!("{}", text::print(&module));
     }
     recorder.finish(&module)
+}
+
+/// `-o`: the graph that `weft train` or `weft generate` would run here, for any machine.
+fn write_graph(args: &Args, path: &Path) -> Result<()> {
+    let checkpoint = args.checkpoint.as_deref();
+    let graph = match args.purpose {
+        For::Train => graphs::for_training(
+            &args.model,
+            args.block.as_deref(),
+            checkpoint,
+            Target::Any,
+            &args.show,
+        )?,
+        For::Prefill | For::Decode => {
+            graphs::for_generation(&args.model, checkpoint, args.sequence, Target::Any, &args.show)?
+        }
+    };
+    graph.save(path)?;
+    let entries: Vec<&str> = graph.entries.iter().map(|e| e.name.as_str()).collect();
+    println!("{}: {} in {} kernels", path.display(), entries.join(", "), graph.kernels.len());
+    Ok(())
 }
 
 /// The passes on a shrunken model, interpreted before and after each.

@@ -39,7 +39,13 @@ pub fn run(args: Args) -> Result<()> {
                 n.max(1).next_multiple_of(CONTEXT_STEP)
             }
         };
-        graphs::for_generation(&args.model, Some(&folder), context, &args.show)?
+        graphs::for_generation(
+            &args.model,
+            Some(&folder),
+            context,
+            graphs::Target::Here,
+            &args.show,
+        )?
     };
     command::generate(graph, &args.text)?;
     Ok(())

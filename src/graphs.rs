@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use weft_backend_cpu::compile::{Options, cache};
-use weft_graph::Graph;
+use weft_graph::{CpuVariant, Graph};
 use weft_ir::module::Module;
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
@@ -22,7 +22,17 @@ use weft_runtime::train::run::{LOSS, STEP};
 use weft_runtime::train::settings::{CONFIG, MODEL, TRAIN, VOCAB};
 
 use crate::frontend::{self, ModelArgs, Source};
+use crate::kernel_dump;
 use crate::pipeline::{self, Recorder, ShowArgs};
+
+/// Which machines a graph is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// This one.
+    Here,
+    /// Any with AVX2; better ones use what they have.
+    Any,
+}
 
 /// Whether the user named a graph instead of a model.
 pub fn is_graph(path: &Path) -> bool {
@@ -34,6 +44,7 @@ pub fn for_training(
     model: &ModelArgs,
     block: Option<&str>,
     weights: Option<&Path>,
+    target: Target,
     show: &ShowArgs,
 ) -> Result<Graph> {
     let source = frontend::load(&model.model)?;
@@ -72,7 +83,10 @@ pub fn for_training(
         entries.push(LOSS);
     }
     let command = command(model, "train", block);
-    let mut graph = compile(&module, &entries, model, command)?;
+    let mut graph = compile(&module, &entries, model, command, target)?;
+    if let Some(dir) = &show.dump {
+        kernel_dump::write(dir, &module, &entries, &graph)?;
+    }
     recorder.finish(&module)?;
     for entry in &mut graph.entries {
         entry.meta.insert(TRAIN.into(), serde_json::to_value(&train)?);
@@ -88,12 +102,16 @@ pub fn for_generation(
     model: &ModelArgs,
     checkpoint: Option<&Path>,
     context: u64,
+    target: Target,
     show: &ShowArgs,
 ) -> Result<Graph> {
     let source = frontend::load(&model.model)?;
     let config = checkpoint.map(read_config).transpose()?;
     let (overrides, _) = split(&source, model.overrides(config)?);
     let tree = source.elaborate(&overrides)?;
+    let mut diags = vec![];
+    settings::check(&tree, &mut diags);
+    frontend::show(&source.map, &diags)?;
     let mut recorder = Recorder::new(show)?;
     let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);
     for (name, seq) in
@@ -112,7 +130,11 @@ pub fn for_generation(
         recorder.input(name, &module)?;
         pipeline::run(&mut module, &PassCx::default(), None, &mut recorder)?;
         forget_caches(&mut module, name);
-        let mut graph = compile(&module, &[name], model, command(model, name, None))?;
+        let command = command(model, "decode", None) + &format!(" --sequence {context}");
+        let mut graph = compile(&module, &[name], model, command, target)?;
+        if let Some(dir) = &show.dump {
+            kernel_dump::write(dir, &module, &[name], &graph)?;
+        }
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
             entry.meta.insert(CONTEXT.into(), context.into());
@@ -191,9 +213,13 @@ fn compile(
     entries: &[&str],
     model: &ModelArgs,
     command: String,
+    target: Target,
 ) -> Result<Graph> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut options = Options::native(threads);
+    if target == Target::Any {
+        options.variants = CpuVariant::ALL.to_vec();
+    }
     options.source = model.model.display().to_string();
     options.command = command;
     Ok(cache::compile_cached(module, entries, &options)?.graph)
@@ -201,7 +227,7 @@ fn compile(
 
 /// The command that compiles the graph again.
 fn command(model: &ModelArgs, purpose: &str, block: Option<&str>) -> String {
-    let mut command = format!("weft compile {} --for {purpose}", model.model.display());
+    let mut command = format!("weft compile {} --for {purpose} -o X.weft", model.model.display());
     for set in &model.sets {
         command += &format!(" --set {set}");
     }

@@ -29,11 +29,14 @@ pub fn run(args: Args) -> Result<()> {
         Graph::open(path)?
     } else {
         let weights = args.run.weights.as_deref();
-        graphs::for_training(&args.model, args.block.as_deref(), weights, &args.show)?
+        graphs::for_training(
+            &args.model,
+            args.block.as_deref(),
+            weights,
+            graphs::Target::Here,
+            &args.show,
+        )?
     };
     command::train(graph, &args.run)?;
-    if let Some(dir) = &args.show.dump {
-        println!("dump: {}", dir.display());
-    }
     Ok(())
 }

@@ -27,8 +27,9 @@ impl Keys<'_, '_> {
     pub fn number(&mut self, e: &Expr, key: &str, expected: &str) -> Option<f64> {
         match self.value(e)? {
             Const::Num(n) if n.is_finite() => Some(n),
-            other => self
-                .error(e.span, format!("`{key}` takes {expected}, found {}", describe(&other))),
+            other => {
+                self.error(e.span, format!("`{key}` takes {expected}, found {}", describe(&other)))
+            }
         }
     }
 

@@ -67,7 +67,9 @@ fn literal(tree: &Tree, w: &ConfigWrite, diags: &mut Vec<Diag>, out: &mut Map<St
 fn text_value(e: &ast::Expr) -> Option<Value> {
     match &e.kind {
         ast::ExprKind::Str(s) => Some(Value::from(s.as_str())),
-        ast::ExprKind::List(all) => all.iter().map(text_value).collect::<Option<_>>().map(Value::Array),
+        ast::ExprKind::List(all) => {
+            all.iter().map(text_value).collect::<Option<_>>().map(Value::Array)
+        }
         _ => None,
     }
 }
@@ -133,7 +135,9 @@ fn meaning(tree: &Tree, e: &ast::Expr) -> Option<Const> {
 
 fn json(value: &Const) -> Option<Value> {
     match value {
-        Const::Num(n) if n.fract() == 0.0 && n.abs() < 2f64.powi(53) => Some(Value::from(*n as i64)),
+        Const::Num(n) if n.fract() == 0.0 && n.abs() < 2f64.powi(53) => {
+            Some(Value::from(*n as i64))
+        }
         Const::Num(n) => Some(Value::from(*n)),
         Const::Bool(b) => Some(Value::from(*b)),
         Const::Word(s) | Const::Str(s) => Some(Value::from(s.as_str())),

@@ -93,7 +93,8 @@ pub fn train(
         (Some(name), _) => match all.iter().find(|b| b.name.text == name) {
             Some(block) => *block,
             None => {
-                let why = format!("--train {name}: `{}` has no train block of that name", tree.name);
+                let why =
+                    format!("--train {name}: `{}` has no train block of that name", tree.name);
                 let diag = Diag::error(here, why).did_you_mean(name, names.iter().copied());
                 diags.push(diag);
                 return None;
@@ -355,7 +356,9 @@ impl<'a> Reader<'a, '_> {
         };
         if let Some(n) = batch.ends().find(|n| *n as u64 % micro != 0) {
             let at = self.entry("micro_batch").map_or(self.block.name.span, |e| e.span);
-            return self.keys.error(at, format!("micro_batch = {micro} does not divide batch = {n}"));
+            return self
+                .keys
+                .error(at, format!("micro_batch = {micro} does not divide batch = {n}"));
         }
         Some(micro)
     }

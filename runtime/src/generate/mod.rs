@@ -42,8 +42,10 @@ pub enum GenerateError {
     NotForGeneration { entry: String },
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
-    #[error("the prompt has {prompt} tokens and the cache holds {context}; \
-             give a shorter prompt or a larger --context")]
+    #[error(
+        "the prompt has {prompt} tokens and the cache holds {context}; \
+             give a shorter prompt or a larger --context"
+    )]
     PromptTooLong { prompt: usize, context: usize },
     #[error("token {id} is outside the vocabulary of {vocab}")]
     OutsideVocabulary { id: i64, vocab: usize },

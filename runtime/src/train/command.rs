@@ -69,7 +69,10 @@ pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
 
 fn report(outcome: &Outcome, out: &Path) {
     if let Some((first, last)) = outcome.losses {
-        println!("loss {first:.3} -> {last:.3} in {} steps, {} tokens", outcome.step, outcome.tokens);
+        println!(
+            "loss {first:.3} -> {last:.3} in {} steps, {} tokens",
+            outcome.step, outcome.tokens
+        );
     }
     println!("metrics: {}", out.join(run::METRICS).display());
     for picture in &outcome.pictures {

@@ -27,31 +27,43 @@ pub enum TrainError {
     Io { action: &'static str, path: PathBuf, error: std::io::Error },
     #[error("entry {entry} was not compiled for training; compile it with --for train")]
     NotForTraining { entry: String },
-    #[error("entry {entry} holds training settings that this version does not read: {reason}; \
-             compile it again")]
+    #[error(
+        "entry {entry} holds training settings that this version does not read: {reason}; \
+             compile it again"
+    )]
     Settings { entry: String, reason: String },
     #[error("the train block has no `steps`; give --steps N")]
     NoSteps,
-    #[error("not available yet: a batch that changes over the run (it goes from {from} to {to} \
-             sequences); give --set batch=N")]
+    #[error(
+        "not available yet: a batch that changes over the run (it goes from {from} to {to} \
+             sequences); give --set batch=N"
+    )]
     BatchChanges { from: f64, to: f64 },
-    #[error("the graph was compiled for batches of {compiled} sequences, and the settings say \
-             {wanted}; compile it again")]
+    #[error(
+        "the graph was compiled for batches of {compiled} sequences, and the settings say \
+             {wanted}; compile it again"
+    )]
     Batch { compiled: usize, wanted: f64 },
     #[error("the step has the input {name}, which no schedule gives")]
     UnknownInput { name: String },
-    #[error("{tokenizer} has {n_ids} ids and the model a vocabulary of {vocab}; \
-             set the vocabulary to at least {n_ids}")]
+    #[error(
+        "{tokenizer} has {n_ids} ids and the model a vocabulary of {vocab}; \
+             set the vocabulary to at least {n_ids}"
+    )]
     Vocabulary { tokenizer: String, n_ids: u32, vocab: u64 },
     #[error("{} holds a run already; give --resume to continue it, or another --out", out.display())]
     RunExists { out: PathBuf },
     #[error("{} holds no checkpoint to resume from; leave --resume out to start there", out.display())]
     NothingToResume { out: PathBuf },
-    #[error("the run was started with {key} = {saved}, and now {key} = {now}; \
-             give what it was started with, or start a new run")]
+    #[error(
+        "the run was started with {key} = {saved}, and now {key} = {now}; \
+             give what it was started with, or start a new run"
+    )]
     OtherSettings { key: String, saved: String, now: String },
-    #[error("{name} is {value} at step {step}; lower the learning rate or clip gradients. \
-             The last checkpoint is from before")]
+    #[error(
+        "{name} is {value} at step {step}; lower the learning rate or clip gradients. \
+             The last checkpoint is from before"
+    )]
     NotFinite { name: String, value: f32, step: u64 },
 }
 

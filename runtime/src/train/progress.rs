@@ -102,7 +102,8 @@ mod tests {
             .with("mtp_loss", 3.0)
             .with("lr", 0.003)
             .with_layers("max_vio", &[0.5, 1.0]);
-        let expect = "step 3/9  loss 2.500  mtp_loss 3.000  1235 tokens/s  lr 3.0e-3  imbalance 0.75";
+        let expect =
+            "step 3/9  loss 2.500  mtp_loss 3.000  1235 tokens/s  lr 3.0e-3  imbalance 0.75";
         assert_eq!(line(&record, 9, 1234.6), expect);
     }
 }

@@ -335,8 +335,10 @@ impl Run {
             loader: self.loader.state(),
             settings: self.settings.clone(),
         };
-        let state = serde_json::to_value(&state).map_err(|e| {
-            TrainError::Io { action: "write", path: self.out.clone(), error: e.into() }
+        let state = serde_json::to_value(&state).map_err(|e| TrainError::Io {
+            action: "write",
+            path: self.out.clone(),
+            error: e.into(),
         })?;
         let files = self.tokenizer_file.iter().map(|bytes| ("tokenizer.json", &bytes[..]));
         let contents = Contents {
@@ -449,8 +451,10 @@ fn draw(out: &Path, records: &[Record]) -> Result<Vec<PathBuf>, TrainError> {
     let smooth_steps = (records.len() as f64 / 50.0).max(1.0);
     let runs = [plot::Run { name: "", records }];
     let mut drawn = vec![];
-    let charts =
-        [("losses.svg", plot::losses(&runs, smooth_steps)), ("max_vio.svg", plot::max_vio(&runs, smooth_steps))];
+    let charts = [
+        ("losses.svg", plot::losses(&runs, smooth_steps)),
+        ("max_vio.svg", plot::max_vio(&runs, smooth_steps)),
+    ];
     for (name, chart) in charts {
         if chart.series.iter().all(|s| s.points.is_empty()) {
             continue;

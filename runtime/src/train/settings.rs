@@ -55,8 +55,7 @@ pub struct AdamW {
 }
 
 /// Settings that a resumed run may change: they do not change what is computed.
-const FREE: &[&str] =
-    &["steps", "held_out_every", "held_out_batches", "checkpoint_every", "keep"];
+const FREE: &[&str] = &["steps", "held_out_every", "held_out_batches", "checkpoint_every", "keep"];
 
 impl TrainSettings {
     /// Those of an entry that was compiled for training.
@@ -64,10 +63,8 @@ impl TrainSettings {
         let Some(value) = entry.meta.get(TRAIN) else {
             return Err(TrainError::NotForTraining { entry: entry.name.clone() });
         };
-        serde_json::from_value(value.clone()).map_err(|e| TrainError::Settings {
-            entry: entry.name.clone(),
-            reason: e.to_string(),
-        })
+        serde_json::from_value(value.clone())
+            .map_err(|e| TrainError::Settings { entry: entry.name.clone(), reason: e.to_string() })
     }
 
     /// Refuses to go on with a run that was started with other settings.
