@@ -8,6 +8,7 @@ mod fmt;
 mod frontend;
 mod generate;
 mod graphs;
+mod kernel_dump;
 mod opt;
 mod pipeline;
 mod train;

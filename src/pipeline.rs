@@ -52,7 +52,7 @@ impl Recorder {
 
     fn write(&mut self, name: &str, module: &Module) -> Result<Option<String>> {
         let Some(dir) = &self.dump else { return Ok(None) };
-        let file = format!("{:02}-{name}.ir", self.files * 10);
+        let file = format!("{:03}-{name}.ir", self.files * 10);
         self.files += 1;
         let path = dir.join(&file);
         std::fs::write(&path, text::print(module))

@@ -4,6 +4,7 @@
 //! parallel. The bytes of the graph depend on the module and the options alone, not on threads.
 
 pub mod cache;
+pub mod listing;
 
 use weft_codegen::object::ObjectError;
 use weft_graph::{CpuVariant, Graph, VerifyError};
