@@ -73,8 +73,10 @@ fn deepseek_v2_lite_has_its_published_figures() {
 fn weights_are_listed_as_published() {
     let dir = "tests/golden/v3-mtp";
     let config: Value = serde_json::from_str(
-        &std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join("config.json"))
-            .expect("the reference case"),
+        &std::fs::read_to_string(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join("config.json"),
+        )
+        .expect("the reference case"),
     )
     .expect("JSON");
     let set = |name: &str, key: &str| format!("{name}={}", config[key]);

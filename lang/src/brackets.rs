@@ -106,6 +106,13 @@ impl<'a> Indentation<'a> {
                 || (leaves && self.of[index] <= self.of[opener]))
     }
 
+    /// The `}` at `index` lacks its partner on its own line: in a tidy text, what was opened on an
+    /// earlier line is closed at the start of one.
+    fn is_stray(&self, opener: usize, index: usize) -> bool {
+        let same_line = !self.raws[opener..index].iter().any(|raw| raw.kind == RawKind::Newline);
+        self.tidy && !self.first[index] && !same_line
+    }
+
     /// The end of the line that lacks the partner of the `}` at `index`, if that stands deeper than
     /// `opener`, the brace it would close: the last line as far left as itself.
     fn head(&self, opener: Option<usize>, index: usize) -> Option<usize> {
@@ -206,6 +213,13 @@ fn pair_with(raws: &[Raw], indentation: Option<&Indentation>) -> Brackets {
             && let Some(head) = shape.head(partner.map(|partner| open[partner]), index)
         {
             found.opens.push(head);
+            continue;
+        }
+        if opener == RawKind::LBrace
+            && let (Some(shape), Some(partner)) = (indentation, partner)
+            && shape.is_stray(open[partner], index)
+        {
+            found.faults.push((index, Fault::NeverOpened));
             continue;
         }
         match partner {

@@ -8,39 +8,49 @@
 use crate::ast::*;
 use crate::diag::Diag;
 
-/// Every model of `program` with its base's members put in, and `base` none.
+/// Every model of `program` with the blocks next to it and its base's members put in; `base` is
+/// none then.
 pub fn resolve(program: &mut Program, diags: &mut Vec<Diag>) {
-    let written: Vec<(FileId, Model)> = models(program);
+    program.files.iter_mut().for_each(take_in_blocks);
+    let written: Vec<(FileId, Model)> =
+        program.files.iter().flat_map(|f| models(f).map(|m| (f.id, m.clone()))).collect();
     for file in &mut program.files {
         for item in &mut file.items {
             if let Item::Model(model) = item
                 && model.base.is_some()
             {
-                let derived = derive(file.id, model, &written, &mut vec![], diags);
-                *model = Model { base: None, members: derived, ..model.clone() };
+                let members = derive(file.id, model, &written, &mut vec![], diags);
+                *model = Model { base: None, members, ..model.clone() };
             }
         }
     }
 }
 
-/// The models as written; blocks that stand next to one are taken into it.
-fn models(program: &Program) -> Vec<(FileId, Model)> {
-    let mut all = vec![];
-    for file in &program.files {
-        let beside = file.items.iter().filter_map(|item| match item {
-            Item::Block(block) => Some(Member::Block(block.clone())),
-            _ => None,
-        });
-        let beside: Vec<Member> = beside.collect();
-        for item in &file.items {
-            if let Item::Model(model) = item {
-                let mut model = model.clone();
-                model.members.extend(beside.iter().cloned());
-                all.push((file.id, model));
-            }
-        }
+fn models(file: &File) -> impl Iterator<Item = &Model> {
+    file.items.iter().filter_map(|item| match item {
+        Item::Model(model) => Some(model),
+        Item::Module(_) | Item::Block(_) => None,
+    })
+}
+
+/// Blocks at top level of a file with a model belong to the model.
+fn take_in_blocks(file: &mut File) {
+    if models(file).next().is_none() {
+        return;
     }
-    all
+    let is_block = |item: &mut Item| matches!(item, Item::Block(_));
+    let blocks: Vec<Item> = file.items.extract_if(.., is_block).collect();
+    let blocks = blocks.into_iter().filter_map(|item| match item {
+        Item::Block(block) => Some(Member::Block(block)),
+        Item::Module(_) | Item::Model(_) => None,
+    });
+    let model = file.items.iter_mut().find_map(|item| match item {
+        Item::Model(model) => Some(model),
+        Item::Module(_) | Item::Block(_) => None,
+    });
+    if let Some(model) = model {
+        model.members.extend(blocks);
+    }
 }
 
 /// The members of `model`, those of its bases among them. `chain` holds the names on the way here.
@@ -170,7 +180,8 @@ fn chosen(words: &[Name], value: &Expr, of: &Name, diags: &mut Vec<Diag>) -> Vec
             std::iter::once(word).chain(others).cloned().collect()
         }
         _ => {
-            let found = word.map_or("another kind of value".to_string(), |w| format!("`{}`", w.text));
+            let found =
+                word.map_or("another kind of value".to_string(), |w| format!("`{}`", w.text));
             let why = format!("`{}` is one of {}, found {found}", of.text, all.join(", "));
             let diag = Diag::error(value.span, why);
             let near = word.map_or("", |w| w.text.as_str());

@@ -30,8 +30,26 @@ impl Draw {
 }
 
 const NUMBERS: &[&str] = &[
-    "0", "1", "2", "3", "7", "0.5", "(0 - 1)", "(0 - 3)", "1e15", "4G", "9e15", "1e19", "1e300",
-    "(1 / 0)", "(0 / 0)", "(0 - 1e300)", "none", "true", "\"x\"", "[1, 2]",
+    "0",
+    "1",
+    "2",
+    "3",
+    "7",
+    "0.5",
+    "(0 - 1)",
+    "(0 - 3)",
+    "1e15",
+    "4G",
+    "9e15",
+    "1e19",
+    "1e300",
+    "(1 / 0)",
+    "(0 / 0)",
+    "(0 - 1e300)",
+    "none",
+    "true",
+    "\"x\"",
+    "[1, 2]",
 ];
 
 /// What a text consists of: words with their digits, or single other characters.
@@ -53,9 +71,8 @@ fn pieces(text: &str) -> Vec<&str> {
 fn damaged(text: &str, draw: &mut Draw) -> String {
     let mut pieces = pieces(text);
     let starts = |p: &&str, test: fn(&char) -> bool| p.chars().next().is_some_and(|c| test(&c));
-    let words: Vec<usize> = (0..pieces.len())
-        .filter(|i| starts(&pieces[*i], |c| c.is_ascii_alphabetic()))
-        .collect();
+    let words: Vec<usize> =
+        (0..pieces.len()).filter(|i| starts(&pieces[*i], |c| c.is_ascii_alphabetic())).collect();
     let numbers: Vec<usize> =
         (0..pieces.len()).filter(|i| starts(&pieces[*i], |c| c.is_ascii_digit())).collect();
     for _ in 0..=draw.below(3) {

@@ -1,4 +1,5 @@
-//! Every shipped model elaborates and lowers, for training and for inference, to IR that verifies and reads back.
+//! Every shipped model elaborates and lowers, for training and for inference, to IR that verifies
+//! and reads back.
 
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,8 @@
 //! From files to the elaborated model: constants evaluated, modules placed, stores named.
 //!
 //! `tree` is the result, `consts` and `eval` the compile-time values, `place` instantiates members,
-//! `stores` declares what they store and `published` names it, `overrides` applies `--set`, `config.json` and `shrink` to
-//! the model's constants, `unused` finds parameters nobody reads.
+//! `stores` declares what they store and `published` names it, `overrides` applies `--set`,
+//! `config.json` and `shrink` to the model's constants, `unused` finds parameters nobody reads.
 
 pub mod consts;
 pub mod eval;
@@ -99,10 +99,9 @@ fn models(file: &ast::File) -> impl Iterator<Item = &ast::Model> {
     })
 }
 
-/// Blocks at top level, but for those that belong to the model of another file.
+/// Blocks of files without a model; those next to a model are its members.
 fn blocks(program: &Program) -> Vec<&ast::Block> {
-    let own = |file: &&ast::File| file.id == FileId(0) || models(file).next().is_none();
-    let items = program.files.iter().filter(own).flat_map(|f| &f.items);
+    let items = program.files.iter().flat_map(|f| &f.items);
     let blocks = items.filter_map(|item| match item {
         Item::Block(b) => Some(b),
         Item::Module(_) | Item::Model(_) => None,

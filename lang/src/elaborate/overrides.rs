@@ -1,4 +1,5 @@
-//! What the model's constants become: the text's own value, then `config.json`, then `shrink`, then `--set`.
+//! What the model's constants become: the text's own value, then `config.json`, then `shrink`, then
+//! `--set`.
 
 use serde_json::Value;
 
@@ -103,6 +104,12 @@ fn from_config(
         };
     };
     match value {
+        Value::Number(_) | Value::Bool(_) if !words(constant).is_empty() => {
+            let known = words(constant).join(", ");
+            let why = format!("config.json: `{path}` is {value}, expected one of {known}");
+            eval.diags.push(Diag::error(read.span, why));
+            Err(Reported)
+        }
         Value::Number(n) => Ok(Const::Num(n.as_f64().unwrap_or(f64::NAN))),
         Value::Bool(b) => Ok(Const::Bool(*b)),
         Value::String(s) => match read.translations.iter().find(|t| t.text.text == *s) {

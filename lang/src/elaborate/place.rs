@@ -154,7 +154,11 @@ pub fn words_of(body: Body) -> Vec<String> {
 }
 
 impl<'a> Placer<'a, '_> {
-    pub(super) fn error<T>(&mut self, span: Span, message: impl Into<String>) -> Result<T, Reported> {
+    pub(super) fn error<T>(
+        &mut self,
+        span: Span,
+        message: impl Into<String>,
+    ) -> Result<T, Reported> {
         self.diags.push(Diag::error(span, message));
         Err(Reported)
     }

@@ -25,11 +25,7 @@ impl<'a> Placer<'a, '_> {
         self.store(&w.name, &w.ty, StoreKind::Weight, init, w.span, work)
     }
 
-    pub(super) fn state(
-        &mut self,
-        s: &'a ast::State,
-        work: &mut Work<'a>,
-    ) -> Result<(), Reported> {
+    pub(super) fn state(&mut self, s: &'a ast::State, work: &mut Work<'a>) -> Result<(), Reported> {
         let init = Init::Constant(self.number(&s.init, work)?);
         self.store(&s.name, &s.ty, StoreKind::State, init, s.span, work)
     }

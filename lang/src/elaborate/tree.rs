@@ -1,7 +1,8 @@
 //! The elaborated model: instances with their sizes decided, stores with their names, stacks with
 //! their counts.
 //!
-//! A stack of N equal modules is one instance with a level of N above it: layers stay rolled from here on.
+//! A stack of N equal modules is one instance with a level of N above it: layers stay rolled from
+//! here on.
 
 use std::collections::BTreeSet;
 

@@ -18,7 +18,7 @@ pub fn check(module: &ast::Module, map: &SourceMap, diags: &mut Vec<Diag>) {
     }
 }
 
-/// The identifiers of a text without its comments and strings' quotes (`{name}` in a string counts).
+/// The identifiers of a text without its comments; `{name}` in a string counts.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .map(|line| line.split('#').next().unwrap_or(""))

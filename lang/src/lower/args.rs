@@ -30,6 +30,18 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// What `optional` would take.
+    fn peek(&self, name: &str) -> Option<&'a ast::CallArg> {
+        let is = |a: &&&ast::CallArg| a.name.as_ref().is_some_and(|n| n.text == name);
+        self.named.iter().find(is).or(self.positional.last()).copied()
+    }
+
+    fn take(&mut self, name: &'static str) {
+        if self.take_named(name).is_none() {
+            self.positional.pop();
+        }
+    }
+
     fn take_named(&mut self, name: &'static str) -> Option<&'a ast::CallArg> {
         self.asked.push(name);
         let is = |a: &&ast::CallArg| a.name.as_ref().is_some_and(|n| n.text == name);
@@ -222,7 +234,19 @@ impl<'a> Lower<'a, '_> {
         words: &[&str],
         env: &mut Env,
     ) -> Lowering<String> {
-        match self.required(args, name, env)? {
+        let bare = args.peek(name).and_then(|arg| match &arg.value.kind {
+            ast::ExprKind::Path(p) => p.single().cloned(),
+            _ => None,
+        });
+        let value = match bare {
+            // A name that nothing else has is a word, or a misspelt one.
+            Some(n) if !self.is_known(&n.text, env) => {
+                args.take(name);
+                Value::Const(Const::Word(n.text))
+            }
+            _ => self.required(args, name, env)?,
+        };
+        match value {
             Value::Const(Const::Word(w)) if words.contains(&w.as_str()) => Ok(w),
             other => {
                 let found = shown(&other);
@@ -232,6 +256,15 @@ impl<'a> Lower<'a, '_> {
                 Err(Reported)
             }
         }
+    }
+
+    /// Whether a name means something here by itself.
+    fn is_known(&self, name: &str, env: &Env) -> bool {
+        let inst = self.tree.get(env.inst);
+        env.locals.contains_key(name)
+            || inst.members.contains_key(name)
+            || inst.failed.contains(name)
+            || self.const_named(name, env).is_some()
     }
 }
 

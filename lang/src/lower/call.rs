@@ -104,7 +104,8 @@ impl<'a> Lower<'a, '_> {
         Ok(())
     }
 
-    /// `t` labelled with the dims of the type it is declared to have, or a diagnostic that names both sides.
+    /// `t` labelled with the dims of the type it is declared to have, or a diagnostic that names
+    /// both sides.
     fn fits(
         &mut self,
         t: &Tensor,
@@ -189,7 +190,8 @@ impl<'a> Lower<'a, '_> {
         Ok(out)
     }
 
-    fn check_results(
+    /// The results with the dims they are declared to have.
+    pub fn check_results(
         &mut self,
         forward: &'a ast::Forward,
         inst: InstId,

@@ -135,7 +135,8 @@ impl<'a> Lower<'a, '_> {
         let span = args.span;
         let logits = self.tensor_arg(args, env)?;
         let targets = self.tensor_arg(args, env)?;
-        let each = self.emit_all(span, Op::CrossEntropy, &[logits.id, targets.id], Attrs::new())?[0];
+        let each =
+            self.emit_all(span, Op::CrossEntropy, &[logits.id, targets.id], Attrs::new())?[0];
         let all: Vec<i64> = (0..self.ty(each).rank() as i64).collect();
         let over = Attrs::new().ints("dims", all);
         let sum = self.emit(span, Op::ReduceSum, &[each], over.clone())?;

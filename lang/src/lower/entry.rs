@@ -1,9 +1,9 @@
-//! Entries: `@loss` (forward, loss block, side outputs), `@update`, and `@forward` with or without a
-//! cache.
+//! Entries: `@loss` (forward, loss block, side outputs), `@update`, and `@forward` with or without
+//! a cache.
 //!
 //! Parameters that are stores have the store's name; results of `@loss` are `objective`,
-//! `metric.NAME`, `logits` (what the model's forward returns) and `emit.PATH.NAME`. `@forward` holds
-//! only what its results need: what a model computes for its loss alone costs nothing there.
+//! `metric.NAME`, `logits` (what the model's forward returns) and `emit.PATH.NAME`. `@forward`
+//! holds only what its results need: what a model computes for its loss alone costs nothing there.
 
 use indexmap::IndexMap;
 use weft_ir::attr::{Attr, Attrs};
@@ -53,7 +53,8 @@ pub struct EmitInfo {
     /// The entry's result: `emit.layers.1.mlp.gate.load`.
     pub result: String,
     pub name: String,
-    /// The number that the first instance of each stack has in published names; one for each stacked dim.
+    /// The number that the first instance of each stack has in published names; one for each
+    /// stacked dim.
     pub starts: Vec<u64>,
 }
 
@@ -165,6 +166,7 @@ impl<'a> Lower<'a, '_> {
             self.implicit(Key::Segments, forward.span)?;
         }
         let results = self.body(&forward.body, &mut env)?;
+        let results = self.check_results(forward, self.tree.root, results, &mut env)?;
         Ok((env, results))
     }
 
@@ -333,7 +335,6 @@ impl<'a> Lower<'a, '_> {
         }
         Ok(id)
     }
-
 }
 
 fn dim_span(dim: &ast::Dim) -> Option<Span> {

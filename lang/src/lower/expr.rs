@@ -103,6 +103,9 @@ impl<'a> Lower<'a, '_> {
         match self.expr(e, env)? {
             Value::Const(Const::Bool(b)) => Ok(b),
             Value::Poison => Err(Reported),
+            Value::Const(other) => {
+                self.error(e.span, format!("a condition is a boolean, found {}", other.kind()))
+            }
             other => {
                 let why = format!("a condition is known at compile time, found {}", other.kind());
                 self.error(e.span, why)

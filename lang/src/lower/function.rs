@@ -1,8 +1,8 @@
 //! A function while it is lowered: parameters appear as the text asks for them.
 //!
 //! A layer's function takes the carried values, then slices of its own stores, then what all layers
-//! share. Which stores that will be is known only after its body is lowered; so parameters are added
-//! in any order and sorted at the end.
+//! share. Which stores that will be is known only after its body is lowered; so parameters are
+//! added in any order and sorted at the end.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,8 @@
 //! From the elaborated model to IR: one function an entry, one for each group of a stack that
 //! `repeat` runs.
 //!
-//! Calls of single members are inlined; `each` runs a stack on the rows of its segments without a function of its own.
+//! Calls of single members are inlined; `each` runs a stack on the rows of its segments without a
+//! function of its own.
 
 mod args;
 mod arith;

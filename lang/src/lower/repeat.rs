@@ -1,4 +1,5 @@
-//! Stacks: `repeat` makes a function for each group and scans it, `each` runs one on the rows of its segments.
+//! Stacks: `repeat` makes a function for each group and scans it, `each` runs one on the rows of
+//! its segments.
 
 use weft_ir::attr::Attrs;
 use weft_ir::dim::Dim;

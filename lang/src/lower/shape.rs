@@ -156,8 +156,9 @@ impl<'a> Lower<'a, '_> {
             let label = t.labels.get(axis - usize::from(t.batched)).copied().flatten();
             let whole = self.named_dim(label, whole);
             let parts: Vec<String> = parts.iter().map(|(_, len)| len.to_string()).collect();
-            let why = format!("the parts add up to {start}, the dim is {whole}");
-            self.diags.push(Diag::error(span, why).hint(format!("{} = {start}", parts.join(" + "))));
+            let why = format!("the parts add up to {start}, not to {whole}");
+            self.diags
+                .push(Diag::error(span, why).hint(format!("{} = {start}", parts.join(" + "))));
             return Err(Reported);
         }
         let mut values = vec![];

@@ -47,8 +47,11 @@ impl<'a> Lower<'a, '_> {
             }
             Stmt::Emit(e) => self.emission(e, env),
             Stmt::If(i) => {
-                let branch =
-                    if self.condition(&i.condition, env)? { &i.then } else { &i.otherwise };
+                let Ok(condition) = self.condition(&i.condition, env) else {
+                    poison_bound(i, env);
+                    return Err(Reported);
+                };
+                let branch = if condition { &i.then } else { &i.otherwise };
                 let mut failed = false;
                 for stmt in branch {
                     failed |= self.stmt(stmt, env).is_err();
@@ -150,7 +153,8 @@ impl<'a> Lower<'a, '_> {
         }
         let state = self.store(&path, true);
         let start = self.implicit(Key::Start, c.span)?;
-        let results = self.emit_all(c.span, Op::CacheAppend, &[state, t.id, start], Attrs::new())?;
+        let results =
+            self.emit_all(c.span, Op::CacheAppend, &[state, t.id, start], Attrs::new())?;
         self.f().caches.insert(path, results[1]);
         let name = &c.name.text;
         self.b().name(results[0], &format!("{name}.all"));
@@ -177,6 +181,22 @@ impl<'a> Lower<'a, '_> {
 fn cache_template(path: &str, n_levels: usize) -> String {
     let levels = (0..n_levels).map(|n| format!(".{{{}}}", Prefix::letter(n)));
     levels.fold(format!("cache.{path}"), |t, level| t + &level)
+}
+
+/// What either branch would bind is unknown; using it says nothing more.
+fn poison_bound(branches: &ast::If<Stmt>, env: &mut Env) {
+    for stmt in branches.then.iter().chain(&branches.otherwise) {
+        let names: Vec<&ast::Name> = match stmt {
+            Stmt::Bind(bind) => bind.targets.iter().collect(),
+            Stmt::Cache(c) => vec![&c.name],
+            Stmt::If(inner) => {
+                poison_bound(inner, env);
+                continue;
+            }
+            Stmt::Emit(_) | Stmt::Values(_) => continue,
+        };
+        env.locals.extend(names.into_iter().map(|n| (n.text.clone(), Value::Poison)));
+    }
 }
 
 fn flatten(values: Vec<Value>) -> Vec<Value> {

@@ -68,9 +68,9 @@ impl<'a> Lower<'a, '_> {
     fn drop_unread_inputs(&mut self) {
         let function = self.f();
         let counts = function.builder.func.use_counts();
-        function.params.retain(|key, (id, _)| {
-            !matches!(key, Key::Input(_)) || counts[id.0 as usize] > 0
-        });
+        function
+            .params
+            .retain(|key, (id, _)| !matches!(key, Key::Input(_)) || counts[id.0 as usize] > 0);
     }
 
     fn update_rule(
@@ -94,10 +94,12 @@ impl<'a> Lower<'a, '_> {
         let sum = self.as_tensor(sum, rule.span)?;
         let found = self.ty(sum.id);
         if found != ty {
-            let why = format!("`{}` is {}{}", rule.target.text, ty.dtype.name(), {
-                self.show_dims(&ty.dims[env.lead..])
-            });
-            let hint = format!("with what is added to it {}", self.show_dims(&found.dims));
+            let shown = |ty: &Type| {
+                let dims = &ty.dims[env.lead.min(ty.rank())..];
+                format!("{}{}", ty.dtype.name(), self.show_dims(dims))
+            };
+            let why = format!("`{}` is {}", rule.target.text, shown(&ty));
+            let hint = format!("with what is added it would be {}", shown(&found));
             self.diags.push(Diag::error(rule.span, why).hint(hint));
             return Err(Reported);
         }
@@ -136,8 +138,8 @@ impl<'a> Lower<'a, '_> {
         Err(Reported)
     }
 
-    /// A side output by name in the loss block: summed over everything it was stacked over. One that
-    /// some module could emit and none does is 0.
+    /// A side output by name in the loss block: summed over everything it was stacked over. One
+    /// that some module could emit and none does is 0.
     pub fn emitted(&mut self, name: &str, span: Span) -> Lowering<Option<Value>> {
         let all: Vec<ValueId> =
             self.f().emits.iter().filter(|e| e.name == name).map(|e| e.value).collect();
