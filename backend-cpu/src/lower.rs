@@ -29,7 +29,7 @@ use weft_ir::ty::Type;
 
 use dims::Dims;
 use plan_memory::InPlace;
-use uses::{last_uses, writer};
+use uses::{last_uses, made_at_state, writer};
 use view::View;
 
 pub use entry::lower;
@@ -118,6 +118,8 @@ struct Frame<'a> {
     dests: BTreeMap<ValueId, Arg>,
     /// The last op that may look at a value's storage; the number of ops for results.
     last_use: Vec<usize>,
+    /// Ops that are made where they are read, by op.
+    late: Vec<bool>,
     /// The op at hand, counted in the body.
     at: usize,
 }
@@ -132,6 +134,19 @@ struct Work {
     bytes: DimExpr,
 }
 
+impl Frame<'_> {
+    /// Is a value made where it is read by an op of its own?
+    fn is_late(&self, v: ValueId) -> bool {
+        self.func.def_op(v).is_some_and(|id| self.late[id.0 as usize])
+    }
+
+    /// Has a value no step of its own?
+    fn is_deferred(&self, v: ValueId) -> bool {
+        let Some(id) = self.func.def_op(v) else { return false };
+        self.late[id.0 as usize] || region::is_deferred(self.func.op(id).op)
+    }
+}
+
 impl<'a> Lower<'a> {
     /// The steps of `func` on `args`; each result lies in its place of `dests`, if it has one.
     fn func(
@@ -142,6 +157,7 @@ impl<'a> Lower<'a> {
     ) -> Result<Vec<View>, LowerError> {
         let func = self.module.func(id);
         self.n_frames += 1;
+        let late = made_at_state(func);
         let mut frame = Frame {
             id: self.n_frames,
             func,
@@ -149,7 +165,8 @@ impl<'a> Lower<'a> {
             views: vec![None; func.n_values()],
             copies: vec![None; func.n_values()],
             dests: BTreeMap::new(),
-            last_use: last_uses(func),
+            last_use: last_uses(func, &late),
+            late,
             at: 0,
         };
         for (p, view) in func.params.iter().zip(args) {
@@ -161,8 +178,11 @@ impl<'a> Lower<'a> {
                 frame.dests.entry(made).or_insert_with(|| dest.clone());
             }
         }
-        for (at, (_, op)) in func.body_ops().enumerate() {
+        for (at, (id, op)) in func.body_ops().enumerate() {
             frame.at = at;
+            if frame.late[id.0 as usize] {
+                continue;
+            }
             self.op(&mut frame, op).map_err(|why| self.error(func, op, why))?;
         }
         frame.at = func.body.len();
@@ -212,6 +232,7 @@ impl<'a> Lower<'a> {
             Op::Matmul => self.matmul(f, op),
             Op::GroupedMatmul | Op::GroupedOuter => self.grouped(f, op),
             Op::Attention | Op::AttentionGrad => self.attention(f, op),
+            Op::Assign if f.is_late(op.operands[1]) => self.region(f, op),
             Op::Assign => {
                 let (state, x) = (self.view(f, op.operands[0])?, self.plain(f, op.operands[1])?);
                 if x != state.at {

@@ -351,3 +351,45 @@ fn the_same_module_gives_the_same_bytes() {
     };
     assert_eq!(bytes(1), bytes(2));
 }
+
+/// A cached graph is the compiled one; a damaged file is compiled again.
+#[test]
+fn graphs_are_found_again() {
+    use weft_backend_cpu::compile::Options;
+    use weft_backend_cpu::compile::cache::{compile_cached_in, key};
+    let m = planned(&PassCx::default());
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::native(2);
+    let cached = || compile_cached_in(folder.path(), &m, &["loss"], &options).unwrap();
+    let first = cached();
+    let second = cached();
+    assert_eq!((first.hit, second.hit), (false, true));
+    assert!(first.graph == second.graph);
+    let file = folder.path().join(format!("{}.weft", key(&m, &["loss"], &options)));
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(!cached().hit);
+    assert!(cached().hit);
+    let other = Options { command: "another".into(), ..options.clone() };
+    assert_ne!(key(&m, &["loss"], &options), key(&m, &["loss"], &other));
+    assert_ne!(key(&m, &["loss"], &options), key(&m, &["loss", "update"], &options));
+}
+
+/// Clipped gradients go straight into the optimizer, which the states' storage does not outlive.
+#[test]
+fn what_only_a_state_op_reads_is_made_there() {
+    let text = "func @f(%w: state f32[4], %m: state f32[4], %v: state f32[4], %g: f32[4], %s: f32[],
+            %lr: f32[], %t: f32[])
+            -> (w: state f32[4], m: state f32[4], v: state f32[4]) donates (0 -> 0, 1 -> 1, 2 -> 2) {
+          %wide = broadcast %s {shape = [4], dims = []} : f32[4]
+          %clipped = mul %g, %wide : f32[4]
+          %1, %2, %3 = adamw %w, %m, %v, %clipped, %lr, %t
+            {beta1 = 0.9, beta2 = 0.95, eps = 1e-8, decay = 0.1}
+            : state f32[4], state f32[4], state f32[4]
+          return %1, %2, %3
+        }";
+    let m = module(text);
+    let graph = on_cpu::graph(&m, &["f"]);
+    assert_eq!(graph.entries[0].steps.len(), 1, "{graph}");
+    check(&m, "f", &[], POSITIVE, 1e-6);
+}

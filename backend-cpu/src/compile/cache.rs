@@ -3,7 +3,7 @@
 //! The key is a digest of the compiler, the options and the module's text after the passes. An entry is a `.weft` file, written
 //! whole or not at all; one that cannot be read is compiled again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use weft_graph::Graph;
 use weft_ir::module::Module;
@@ -32,15 +32,25 @@ pub fn compile_cached(
     entries: &[&str],
     options: &Options,
 ) -> Result<Cached, CompileError> {
-    let Some(folder) = folder() else {
-        return Ok(Cached { graph: compile(module, entries, options)?, hit: false });
-    };
+    match folder() {
+        Some(folder) => compile_cached_in(&folder, module, entries, options),
+        None => Ok(Cached { graph: compile(module, entries, options)?, hit: false }),
+    }
+}
+
+/// As [`compile_cached`], in a folder of the caller's choice.
+pub fn compile_cached_in(
+    folder: &Path,
+    module: &Module,
+    entries: &[&str],
+    options: &Options,
+) -> Result<Cached, CompileError> {
     let path = folder.join(format!("{}.weft", key(module, entries, options)));
     if let Ok(graph) = Graph::open(&path) {
         return Ok(Cached { graph, hit: true });
     }
     let graph = compile(module, entries, options)?;
-    if std::fs::create_dir_all(&folder).is_ok() {
+    if std::fs::create_dir_all(folder).is_ok() {
         // The next compile is slower; nothing is lost.
         let _ = graph.save(&path);
     }

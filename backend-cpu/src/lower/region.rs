@@ -49,7 +49,7 @@ impl<'a> Lower<'a> {
             return Err("a parameter of the function has no place in memory".into());
         };
         let op = f.func.op(id);
-        if !is_deferred(op.op) {
+        if !f.is_deferred(v) {
             return Err(format!("`{}` has not run yet", op.op.name()).into());
         }
         let mut part = Part::new(op.op.name());
@@ -99,7 +99,7 @@ impl<'a> Lower<'a> {
         }
         let place = self.place(op);
         let size = |d| self.dims.expr(d);
-        let compiled = region::compile(self.module, func, &func.name, &place, &size)
+        let compiled = region::compile(self.module, func, &hint(func), &place, &size)
             .map_err(|e| if e.op == op.op.name() { e.reason } else { e.to_string() })?;
         let mut made = vec![];
         for (i, r) in func.results.iter().enumerate() {
@@ -174,7 +174,7 @@ impl<'a> Lower<'a> {
             return view.at.buffer == storage;
         }
         let Some(op) = f.func.def_op(v).map(|id| f.func.op(id)) else { return false };
-        is_deferred(op.op) && op.operands.iter().any(|x| self.shows(f, *x, storage))
+        f.is_deferred(v) && op.operands.iter().any(|x| self.shows(f, *x, storage))
     }
 
     /// A new temp of a buffer's kind.
@@ -215,7 +215,7 @@ impl Part {
             return Ok(*known);
         }
         let op = f.func.def_op(v).map(|id| f.func.op(id));
-        if let Some(op) = op.filter(|op| is_deferred(op.op))
+        if let Some(op) = op.filter(|_| f.is_deferred(v))
             && cx.plain_now(f, v).is_none()
         {
             self.op(cx, f, op)?;
@@ -238,8 +238,29 @@ impl Part {
     }
 }
 
+/// What a kernel is called: its ops but for movement and constants. Regions of equal code then have one kernel, whatever
+/// functions they come from.
+fn hint(func: &Func) -> String {
+    let mut names: Vec<&str> = vec![];
+    for (_, op) in func.body_ops().filter(|(_, op)| !is_deferred(op.op)) {
+        if !names.contains(&op.op.name()) {
+            names.push(op.op.name());
+        }
+    }
+    match names.as_slice() {
+        [] => func.body_ops().next_back().map_or("copy", |(_, op)| op.op.name()).into(),
+        [few @ .., last] if few.len() > HINT_OPS => {
+            format!("{}_{}_{last}", few[..HINT_OPS].join("_"), names.len() - HINT_OPS)
+        }
+        all => all.join("_"),
+    }
+}
+
+/// Ops named in a kernel's name.
+const HINT_OPS: usize = 3;
+
 /// What has no step of its own: it is seen through strides or made where it is read.
-fn is_deferred(op: Op) -> bool {
+pub(super) fn is_deferred(op: Op) -> bool {
     matches!(
         op,
         Op::Constant

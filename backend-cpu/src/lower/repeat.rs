@@ -9,7 +9,7 @@ use weft_graph::{Arg, DimExpr, Loop, Step};
 use weft_ir::module::{Func, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 
-use super::uses::{last_uses, writer};
+use super::uses::{last_uses, made_at_state, writer};
 use super::view::{self, View};
 use super::{Fault, Frame, Lower};
 
@@ -85,7 +85,7 @@ impl<'a> Lower<'a> {
         stacks: &[Option<Arg>],
     ) -> Result<Vec<View>, Fault> {
         let depth = self.open.len() as u32 - 1;
-        let last = last_uses(body);
+        let last = last_uses(body, &made_at_state(body));
         let mut dests = vec![];
         for (j, r) in body.results.iter().enumerate() {
             let ty = body.ty(*r);

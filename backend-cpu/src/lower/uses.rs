@@ -1,7 +1,7 @@
 //! Who may look at a value's storage, and until when.
 
 use weft_ir::module::{Def, Func, Module, OpData, ValueId};
-use weft_ir::op::Op;
+use weft_ir::op::{Op, Trait};
 
 /// May the result of `op` lie in the storage of its operands?
 fn is_view(op: Op) -> bool {
@@ -15,9 +15,26 @@ fn is_view(op: Op) -> bool {
     }
 }
 
+/// Pointwise ops whose one result only an op that changes states reads, once: they are made there, so that gradients
+/// are clipped and used in one pass over them.
+pub fn made_at_state(func: &Func) -> Vec<bool> {
+    let counts = func.use_counts();
+    let mut made = vec![false; func.n_ops()];
+    for (_, op) in func.body_ops().filter(|(_, op)| op.op.has(Trait::State)) {
+        for x in op.operands.iter().filter(|x| counts[x.0 as usize] == 1) {
+            if let Some(id) = func.def_op(*x)
+                && func.op(id).op.has(Trait::Pointwise)
+            {
+                made[id.0 as usize] = true;
+            }
+        }
+    }
+    made
+}
+
 /// For each value the place in the body of the last op that may read its storage, through views of it too; the length of
-/// the body for results. 0 where nothing does.
-pub fn last_uses(func: &Func) -> Vec<usize> {
+/// the body for results. 0 where nothing does. `late` ops run where their results are read.
+pub fn last_uses(func: &Func, late: &[bool]) -> Vec<usize> {
     let mut last = vec![0; func.n_values()];
     for r in &func.results {
         last[r.0 as usize] = func.body.len();
@@ -25,7 +42,7 @@ pub fn last_uses(func: &Func) -> Vec<usize> {
     for (at, id) in func.body.iter().enumerate().rev() {
         let op = func.op(*id);
         let seen = op.results.iter().map(|r| last[r.0 as usize]).max().unwrap_or(0);
-        let until = if is_view(op.op) { seen.max(at) } else { at };
+        let until = if is_view(op.op) || late[id.0 as usize] { seen.max(at) } else { at };
         for x in &op.operands {
             let slot = &mut last[x.0 as usize];
             *slot = (*slot).max(until);
