@@ -1,0 +1,182 @@
+//! What blocks say: settings of the shipped models, keys that are wrong, things not available yet, and the `config.json` that a
+//! model writes and reads back.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use weft_lang::diag::Diag;
+use weft_lang::elaborate::{Overrides, Tree, elaborate};
+use weft_lang::settings::{self, Schedule, TrainSettings, published_config, split_sets};
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
+}
+
+/// What `f` makes of a model's tree, and what is said about it.
+fn with_tree<T>(
+    path: &Path,
+    text: Option<&str>,
+    overrides: &Overrides,
+    f: impl FnOnce(&Tree, &mut Vec<Diag>) -> T,
+) -> (T, Vec<String>) {
+    let read = |p: &Path| match text {
+        Some(text) if p == path => Ok(text.to_string()),
+        _ => std::fs::read_to_string(p),
+    };
+    let (program, map, mut diags) = weft_lang::load(path, &read);
+    let tree = elaborate(&program, &map, overrides, &mut diags).expect("a model");
+    let result = f(&tree, &mut diags);
+    let said = |d: &Diag| match &d.hint {
+        Some(hint) => format!("{}; {hint}", d.message),
+        None => d.message.clone(),
+    };
+    (result, diags.iter().map(said).collect())
+}
+
+fn shipped(model: &str, sets: &[(&str, &str)]) -> (Option<TrainSettings>, Vec<String>) {
+    let sets = sets.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+    with_tree(&models().join(model), None, &Overrides::default(), |tree, diags| {
+        settings::check(tree, diags);
+        settings::train(tree, None, &sets, diags)
+    })
+}
+
+/// What is said about a small model with `blocks`.
+fn said(blocks: &str) -> Vec<String> {
+    let text = format!(
+        "weft 1\nmodule One(n) {{\n  schedule gamma = 0\n  weight w : [n] = 1\n  \
+         forward(x: [.., n]) -> [.., n] {{ x * w * gamma }}\n}}\n\
+         model M {{\n  n = 4\n  one : One(n)\n  \
+         forward(x: [B, S, n]) -> [B, S, n] {{ one(x) }}\n{blocks}\n}}\n"
+    );
+    let check = |tree: &Tree, diags: &mut Vec<Diag>| settings::check(tree, diags);
+    with_tree(Path::new("test.model"), Some(&text), &Overrides::default(), check).1
+}
+
+const GOOD: &str = "optimizer = adamw(decay = 0.1)\ninit = normal(0.02)\nsequence = 8\nlr = 1e-3\n";
+
+#[test]
+fn shipped_train_blocks_are_read() {
+    let (nano, said) = shipped("nano.model", &[]);
+    assert_eq!(said, [""; 0]);
+    let nano = nano.expect("settings");
+    assert_eq!((nano.sequence, nano.micro_batch, nano.steps), (256, 8, Some(150)));
+    assert_eq!(nano.optimizer.decay, 0.1);
+    assert_eq!(nano.schedules["gamma"], Schedule::constant(0.001));
+    assert_eq!(nano.lr.phases.len(), 3);
+
+    let (v3, said) = shipped("deepseek_v3.model", &[]);
+    assert_eq!(said, [""; 0]);
+    let v3 = v3.expect("settings");
+    assert_eq!((v3.steps, v3.fim, v3.attend_across_documents), (None, 0.1, true));
+    assert_eq!(v3.batch.as_constant(), None);
+    assert_eq!(v3.micro_batch, 3072);
+}
+
+#[test]
+fn set_overrides_a_block_and_leaves_constants_alone() {
+    let (nano, said) = shipped("nano.model", &[("steps", "2k"), ("batch", "4"), ("gamma", "0")]);
+    assert_eq!(said, [""; 0]);
+    let nano = nano.expect("settings");
+    assert_eq!((nano.steps, nano.micro_batch), (Some(2000), 4));
+    assert_eq!(nano.schedules["gamma"], Schedule::constant(0.0));
+    let (_, said) = shipped("nano.model", &[("steps", "many")]);
+    assert_eq!(said, ["--set steps=many: not a number or a boolean"]);
+
+    let path = models().join("nano.model");
+    let (program, _, _) = weft_lang::load(&path, &|p| std::fs::read_to_string(p));
+    let set = |name: &str| (name.to_string(), "1".to_string());
+    let all = ["depth", "steps", "lambda", "no_such"].map(set);
+    let (constants, block) = split_sets(&program, all.to_vec());
+    assert_eq!(constants, [set("depth"), set("no_such")]);
+    assert_eq!(block, [set("steps"), set("lambda")]);
+}
+
+#[test]
+fn wrong_train_blocks_are_explained() {
+    let train = |more: &str| said(&format!("train t {{\n{GOOD}{more}\n}}"));
+    assert_eq!(train("batch = 4"), [""; 0]);
+    assert_eq!(
+        train("batch = 4\ngama = 1"),
+        ["a train block has no key `gama`; did you mean `gamma`?"]
+    );
+    assert_eq!(train(""), ["train block `t` has no `batch`"]);
+    assert_eq!(train("batch = 1.5"), ["`batch` is a whole number of sequences, found 1.5"]);
+    assert_eq!(train("batch = 4\nmicro_batch = 3"), ["micro_batch = 3 does not divide batch = 4"]);
+    assert_eq!(train("batch = 4\nfim = 2"), ["`fim` takes a number from 0 to 1, found 2"]);
+    assert_eq!(train("batch = 4\nbatch = 5"), ["`batch` is given twice"]);
+    assert_eq!(
+        train("batch = 4\nsteps = 1 over 3 steps, 2"),
+        ["`steps` takes a whole number from 1, found a schedule"]
+    );
+    assert_eq!(
+        train("batch = 4\npacking = bestfit"),
+        ["`packing` takes best_fit, found `bestfit`; did you mean `best_fit`?"]
+    );
+    assert_eq!(
+        train("batch = 4\nattend_across_documents = 1"),
+        ["`attend_across_documents` takes true or false, found 1"]
+    );
+    assert_eq!(
+        said(&format!("train t {{\n{GOOD}batch = 4\n}}\ntrain t {{\n{GOOD}batch = 4\n}}")),
+        ["two train blocks are called `t`"]
+    );
+}
+
+#[test]
+fn what_later_versions_bring_is_refused() {
+    assert_eq!(said("precision p { compute = f32 }\nparallel q { data = 1 }"), [""; 0]);
+    assert_eq!(
+        said("precision p { gemm \"layers.*\" { format = e4m3 } }"),
+        ["not available yet: a precision of its own for some products; leave `gemm` out"]
+    );
+    assert_eq!(
+        said("parallel p { pipeline = 16 }"),
+        ["not available yet: pipeline parallelism; `pipeline = 1` is what there is"]
+    );
+    assert_eq!(
+        said("serve s { speculative = 1 }"),
+        ["not available yet: speculative decoding; `speculative = 0` is what there is"]
+    );
+    assert_eq!(
+        said("parallel p { pipelin = 16 }"),
+        ["a parallel block has no key `pipelin`; did you mean `pipeline`?"]
+    );
+    let muon = GOOD.replace("adamw(decay = 0.1)", "muon()");
+    assert_eq!(
+        said(&format!("train t {{\n{muon}batch = 4\n}}")),
+        ["not available yet: optimizer `muon`; there is adamw(beta1, beta2, eps, decay)"]
+    );
+}
+
+#[test]
+fn a_written_config_reads_back_as_the_same_model() {
+    for model in ["deepseek_v3.model", "deepseek_v2_lite.model", "llama.model", "nano.model"] {
+        let path = models().join(model);
+        let constants = |tree: &Tree| tree.root().consts.clone();
+        let both =
+            |tree: &Tree, diags: &mut Vec<Diag>| (published_config(tree, diags), constants(tree));
+        let ((config, before), said) = with_tree(&path, None, &Overrides::default(), both);
+        assert_eq!(said, [""; 0], "{model}");
+        let overrides = Overrides { config: Some(Value::Object(config)), ..Overrides::default() };
+        let (after, said) = with_tree(&path, None, &overrides, |tree, _| constants(tree));
+        assert_eq!(said, [""; 0], "{model}");
+        assert_eq!(before, after, "{model}");
+    }
+}
+
+#[test]
+fn a_config_has_the_published_spelling() {
+    let path = models().join("deepseek_v3.model");
+    let (config, _) = with_tree(&path, None, &Overrides::default(), published_config);
+    assert_eq!(config["hidden_size"], json!(7168));
+    assert_eq!(config["topk_method"], json!("noaux_tc"));
+    assert_eq!(config["num_key_value_heads"], json!(128));
+    assert_eq!(config["architectures"], json!(["DeepseekV3ForCausalLM"]));
+    assert!(config["rope_parameters"].get("factor").is_none());
+
+    let sets = vec![("biased".to_string(), "false".to_string())];
+    let overrides = Overrides { sets, ..Overrides::default() };
+    let (_, said) = with_tree(&path, None, &overrides, published_config);
+    assert_eq!(said[0], "config.json: `topk_method` cannot say group_score = `top2`");
+}
