@@ -1,8 +1,9 @@
-//! What a compiled module costs: time to compile, launches of a run, and where the time of a run goes.
+//! What a compiled module costs: time to compile, launches of a run, and where the time of a run
+//! goes.
 //!
 //!     weft compile models/nano.model --dump DIR
-//!     cargo bench -p weft-backend-cpu --bench step -- DIR/00-lower.ir [--entry train_step] [--runs 5]
-//!         [--variant avx2] [--kernels] [--check]
+//!     cargo bench -p weft-backend-cpu --bench step -- DIR/00-lower.ir [--entry train_step]
+//!         [--runs 5] [--variant avx2] [--kernels] [--text] [--check]
 //!
 //! `--check` holds the entry's results against the interpreter's instead.
 

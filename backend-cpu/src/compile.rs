@@ -1,7 +1,8 @@
 //! From a module after the passes to an executable graph.
 //!
-//! Entries are lowered one after the other into one table of kernels; the kernels are then compiled for every variant in
-//! parallel. The bytes of the graph depend on the module and the options alone, not on threads.
+//! Entries are lowered one after the other into one table of kernels; the kernels are then compiled
+//! for every variant in parallel. The bytes of the graph depend on the module and the options
+//! alone, not on threads.
 
 pub mod cache;
 pub mod listing;

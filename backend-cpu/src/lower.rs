@@ -1,12 +1,14 @@
-//! From planned IR to an executable graph: parameters and results become buffers, ops become launches, `repeat` becomes a
-//! rolled loop.
+//! From planned IR to an executable graph: parameters and results become buffers, ops become
+//! launches, `repeat` becomes a rolled loop.
 //!
-//! A value is a [`View`]: reshape, transpose, slice and broadcast give views, not steps. What reads a view that
-//! is not row-major takes the movement into its own kernel (regions) or its strides (products); constants too
-//! are made where they are read. Where the result of a function belongs (an output, the slice of a stack, what the next
-//! turn of a loop reads) is known before the op that makes it, which writes it there.
+//! A value is a [`View`]: reshape, transpose, slice and broadcast give views, not steps. What reads
+//! a view that is not row-major takes the movement into its own kernel (regions) or its strides
+//! (products); constants too are made where they are read. Where the result of a function belongs
+//! (an output, the slice of a stack, what the next turn of a loop reads) is known before the op
+//! that makes it, which writes it there.
 //!
-//! A state is changed in place. What was moved out of it by strides alone and is needed later is copied first.
+//! A state is changed in place. What was moved out of it by strides alone and is needed later is
+//! copied first.
 
 mod attention;
 mod contract;

@@ -106,7 +106,8 @@ fn carried_values_change_places() {
     );
 }
 
-/// A carried value may not be overwritten while something still looks at the old one through a view.
+/// A carried value may not be overwritten while something still looks at the old one through a
+/// view.
 #[test]
 fn the_old_value_lives_until_its_last_look() {
     agrees(
@@ -378,9 +379,11 @@ fn graphs_are_found_again() {
 /// Clipped gradients go straight into the optimizer, which the states' storage does not outlive.
 #[test]
 fn what_only_a_state_op_reads_is_made_there() {
-    let text = "func @f(%w: state f32[4], %m: state f32[4], %v: state f32[4], %g: f32[4], %s: f32[],
+    let text =
+        "func @f(%w: state f32[4], %m: state f32[4], %v: state f32[4], %g: f32[4], %s: f32[],
             %lr: f32[], %t: f32[])
-            -> (w: state f32[4], m: state f32[4], v: state f32[4]) donates (0 -> 0, 1 -> 1, 2 -> 2) {
+            -> (w: state f32[4], m: state f32[4], v: state f32[4])
+            donates (0 -> 0, 1 -> 1, 2 -> 2) {
           %wide = broadcast %s {shape = [4], dims = []} : f32[4]
           %clipped = mul %g, %wide : f32[4]
           %1, %2, %3 = adamw %w, %m, %v, %clipped, %lr, %t

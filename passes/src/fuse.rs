@@ -1,15 +1,16 @@
 //! Run pointwise and row ops that follow each other as one kernel.
 //!
 //! ```text
-//! %h = add %x, %o : f32[B, S, 256]                      %h, %n = fused %x, %o, %g {func = @f.fused}
+//! %h = add %x, %o : f32[B, S, 256]                   %h, %n = fused %x, %o, %g {func = @f.fused}
 //! %n, %r = rms_norm %h, %g : f32[B, S, 256], f32[B, S]  =>
-//! return %h, %n                                         return %h, %n       # and @f.fused holds both
+//! return %h, %n                                      return %h, %n    # and @f.fused holds both
 //! ```
 //!
-//! Why: what passes between the ops stays in registers instead of being written and read, and a launch is saved.
-//! Movement and constants are copied into each region that reads them; products go on seeing them from outside.
-//! `groups.rs` says which ops go together. Numbers stay the same: an op's result is rounded as if it ran alone.
-//! Cost: a search for paths for each op, O(ops²) at worst. Requires: `inline`.
+//! Why: what passes between the ops stays in registers instead of being written and read, and a
+//! launch is saved. Movement and constants are copied into each region that reads them; products go
+//! on seeing them from outside. `groups.rs` says which ops go together. Numbers stay the same: an
+//! op's result is rounded as if it ran alone. Cost: a search for paths for each op, O(ops²) at
+//! worst. Requires: `inline`.
 
 mod groups;
 
@@ -145,7 +146,8 @@ impl Part<'_> {
     }
 }
 
-/// The function with a `fused` in the place of each group, every op after those it needs and else in the old order.
+/// The function with a `fused` in the place of each group, every op after those it needs and else
+/// in the old order.
 fn rewrite(
     module: &Module,
     graph: &Graph,

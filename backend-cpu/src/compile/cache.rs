@@ -1,7 +1,7 @@
 //! Compiled graphs on disk, found again by what they were compiled from.
 //!
-//! The key is a digest of the compiler, the options and the module's text after the passes. An entry is a `.weft` file, written
-//! whole or not at all; one that cannot be read is compiled again.
+//! The key is a digest of the compiler, the options and the module's text after the passes. An
+//! entry is a `.weft` file, written whole or not at all; one that cannot be read is compiled again.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,8 @@ use weft_ir::text;
 
 use super::{COMPILER, CompileError, Options, compile};
 
-/// Where graphs are kept: `$WEFT_CACHE`, or `weft` in the user's cache folder. `None` where there is neither.
+/// Where graphs are kept: `$WEFT_CACHE`, or `weft` in the user's cache folder. `None` where there
+/// is neither.
 pub fn folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("WEFT_CACHE")
@@ -25,8 +26,8 @@ pub struct Cached {
     pub hit: bool,
 }
 
-/// As [`compile`], but a graph compiled before from the same module and options is read from the cache. A cache that cannot be
-/// written costs time, not the result.
+/// As [`compile`], but a graph compiled before from the same module and options is read from the
+/// cache. A cache that cannot be written costs time, not the result.
 pub fn compile_cached(
     module: &Module,
     entries: &[&str],

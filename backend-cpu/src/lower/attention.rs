@@ -108,7 +108,8 @@ impl<'a> Lower<'a> {
         Ok(Gradients { d_o, dq: made, dk, dv })
     }
 
-    /// How an operand `[B, rows, heads, width]` lies; copied where the elements of a head are apart.
+    /// How an operand `[B, rows, heads, width]` lies; copied where the elements of a head are
+    /// apart.
     fn heads(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<Heads, Fault> {
         let mut view = self.view(f, v)?;
         let apart = view.strides[3].as_constant() != Some(1) && !view.dims[3].is_one();

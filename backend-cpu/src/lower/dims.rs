@@ -1,6 +1,7 @@
 //! Dims of the IR as expressions over the dims of an entry.
 //!
-//! A bounded symbol becomes a dim of the entry when something first speaks of it; a ragged one is its total.
+//! A bounded symbol becomes a dim of the entry when something first speaks of it; a ragged one is
+//! its total.
 
 use std::cell::RefCell;
 

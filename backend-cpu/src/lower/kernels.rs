@@ -22,10 +22,6 @@ impl Kernels {
         id
     }
 
-    pub fn len(&self) -> usize {
-        self.of.len()
-    }
-
     pub fn sources(&self) -> impl Iterator<Item = &KernelSource> {
         self.of.values().map(|(source, _)| source)
     }

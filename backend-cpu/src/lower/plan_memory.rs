@@ -1,12 +1,13 @@
 //! Where temps lie in the arena, from when they are live.
 //!
-//! A temp is live from the first step that touches it to the last, counted along the flattened steps. A temp made outside a
-//! loop and touched inside it is live through the whole loop: the next turn may need it. One made inside is
-//! live within a turn, and every turn uses the same place.
-//! A launch that reads each element of a temp just before it writes the same element of another may have both in
-//! one place, if the first is not needed after.
+//! A temp is live from the first step that touches it to the last, counted along the flattened
+//! steps. A temp made outside a loop and touched inside it is live through the whole loop: the next
+//! turn may need it. One made inside is live within a turn, and every turn uses the same place. A
+//! launch that reads each element of a temp just before it writes the same element of another may
+//! have both in one place, if the first is not needed after.
 //!
-//! Placement is first fit, large temps first: with activations of a few sizes little is lost, and it does not depend on names.
+//! Placement is first fit, large temps first: with activations of a few sizes little is lost, and
+//! it does not depend on names.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +45,8 @@ pub struct Placed {
     pub group: u32,
 }
 
-/// The placed temps, in the order of `temps`, and the size of the arena. Temps that no step touches lie at its start.
+/// The placed temps, in the order of `temps`, and the size of the arena. Temps that no step touches
+/// lie at its start.
 pub fn plan(steps: &[Step], temps: &[Temp], in_place: &[InPlace]) -> (Vec<Placed>, u64) {
     let mut walk = Walk::default();
     walk.steps(steps);
@@ -152,7 +154,8 @@ fn lifetime(temp: &Temp, walk: &Walk) -> Option<(u32, u32)> {
     ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
 }
 
-/// Joins temps that may share a place; each temp's group, named by its first member, whose lifetime covers all.
+/// Joins temps that may share a place; each temp's group, named by its first member, whose lifetime
+/// covers all.
 fn share(temps: &[Temp], in_place: &[InPlace], live: &mut [Option<(u32, u32)>]) -> Vec<usize> {
     let of: BTreeMap<BufferId, usize> =
         temps.iter().enumerate().map(|(i, t)| (t.buffer, i)).collect();
@@ -211,7 +214,8 @@ mod tests {
 
     #[test]
     fn a_stack_written_in_a_loop_is_not_overwritten_by_its_turns() {
-        // Buffer 0 is a stack: made outside, written late in the body. Buffer 1 is dead by then, in this turn.
+        // Buffer 0 is a stack: made outside, written late in the body. Buffer 1 is dead by then, in
+        // this turn.
         let steps = [repeat(vec![launch(&[1]), launch(&[0])]), launch(&[0])];
         let temps = [temp(0, 64, &[]), temp(1, 64, &[0])];
         assert_eq!(check(&steps, &temps, &[]).1, 128);

@@ -149,7 +149,8 @@ impl<'a> Lower<'a> {
         Ok(made)
     }
 
-    /// A launch whose every element depends on the elements of an operand at the same place may overwrite that operand.
+    /// A launch whose every element depends on the elements of an operand at the same place may
+    /// overwrite that operand.
     fn note_in_place(&mut self, func: &Func, given: &[Arg], to: &Arg) {
         let whole = |at: &Arg| *at == Arg::whole(at.buffer);
         if !whole(to) {
@@ -238,8 +239,8 @@ impl Part {
     }
 }
 
-/// What a kernel is called: its ops but for movement and constants. Regions of equal code then have one kernel, whatever
-/// functions they come from.
+/// What a kernel is called: its ops but for movement and constants. Regions of equal code then have
+/// one kernel, whatever functions they come from.
 fn hint(func: &Func) -> String {
     let mut names: Vec<&str> = vec![];
     for (_, op) in func.body_ops().filter(|(_, op)| !is_deferred(op.op)) {

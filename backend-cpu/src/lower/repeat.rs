@@ -1,9 +1,9 @@
 //! `repeat` as a rolled loop.
 //!
-//! Slices of stacks are arguments with a stride per turn. A carried value has one place: its parameter reads it, and the
-//! result is written there at once if nothing of the turn looks at the old value after, else to a temp that the end of
-//! the turn copies. The first value is copied to the place before the loop, or is there already when it is a temp nobody
-//! else needs.
+//! Slices of stacks are arguments with a stride per turn. A carried value has one place: its
+//! parameter reads it, and the result is written there at once if nothing of the turn looks at the
+//! old value after, else to a temp that the end of the turn copies. The first value is copied to
+//! the place before the loop, or is there already when it is a temp nobody else needs.
 
 use weft_graph::{Arg, DimExpr, Loop, Step};
 use weft_ir::module::{Func, OpData, ValueId};
@@ -107,7 +107,8 @@ impl<'a> Lower<'a> {
         Ok(results)
     }
 
-    /// Copies carried results to their places. One that lies in the place of another goes through a temp.
+    /// Copies carried results to their places. One that lies in the place of another goes through a
+    /// temp.
     fn hand_on(
         &mut self,
         f: &Frame<'a>,
@@ -169,7 +170,8 @@ impl<'a> Lower<'a> {
         Ok(place)
     }
 
-    /// The place of `x` if it is a temp that this frame made here and that nothing but this operand needs from now on.
+    /// The place of `x` if it is a temp that this frame made here and that nothing but this operand
+    /// needs from now on.
     fn own_temp(&mut self, f: &Frame<'a>, op: &OpData, x: ValueId) -> Option<Arg> {
         let at = self.plain_now(f, x)?;
         let info = self.temps.get(&at.buffer)?;
@@ -187,8 +189,9 @@ impl<'a> Lower<'a> {
     }
 }
 
-/// May result `j` of a body be written to the place of the carried parameter `j`? Only if nothing of the turn looks at
-/// the parameter after the op that writes the result, and that op reads an element before it writes it.
+/// May result `j` of a body be written to the place of the carried parameter `j`? Only if nothing
+/// of the turn looks at the parameter after the op that writes the result, and that op reads an
+/// element before it writes it.
 fn writes_in_place(body: &Func, last: &[usize], j: usize) -> bool {
     let (param, result) = (body.params[j], body.results[j]);
     let Some((made, at)) = writer(body, result) else { return false };

@@ -15,8 +15,8 @@ fn is_view(op: Op) -> bool {
     }
 }
 
-/// Pointwise ops whose one result only an op that changes states reads, once: they are made there, so that gradients
-/// are clipped and used in one pass over them.
+/// Pointwise ops whose one result only an op that changes states reads, once: they are made there,
+/// so that gradients are clipped and used in one pass over them.
 pub fn made_at_state(func: &Func) -> Vec<bool> {
     let counts = func.use_counts();
     let mut made = vec![false; func.n_ops()];
@@ -32,8 +32,9 @@ pub fn made_at_state(func: &Func) -> Vec<bool> {
     made
 }
 
-/// For each value the place in the body of the last op that may read its storage, through views of it too; the length of
-/// the body for results. 0 where nothing does. `late` ops run where their results are read.
+/// For each value the place in the body of the last op that may read its storage, through views of
+/// it too; the length of the body for results. 0 where nothing does. `late` ops run where their
+/// results are read.
 pub fn last_uses(func: &Func, late: &[bool]) -> Vec<usize> {
     let mut last = vec![0; func.n_values()];
     for r in &func.results {
@@ -51,8 +52,8 @@ pub fn last_uses(func: &Func, late: &[bool]) -> Vec<usize> {
     last
 }
 
-/// The value whose op writes the storage of `v`, following reshapes, and that op's place in the body; `None` for
-/// what no op of the function writes.
+/// The value whose op writes the storage of `v`, following reshapes, and that op's place in the
+/// body; `None` for what no op of the function writes.
 pub fn writer(func: &Func, v: ValueId) -> Option<(ValueId, usize)> {
     let Def::Result { op: id, .. } = func.value(v).def else { return None };
     let op = func.op(id);

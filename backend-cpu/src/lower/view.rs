@@ -1,7 +1,7 @@
 //! Where a value lies: a place in a buffer and, for each dim, a stride.
 //!
-//! Reshape, transpose, slice and broadcast of what lies somewhere lie there too, with other strides; what cannot
-//! be said with strides is the caller's to copy.
+//! Reshape, transpose, slice and broadcast of what lies somewhere lie there too, with other
+//! strides; what cannot be said with strides is the caller's to copy.
 
 use weft_graph::{Arg, DimExpr};
 use weft_ir::attr::Attrs;
@@ -77,7 +77,8 @@ impl View {
         Some(View { dims: dims.to_vec(), strides, ..self.clone() })
     }
 
-    /// The strides under other dims of the same product: runs of dims with one product are each merged and cut again.
+    /// The strides under other dims of the same product: runs of dims with one product are each
+    /// merged and cut again.
     fn reshaped(&self, cx: &Dims, to: &[Dim]) -> Option<Vec<DimExpr>> {
         if self.is_row_major(cx) {
             return Some(row_major(cx, to));

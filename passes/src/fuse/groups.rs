@@ -1,11 +1,14 @@
 //! Which ops go together.
 //!
-//! From the last op to the first, each joins the groups that read it, if the whole may run as one loop nest over the elements
-//! of one shape:
-//! - between its ops stand reshapes and broadcasts of a row's value along the row, nothing else: an element is needed where it
-//!   is made, and once (a value that a broadcast repeats over rows would be computed again for each);
-//! - every op runs over that shape or over its leading dims; ops that look at whole rows have rows of one length;
-//! - a sum over other dims than the last ends a group; then nothing else leaves it, and nothing in it looks at rows;
+//! From the last op to the first, each joins the groups that read it, if the whole may run as one
+//! loop nest over the elements of one shape:
+//! - between its ops stand reshapes and broadcasts of a row's value along the row, nothing else:
+//!   an element is needed where it is made, and once (a value that a broadcast repeats over rows
+//!   would be computed again for each);
+//! - every op runs over that shape or over its leading dims; ops that look at whole rows have rows
+//!   of one length;
+//! - a sum over other dims than the last ends a group; then nothing else leaves it, and nothing in
+//!   it looks at rows;
 //! - what leaves it has the shape, or is a value of each row;
 //! - no path leads out of it and back.
 
@@ -161,7 +164,8 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// The values of a group that are used outside it, each with its dims as a result of the region.
+    /// The values of a group that are used outside it, each with its dims as a result of the
+    /// region.
     pub fn results_of(&self, members: &[usize]) -> Vec<(ValueId, Vec<Dim>)> {
         let set: BTreeSet<usize> = members.iter().copied().collect();
         let shape = self.shape(members).unwrap_or_default();
@@ -180,7 +184,8 @@ impl<'a> Graph<'a> {
         out
     }
 
-    /// The shape a group runs over: that of an op that looks at rows, else the largest of the last op that has it.
+    /// The shape a group runs over: that of an op that looks at rows, else the largest of the last
+    /// op that has it.
     fn shape(&self, members: &[usize]) -> Option<Vec<Dim>> {
         let all: Vec<&Reach> = members.iter().filter_map(|m| self.reach[*m].as_ref()).collect();
         if let Some(rows) = all.iter().find(|r| r.row.is_some()) {
@@ -310,9 +315,10 @@ fn kind(op: &OpData) -> Kind {
         // Concat, pad and shift choose between elements, which a kernel can do and strides cannot.
         let strided = matches!(op.op, Op::Reshape | Op::Transpose | Op::Slice | Op::Broadcast);
         if strided { Kind::Moves } else { Kind::Fuses }
-    } else if def.has(Trait::Pointwise) || def.has(Trait::Reduction) {
-        Kind::Fuses
-    } else if of_rows && !def.has(Trait::Blocks) {
+    } else if def.has(Trait::Pointwise)
+        || def.has(Trait::Reduction)
+        || of_rows && !def.has(Trait::Blocks)
+    {
         Kind::Fuses
     } else {
         Kind::Apart
