@@ -64,7 +64,7 @@ fn derive(
     let Some(name) = &model.base else { return model.members.clone() };
     chain.push(model.name.text.clone());
     if chain.contains(&name.text) {
-        let circle = [&chain[..], &[name.text.clone()]].concat().join(" from ");
+        let circle = format!("{} from {}", chain.join(" from "), name.text);
         diags.push(Diag::error(name.span, format!("a model cannot come from itself: {circle}")));
         return model.members.clone();
     }

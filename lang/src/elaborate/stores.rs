@@ -95,7 +95,7 @@ impl<'a> Placer<'a, '_> {
             dims.push(self.stored_dim(dim, ty, work)?);
         }
         let sizes = work.levels.iter().chain(&dims);
-        if sizes.fold(Some(1u64), |n, d| n?.checked_mul(*d)).is_none() {
+        if sizes.copied().try_fold(1u64, u64::checked_mul).is_none() {
             let why = format!("`{}` has more elements than can be counted", name.text);
             return self.error(span, why);
         }

@@ -92,7 +92,13 @@ impl<'a> Lower<'a, '_> {
         }
         for (arg, value) in forward.args.iter().zip(args) {
             let value = match value {
-                Value::Tensor(t) => Value::Tensor(self.fits(&t, &arg.ty, env, span, &arg.name)?),
+                Value::Tensor(t) => Value::Tensor(self.fits(
+                    &t,
+                    &arg.ty,
+                    env,
+                    span,
+                    &format!("`{}`", arg.name.text),
+                )?),
                 Value::Poison => return Err(Reported),
                 other => {
                     let why = format!("`{}` needs a tensor, found {}", arg.name.text, other.kind());
@@ -112,7 +118,7 @@ impl<'a> Lower<'a, '_> {
         ty: &'a ast::Type,
         env: &mut Env,
         span: Span,
-        what: &ast::Name,
+        what: &str,
     ) -> Lowering<Tensor> {
         let found = self.ty(t.id);
         let dtype = match &ty.dtype {
@@ -128,16 +134,12 @@ impl<'a> Lower<'a, '_> {
         let mismatch = |lower: &Self, why: String| {
             let declared = lower.map.slice(ty.span);
             Diag::error(span, why)
-                .label(ty.span, format!("`{}` is declared {declared}", what.text))
+                .label(ty.span, format!("{what} is declared {declared}"))
                 .hint(format!("found {}{}", found.dtype.name(), lower.show_dims(&dims)))
         };
         if found.dtype != dtype {
-            let why = format!(
-                "`{}` has elements of {}, found {}",
-                what.text,
-                dtype.name(),
-                found.dtype.name()
-            );
+            let why =
+                format!("{} has elements of {}, found {}", what, dtype.name(), found.dtype.name());
             let diag = mismatch(self, why);
             self.diags.push(diag);
             return Err(Reported);
@@ -148,7 +150,7 @@ impl<'a> Lower<'a, '_> {
         };
         let enough = if rest { dims.len() >= tail.len() } else { dims.len() == tail.len() };
         if !enough {
-            let why = format!("`{}` has {} dims, found {}", what.text, tail.len(), dims.len());
+            let why = format!("{} has {} dims, found {}", what, tail.len(), dims.len());
             let diag = mismatch(self, why);
             self.diags.push(diag);
             return Err(Reported);
@@ -178,8 +180,8 @@ impl<'a> Lower<'a, '_> {
                     None => self.show_dim(*have),
                 };
                 let why = format!(
-                    "`{}` needs {name} = {} here, found {side}",
-                    what.text,
+                    "{} needs {name} = {} here, found {side}",
+                    what,
                     self.show_dim(want_dim)
                 );
                 let diag = mismatch(self, why);
@@ -211,11 +213,10 @@ impl<'a> Lower<'a, '_> {
             Some(s) => s.span(),
             None => forward.span,
         };
-        let name = ast::Name { text: "the result".into(), span: end };
         let mut out = vec![];
         for (value, ty) in results.into_iter().zip(&forward.results) {
             let t = self.as_tensor(value, end)?;
-            out.push(Value::Tensor(self.fits(&t, ty, env, end, &name)?));
+            out.push(Value::Tensor(self.fits(&t, ty, env, end, "the result")?));
         }
         Ok(out)
     }

@@ -159,7 +159,7 @@ impl<'a> Lower<'a, '_> {
             let id = function.builder.param(&arg.name.text, ty);
             function.params.insert(Key::Input(i), (id, Class::Carry));
             let mut t = self.tensor(id);
-            t.labels = arg.ty.dims.iter().map(|d| dim_span(d)).collect();
+            t.labels = arg.ty.dims.iter().map(dim_span).collect();
             env.locals.insert(arg.name.text.clone(), Value::Tensor(t));
         }
         if self.settings.segments {

@@ -139,12 +139,12 @@ impl<'a> Lower<'a, '_> {
         xs: &[ValueId],
         result: Result<T, TypeError>,
     ) -> Lowering<T> {
-        result.or_else(|e| {
+        result.map_err(|e| {
             let types: Vec<Type> = xs.iter().map(|x| self.ty(*x)).collect();
             let shown = |t: &Type| format!("{}{}", t.dtype.name(), self.show_dims(&t.dims));
             let found: Vec<String> = types.iter().map(shown).collect();
             self.diags.push(Diag::error(span, e.0).hint(format!("found {}", found.join(", "))));
-            Err(Reported)
+            Reported
         })
     }
 
