@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use weft_backend_cpu::compile::{Options, cache};
-use weft_graph::{CpuVariant, Graph};
+use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
 use weft_ir::module::Module;
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
@@ -18,7 +18,7 @@ use weft_passes::keep_results::keep_results;
 use weft_passes::{PassCx, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::generate::{self, CONTEXT};
-use weft_runtime::train::run::{LOSS, STEP};
+use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
 use weft_runtime::train::settings::{CONFIG, MODEL, TRAIN, VOCAB};
 
 use crate::frontend::{self, ModelArgs, Source};
@@ -63,10 +63,11 @@ pub fn for_training(
     let vocab = vocabulary(&module, LOSS);
     let mut recorder = Recorder::new(show)?;
     recorder.input("lower", &module)?;
-    let batch = train.batch.phases[0].from as u64;
+    let batch = train.batch.ends().fold(0.0, f64::max) as u64;
+    let n_micro = (batch / train.micro_batch).max(1);
     let cx = PassCx {
         train: Some(Train {
-            micro_batches: (batch / train.micro_batch).max(1),
+            micro_batches: n_micro,
             beta1: train.optimizer.beta1,
             beta2: train.optimizer.beta2,
             eps: train.optimizer.eps,
@@ -88,6 +89,11 @@ pub fn for_training(
         kernel_dump::write(dir, &module, &entries, &graph)?;
     }
     recorder.finish(&module)?;
+    if train.batch.as_constant().is_none() {
+        let step = graph.entries.iter_mut().find(|e| e.name == STEP);
+        vary_batch(step.context("the graph has no step")?, n_micro as i64);
+        graph.verify()?;
+    }
     for entry in &mut graph.entries {
         entry.meta.insert(TRAIN.into(), serde_json::to_value(&train)?);
         entry.meta.insert(MODEL.into(), tree.name.as_str().into());
@@ -193,6 +199,24 @@ fn vocabulary(module: &Module, entry: &str) -> Option<u64> {
     let func = module.func(module.find(entry)?);
     let place = func.result_names.iter().position(|n| n == "logits")?;
     func.ty(func.results[place]).dims.last()?.as_fixed()
+}
+
+/// Makes the number of micro-batches a dim of the step. It is only how often two loops turn and how long the data is: what a
+/// step computes is a sum over micro-batches.
+fn vary_batch(step: &mut Entry, n_micro_max: i64) {
+    let n = DimExpr::dim(DimId(step.dims.len() as u32));
+    step.dims.push(DimDecl { name: MICRO_BATCHES.into(), max: n_micro_max });
+    for s in &mut step.steps {
+        if let Step::Loop(l) = s
+            && ["train_step.counts", "train_step.micro"].contains(&l.label.as_str())
+        {
+            l.count = n.clone();
+        }
+    }
+    let data = step.buffers.iter_mut().filter(|b| b.role == Role::Input && b.dims.len() > 2);
+    for buffer in data {
+        buffer.dims[0] = n.clone();
+    }
 }
 
 /// What an entry gives back as it was given is a cache: it lasts for one text, and no checkpoint has it.

@@ -164,6 +164,47 @@ fn micro_batches_add_up_to_the_batch() {
     }
 }
 
+/// `nano` with a batch that grows from 2 to 6 in the first steps.
+fn growing(dir: &Path) -> PathBuf {
+    let text = fs::read_to_string(root().join("models/nano.model")).expect("nano");
+    let text = text.replace("batch     = 8", "batch = 2 over 2 steps, 2 -> 6 over 4 steps, 6");
+    for file in files(&root().join("models")) {
+        let copy = dir.join(file.strip_prefix(root().join("models")).expect("it is inside"));
+        fs::create_dir_all(copy.parent().expect("a folder")).expect("it can be made");
+        fs::copy(&file, copy).expect("a copy");
+    }
+    let path = dir.join("growing.model");
+    fs::write(&path, text).expect("it can be written");
+    path
+}
+
+#[test]
+fn a_batch_may_grow_and_its_steps_are_those_of_that_batch() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let records = |run: &Path, model: &Path, sets: &[&str], steps: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.arg("train").arg(model);
+        for set in TINY.iter().filter(|s| !s.starts_with("batch")).chain(sets) {
+            command.args(["--set", set]);
+        }
+        command.arg("--data").arg(root().join("models")).arg("--out").arg(run);
+        command.args(["--steps", steps]);
+        done(command);
+        metrics::read(&run.join("metrics.jsonl")).expect("metrics")
+    };
+    let model = growing(dir.path());
+    let growing = records(&dir.path().join("a"), &model, &["micro_batch=1"], "7");
+    let batches: Vec<f64> = growing.iter().filter_map(|r| r.number("batch")).collect();
+    assert_eq!(batches, [2.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let nano = root().join("models/nano.model");
+    let two = records(&dir.path().join("b"), &nano, &["batch=2", "micro_batch=1"], "3");
+    for (a, b) in growing.iter().zip(&two) {
+        for name in ["loss", "mtp_loss", "total", "grad_norm"] {
+            assert_eq!(a.number(name), b.number(name), "{name} at step {}", a.step);
+        }
+    }
+}
+
 #[test]
 fn a_run_is_neither_overwritten_nor_resumed_from_damage_or_otherwise() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -35,8 +35,8 @@ pub enum TrainError {
     #[error("the train block has no `steps`; give --steps N")]
     NoSteps,
     #[error(
-        "not available yet: a batch that changes over the run (it goes from {from} to {to} \
-             sequences); give --set batch=N"
+        "the graph was compiled for batches of one size, and the settings let the batch go from \
+             {from} to {to} sequences; compile it again"
     )]
     BatchChanges { from: f64, to: f64 },
     #[error(

@@ -29,6 +29,8 @@ use crate::weights::{self, Snapshot};
 
 pub const STEP: &str = "train_step";
 pub const LOSS: &str = "loss";
+/// The step's dim that says how many micro-batches it takes, where that may change.
+pub const MICRO_BATCHES: &str = "N";
 /// In the run's folder.
 pub const METRICS: &str = "metrics.jsonl";
 /// What follows a router's path in the name of the side output that counts tokens per expert.
@@ -239,8 +241,14 @@ impl Run {
 
     /// One optimizer step: what it measured, and its tokens.
     fn one_step(&mut self) -> Result<(Record, u64), TrainError> {
+        if self.step_session.entry().find_dim(MICRO_BATCHES).is_some() {
+            // Whole micro-batches only: a ramp rises in steps of one.
+            let sequences = self.settings.batch.at(self.step, self.tokens);
+            let n_micro = (sequences / self.settings.micro_batch as f64).floor().max(1.0);
+            self.step_session.set_dim(MICRO_BATCHES, n_micro as i64)?;
+        }
         let n_sequences = self.step_session.shape_of("tokens")?;
-        let n_sequences = n_sequences[..n_sequences.len() - 1].iter().product();
+        let n_sequences: usize = n_sequences[..n_sequences.len() - 1].iter().product();
         let batch = self.loader.next_batch(n_sequences)?;
         write_batch(&mut self.step_session, &batch)?;
         let scalars = self.scalars()?;
@@ -252,6 +260,9 @@ impl Run {
         let tokens = batch.n_tokens();
         self.tokens += tokens;
         let mut record = Record::new(self.step).with_count("tokens", self.tokens);
+        if self.step_session.entry().find_dim(MICRO_BATCHES).is_some() {
+            record = record.with_count("batch", n_sequences as u64);
+        }
         for (name, value) in outputs(&self.step_session)? {
             if !value.is_finite() {
                 return Err(TrainError::NotFinite { name, value, step: self.step });
@@ -359,6 +370,9 @@ impl Run {
 fn check_batch(settings: &TrainSettings, session: &Session) -> Result<(), TrainError> {
     let phases = settings.batch.phases();
     let (from, to) = (phases[0].from, phases[phases.len() - 1].to);
+    if session.entry().find_dim(MICRO_BATCHES).is_some() {
+        return Ok(());
+    }
     if phases.iter().any(|p| p.from != from || p.to != from) {
         return Err(TrainError::BatchChanges { from, to });
     }
