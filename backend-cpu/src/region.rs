@@ -1,11 +1,16 @@
 //! Regions of pointwise, movement, row and index ops on x86: from an IR function to launches.
 //!
-//! [`compile`] takes any function whose ops [`supports`] accepts, a single op or a fused region, and gives launches to run
-//! in order. Most are one launch. Values that all blocks must have before the next may start (sums over rows, sorted
-//! ids) go through workspace and take one launch more. Nothing depends on the number of threads.
+//! [`compile`] takes any function whose ops [`supports`] accepts, a single op or a fused region,
+//! and gives launches to run in order. Most are one launch. Values that all blocks must have before
+//! the next may start (sums over rows, sorted ids) go through workspace and take one launch more.
+//! Nothing depends on the number of threads.
 //!
-//! Envelope: a pointwise or row launch reads each operand and writes each result once from memory; its roof is
-//! the memory's bandwidth. Blocks hold about 4,096 elements, so that a few threads share even small arrays.
+//! Envelope: a pointwise or row launch reads each operand and writes each result once from memory;
+//! its roof is the memory's bandwidth. Blocks hold about 4,096 elements, so that a few threads
+//! share even small arrays. Measured (`bench/region.rs`, one thread of a Zen 5 that others use too,
+//! f32[2048, 256] in cache and f32[65536, 256] in memory): add 104 and 30 GB/s beside a copy's 91
+//! to 120 and 38 to 45, residual + rms_norm 100 and 33, gain gradient 85 and 24, swiglu 45 and 33,
+//! softmax 21 and 20: the last two are bound by the exponential, about 15 cycles a vector.
 
 mod plan;
 mod schedule;
@@ -42,8 +47,9 @@ pub struct RegionLaunch {
     pub bytes: DimExpr,
 }
 
-/// Compiles `func`, whose operands are its parameters. Kernels are called `hint` and a number that tells their code;
-/// `label` is their source. `size` turns a dim of the module into one of the entry.
+/// Compiles `func`, whose operands are its parameters. Kernels are called `hint` and a number that
+/// tells their code; `label` is their source. `size` turns a dim of the module into one of the
+/// entry.
 pub fn compile(
     module: &Module,
     func: &Func,

@@ -1,7 +1,10 @@
-//! Regions against the reference interpreter: each op and typical chains, odd sizes, symbolic dims, every CPU variant.
+//! Regions against the reference interpreter: each op and typical chains, odd sizes, symbolic dims,
+//! every CPU variant.
 
 #[path = "region/harness.rs"]
 mod harness;
+#[path = "region/random.rs"]
+mod random;
 
 use harness::{Tolerance, check, check_on, check_with, parse, sizes};
 use weft_ir::interp::{Range, Tensor, random_args};
@@ -473,6 +476,17 @@ fn states_are_updated_in_place() {
 }
 
 #[test]
+fn a_cache_is_read_before_it_grows() {
+    let text = func(
+        "%c: state f32[B, 30, 8], %x: f32[B, S, 8], %p: i32[B]",
+        "f32[B, 30, 8], f32[B, 30, 8], state f32[B, 30, 8]",
+        "%o = read %c\n%v, %n = cache_append %c, %x, %p\n%d = sub %v, %o\nreturn %o, %d, %n",
+    )
+    .replace(") {", ") donates (0 -> 2) {");
+    check(&text, &[("B", 3), ("S", 9)]);
+}
+
+#[test]
 fn cache_append() {
     for width in [1, 17, 96] {
         let text = func(
@@ -511,7 +525,8 @@ fn chains() {
     let residual = "%s = add %x, %y\n%n, %r = rms_norm %s, %g {eps = 1e-6}\nreturn %s, %n, %r";
     let params = format!("%x: {x}, %y: {x}, %g: f32[96]");
     check(&func(&params, &format!("{x}, {x}, f32[B, S]"), residual), &[("B", 2), ("S", 33)]);
-    let router = "%s = sigmoid %x\n%b = broadcast %c {shape = [S, 16], dims = [1]}\n%z = add %s, %b\n\
+    let router = "%s = sigmoid %x\n%b = broadcast %c {shape = [S, 16], dims = [1]}\n\
+        %z = add %s, %b\n\
         %i = grouped_topk %z {k = 4, groups = 4, kept = 2, group_score = top2}\n\
         %w = take %s, %i\n%t = reduce_sum %w {dims = [1]}\n\
         %d = broadcast %t {shape = [S, 4], dims = [0]}\n%n = div %w, %d\nreturn %i, %n";
@@ -536,4 +551,20 @@ fn refusals_name_op_and_reason() {
     let error = error.err().map(|e| e.to_string());
     assert_eq!(error.as_deref(), Some("parameter: e4m3 in a region"));
     assert_eq!(DType::E4m3.name(), "e4m3");
+}
+
+#[test]
+fn random_regions() {
+    let from: u64 = std::env::var("WEFT_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let n: u64 = std::env::var("WEFT_CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    for seed in from..from + n {
+        // The last line printed is the seed of a failure; `WEFT_SEED=n WEFT_CASES=1` runs it alone.
+        println!("seed {seed}");
+        let module = random::module(seed, 4 + seed as usize % 14);
+        let sizes = sizes(&module, &[("B", 1 + seed % 5), ("S", 1 + seed % 9)]);
+        let range = |_: usize, ty: &Type| harness::default_range(ty);
+        let args = random_args(&module, FuncId(0), &sizes, seed, &range).unwrap();
+        println!("{}", weft_ir::text::print(&module));
+        check_on(&module, &sizes, &args, bounds(2e-5));
+    }
 }

@@ -1,8 +1,9 @@
 //! From a region's graph to launches: what goes through memory, in which order.
 //!
-//! A launch computes values of one shape (or of leading dims of it). Stored before, by launches of their own, are
-//! the operands of whole ops, sums too long for one block, folds that a loop would do over and over, and values that
-//! read a state which an earlier launch has overwritten. Planning starts again whenever it finds one more of those.
+//! A launch computes values of one shape (or of leading dims of it). Stored before, by launches of
+//! their own, are the operands of whole ops, sums too long for one block, folds that a loop would
+//! do over and over, and values that read a state which an earlier launch has overwritten. Planning
+//! starts again whenever it finds one more of those.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -220,7 +221,8 @@ impl Planner<'_> {
         Ok(Buf::Workspace(self.workspaces.len() as u32 - 1))
     }
 
-    /// Where a node is stored: in a result that wants just it and aliases nothing, else in workspace.
+    /// Where a node is stored: in a result that wants just it and aliases nothing, else in
+    /// workspace.
     fn workspace(&mut self, node: NodeId) -> Result<Buf, Stop> {
         let wants = |(r, n): &(usize, &NodeId)| {
             **n == node && self.aliases.iter().all(|(result, _)| *result != *r as u32)

@@ -92,7 +92,7 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Planned, NodeId
     if let Some(root) = nest.roots.iter().find(shared) {
         return Err(root.node);
     }
-    if let Some(node) = repeated(nest, &folds, &planned_order, chunk.map(|_| order[0]), &extent) {
+    if let Some(node) = repeated(nest, &planned_order, chunk.map(|_| order[0]), &extent) {
         return Err(node);
     }
     let kept = kept(nest, &folds, lanes, &extent);
@@ -151,7 +151,8 @@ fn reachable(nest: &Nest, from: impl Iterator<Item = ExprId>, inside: bool) -> B
     seen
 }
 
-/// Is `var` better in lanes than the last variable of the folds in it? Not where those would then be read with strides.
+/// Is `var` better in lanes than the last variable of the folds in it? Not where those would then
+/// be read with strides.
 fn lanes_fit(nest: &Nest, var: Var) -> bool {
     let live = reachable(nest, nest.roots.iter().map(|r| r.value), true);
     let mut along_fold = 0;
@@ -174,8 +175,8 @@ fn lanes_fit(nest: &Nest, var: Var) -> bool {
     along_fold <= along_var
 }
 
-/// Moves loops inside the lanes' loop that costly values in lanes do not depend on: rotary angles are the same for all
-/// heads.
+/// Moves loops inside the lanes' loop that costly values in lanes do not depend on: rotary angles
+/// are the same for all heads.
 fn sink(nest: &Nest, lanes: Option<Var>, chunked: bool, order: &mut Vec<Var>) {
     let Some(lanes) = lanes else { return };
     let live = reachable(nest, nest.roots.iter().map(|r| r.value), false);
@@ -196,39 +197,47 @@ fn sink(nest: &Nest, lanes: Option<Var>, chunked: bool, order: &mut Vec<Var>) {
 /// A fold that this order of loops would do too often.
 fn repeated(
     nest: &Nest,
-    folds: &Folds,
     order: &[Var],
     chunked: Option<Var>,
     extent: &dyn Fn(&Var) -> u64,
 ) -> Option<NodeId> {
-    for (e, vars) in &folds.all {
-        if nest.part.is_some() && nest.roots[0].value == *e {
-            continue;
+    // Folds to look at, with the loops around them.
+    let mut open: Vec<(ExprId, Vec<Var>)> = vec![];
+    let found = |from: ExprId, path: &[Var], open: &mut Vec<(ExprId, Vec<Var>)>| {
+        for e in reachable(nest, std::iter::once(from), false) {
+            if matches!(nest.exprs[e.0 as usize].expr, Expr::Fold { .. }) {
+                open.push((e, path.to_vec()));
+            }
         }
+    };
+    nest.roots.iter().for_each(|r| found(r.value, order, &mut open));
+    while let Some((e, path)) = open.pop() {
+        let Expr::Fold { x, vars, .. } = &nest.exprs[e.0 as usize].expr else { continue };
         let deps = &nest.exprs[e.0 as usize].deps;
         let size = vars.iter().map(extent).fold(1, u64::saturating_mul);
-        let place = |v: &Var| order.iter().position(|o| o == v);
-        let last = deps.iter().filter_map(place).max();
-        let outside = match last {
-            None => &order[..0],
-            Some(last) => &order[..last],
-        };
-        let times =
-            outside.iter().filter(|v| !deps.contains(v)).map(extent).fold(1, u64::saturating_mul);
+        let place = |v: &Var| path.iter().position(|o| o == v);
+        let n = deps.iter().filter_map(place).max().map_or(0, |last| last + 1);
+        let outside = &path[..n];
+        let idle = outside.iter().filter(|v| !deps.contains(v));
+        let times = idle.map(extent).fold(1, u64::saturating_mul);
         let rebound = outside.iter().any(|v| vars.contains(v));
         let per_chunk = chunked.is_some_and(|c| !deps.contains(&c)) && !deps.is_empty();
-        let too_often = times > 1 && size > REPEATED_MAX
+        // Storing a fold that does not depend on all of its dims cannot do better.
+        let is_root = nest.roots.iter().any(|r| r.value == e);
+        let too_often = (times > 1 || per_chunk) && size > REPEATED_MAX
             || rebound
-            || per_chunk && size > REPEATED_MAX
             || deps.is_empty() && !order.is_empty() && size > PER_CALL_MAX;
-        if too_often {
-            return nest.folds.iter().find(|(f, _)| f == e).map(|(_, node)| *node);
+        if too_often && !is_root {
+            return nest.folds.iter().find(|(f, _)| *f == e).map(|(_, node)| *node);
         }
+        let inner: Vec<Var> = outside.iter().chain(vars).copied().collect();
+        found(*x, &inner, &mut open);
     }
     None
 }
 
-/// Costly values along the lanes' variable that a fold and another loop both need, and the elements of scratch they take.
+/// Costly values along the lanes' variable that a fold and another loop both need, and the elements
+/// of scratch they take.
 fn kept(
     nest: &Nest,
     folds: &Folds,

@@ -1,5 +1,6 @@
-//! Runs a compiled region and holds it against the reference interpreter: on every CPU variant this machine runs, the
-//! grid dealt out whole and block by block in reverse, which must give the same bits.
+//! Runs a compiled region and holds it against the reference interpreter: on every CPU variant this
+//! machine runs, the grid dealt out whole and block by block in reverse, which must give the same
+//! bits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -24,10 +25,9 @@ pub struct Aligned {
 
 impl Aligned {
     pub fn new(size_bytes: usize) -> Aligned {
-        // Filled with a pattern, so that what is not written shows; and longer, so that an overrun does too.
+        // Filled with a pattern, so that what is not written shows; and longer, so that an overrun
+        // does too.
         let words = vec![[0x7fc1_2345_7fc1_2345; 8]; size_bytes / 64 + 2];
-        let layout_holds = words.as_ptr() as usize % 8 == 0;
-        assert!(layout_holds);
         Aligned { words, size_bytes }
     }
 
@@ -328,7 +328,8 @@ fn compare(what: &str, got: &[f64], want: &Tensor, tolerance: Tolerance) {
     assert_eq!(got.len(), numbers.len(), "{what}: size");
     let finite = numbers.iter().filter(|x| x.is_finite());
     let largest = finite.fold(0.0f64, |m, x| m.max(x.abs()));
-    // One unit of the last place of bf16, where the values before rounding differ in the last of f32.
+    // One unit of the last place of bf16, where the values before rounding differ in the last of
+    // f32.
     let last = if want.dtype == DType::Bf16 { 1.0 / 128.0 } else { 0.0 };
     let exact = !want.dtype.is_float();
     for (i, (g, w)) in got.iter().zip(&numbers).enumerate() {

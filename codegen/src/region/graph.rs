@@ -1,7 +1,8 @@
 //! A region as a graph of values: pointwise scalars, moves, folds and lookups.
 //!
-//! Composite ops are written out in these terms (`lower.rs`), so that what follows knows no op by name. A few ops stay
-//! whole: their algorithm is not "each element from some elements" (sorting, routing, caches).
+//! Composite ops are written out in these terms (`lower.rs`), so that what follows knows no op by
+//! name. A few ops stay whole: their algorithm is not "each element from some elements" (sorting,
+//! routing, caches).
 
 use weft_ir::dim::Dim;
 use weft_ir::op::Op;
@@ -33,7 +34,8 @@ pub enum Scalar {
 pub enum Coord {
     /// The index of the result along this dim.
     Out(usize),
-    /// What `ids` holds at the result's index along these dims. Outside the operand the lookup gives zero.
+    /// What `ids` holds at the result's index along these dims. Outside the operand the lookup
+    /// gives zero.
     Data(NodeId, Vec<usize>),
 }
 
@@ -84,13 +86,15 @@ pub struct Node {
 /// What is not "each element from some elements": it has a kernel of its own (`whole.rs`).
 #[derive(Clone, PartialEq, Debug)]
 pub enum Whole {
-    /// ids → `offsets[groups + 1]` and, by id, then place, `order` of the places. Ids outside are left out.
+    /// ids → `offsets[groups + 1]` and, by id, then place, `order` of the places. Ids outside are
+    /// left out.
     Sort { groups: Dim },
     /// order → for each place its position.
     Invert,
     /// x `[n, d]`, offsets, order → for each group the sum of its rows, in order.
     SegmentSum,
-    /// Indices of the `k` largest of rows of `n`, of `groups` groups only the `kept` of highest score if any.
+    /// Indices of the `k` largest of rows of `n`, of `groups` groups only the `kept` of highest
+    /// score if any.
     Topk { n: u64, k: u64, groups: Option<Groups> },
     /// The cache (a parameter), x, start → the cache's value and the cache, in place.
     CacheAppend,

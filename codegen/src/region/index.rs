@@ -1,8 +1,9 @@
 //! Index polynomials: where an element lies, as a function of loop variables.
 //!
-//! An [`Ix`] is a sum of coefficients times size symbols times at most one *atom*: a loop variable, or an opaque value
-//! (a quotient, a remainder, an index that is data). Movement ops turn such sums into such sums, so a chain of them costs
-//! nothing; only what cannot be told from the sums becomes opaque.
+//! An [`Ix`] is a sum of coefficients times size symbols times at most one *atom*: a loop variable,
+//! or an opaque value (a quotient, a remainder, an index that is data). Movement ops turn such sums
+//! into such sums, so a chain of them costs nothing; only what cannot be told from the sums becomes
+//! opaque.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -158,7 +159,8 @@ pub struct Vars {
     extents: Vec<Dim>,
 }
 
-/// A variable that must be cut in two, the inner part running to `inner`, for an index to become a polynomial.
+/// A variable that must be cut in two, the inner part running to `inner`, for an index to become a
+/// polynomial.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Split {
     pub var: Var,

@@ -2,12 +2,13 @@
 //!
 //!     IR function ──lower──▶ Graph ──trace──▶ Nest ──emit──▶ LLVM, through `Cg`
 //!
-//! [`graph`] holds what is computed, composites written out; [`trace`](trace::trace) follows the elements of some roots back to
-//! loads, which turns movement into index polynomials; [`emit`] writes the loops. How the loops are cut into blocks is a
-//! [`emit::Schedule`], a backend's choice.
+//! [`graph`] holds what is computed, composites written out; [`trace`](trace::trace) follows the
+//! elements of some roots back to loads, which turns movement into index polynomials; [`emit`]
+//! writes the loops. How the loops are cut into blocks is a [`emit::Schedule`], a backend's choice.
 //!
-//! Numbers: every op's result is rounded to its element type as if it were alone, so fusing changes no value. The folds of a
-//! row keep one partial a lane and add the lanes in a fixed tree: neither threads nor the number of rows matter.
+//! Numbers: every op's result is rounded to its element type as if it were alone, so fusing changes
+//! no value. The folds of a row keep one partial a lane and add the lanes in a fixed tree: neither
+//! threads nor the number of rows matter.
 
 pub mod emit;
 pub mod graph;

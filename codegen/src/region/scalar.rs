@@ -160,7 +160,7 @@ fn int_div<'c>(cg: &Cg<'c>, x: Val<'c>, y: Val<'c>) -> Val<'c> {
 fn convert<'c>(cg: &Cg<'c>, x: Val<'c>, to: DType) -> Val<'c> {
     let elem = register(to);
     match (x.ty.elem, elem) {
-        (from, Elem::I1) if from == Elem::I1 => x,
+        (Elem::I1, Elem::I1) => x,
         (_, Elem::I1) => cg.cmp(Cmp::Ne, x, cg.zero(x.ty)),
         // Keeps to the ends of the range; NaN becomes 0.
         (Elem::F32, Elem::I32 | Elem::I64) => {

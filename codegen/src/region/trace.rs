@@ -1,9 +1,9 @@
 //! From values to the scalars of one element: the expressions a loop nest evaluates.
 //!
-//! The elements of the roots at the loop variables are followed back to loads. Moves become index polynomials and guards;
-//! what two roots share is one expression. Where an index does not divide as needed, the loop variable is cut in two
-//! and tracing starts again; in the end variables that always step together are merged, so an elementwise region is
-//! one flat loop whatever its rank.
+//! The elements of the roots at the loop variables are followed back to loads. Moves become index
+//! polynomials and guards; what two roots share is one expression. Where an index does not divide
+//! as needed, the loop variable is cut in two and tracing starts again; in the end variables that
+//! always step together are merged, so an elementwise region is one flat loop whatever its rank.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -165,7 +165,8 @@ pub struct Request<'a> {
     pub roots: &'a [(NodeId, Buf)],
     /// Nodes that are in memory already.
     pub stored: &'a BTreeMap<NodeId, Buf>,
-    /// The one root is a fold, of which a part is to be stored for each index of the first of `dims`.
+    /// The one root is a fold, of which a part is to be stored for each index of the first of
+    /// `dims`.
     pub parts: bool,
 }
 
@@ -359,9 +360,10 @@ impl Tracer<'_, '_> {
     fn trace_new(&mut self, id: NodeId, at: Vec<Ix>, guards: Vec<Guard>) -> Result<ExprId, Stop> {
         let node = self.graph.node(id);
         let dtype = node.dtype;
-        let buf = match &node.kind {
-            Kind::Load(buf) => Some(*buf),
-            _ => self.request.stored.get(&id).copied(),
+        // A parameter may have a copy, made before its storage is overwritten.
+        let buf = match (self.request.stored.get(&id), &node.kind) {
+            (Some(buf), _) | (None, Kind::Load(buf)) => Some(*buf),
+            (None, _) => None,
         };
         if let Some(buf) = buf {
             let at = linear(&at, &node.dims).ok_or_else(too_large)?;

@@ -1,5 +1,5 @@
-//! Kernels of ops that are not "each element from some elements": sorting by id, sums of segments, the largest of a
-//! row, appending to a cache.
+//! Kernels of ops that are not "each element from some elements": sorting by id, sums of segments,
+//! the largest of a row, appending to a cache.
 //!
 //! All are deterministic: a kernel either has one block, or its blocks write different places.
 
@@ -168,7 +168,8 @@ fn within<'c>(cg: &Cg<'c>, i: Val<'c>, n: Val<'c>) -> Val<'c> {
     cg.and(cg.cmp(Cmp::Ge, i, 0), cg.cmp(Cmp::Lt, i, n))
 }
 
-/// Counting sort. Counts stand two places up, so that filling a group moves its start to the next one's.
+/// Counting sort. Counts stand two places up, so that filling a group moves its start to the next
+/// one's.
 fn sort<'c>(cg: &Cg<'c>, k: &Kernel<'c>, n: Val<'c>, groups: Val<'c>) {
     let [ids, offsets, order] = [k.buffers[0], k.buffers[1], k.buffers[2]];
     let zero = cg.i64(0);
@@ -273,7 +274,8 @@ const PAD: u64 = 64;
 /// Below the key of every float.
 const TAKEN: i64 = i32::MIN as i64;
 
-/// The largest of rows. A float's key is an i32 that compares as it does, so "taken" is a key below all others.
+/// The largest of rows. A float's key is an i32 that compares as it does, so "taken" is a key below
+/// all others.
 struct Topk<'a, 'c> {
     cg: &'a Cg<'c>,
     kernel: &'a Kernel<'c>,

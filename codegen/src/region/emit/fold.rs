@@ -1,7 +1,8 @@
 //! Sums and maxima.
 //!
-//! Inside lanes, a fold over other variables keeps one value a lane. By itself it runs over lanes along its last
-//! variable: one partial a lane (several vectors of them where that hides latency), added up at the end half onto half.
+//! Inside lanes, a fold over other variables keeps one value a lane. By itself it runs over lanes
+//! along its last variable: one partial a lane (several vectors of them where that hides latency),
+//! added up at the end half onto half.
 
 use std::collections::BTreeSet;
 
@@ -16,36 +17,54 @@ const PARTIALS: u32 = 4;
 
 impl<'c> Emitter<'_, 'c> {
     pub(super) fn fold(&mut self, e: ExprId, x: ExprId, vars: &[Var], max: bool) -> Val<'c> {
-        let elem = scalar::register(self.dtype(e));
-        let inner = vars.iter().copied().collect();
-        self.hoist(x, &inner);
-        let value = match (self.lanes, vars.split_last()) {
-            (None, Some((last, serial))) => {
-                let start = self.identity(elem.x(self.cg.target.lanes), max);
-                let start = [self.identity(elem.x(self.step(x, *last)), max), start];
-                let ends = self.serial(serial, &start, &|s, acc| s.along(x, *last, max, acc));
-                let mut narrow = ends[1];
-                let mut wide = ends[0];
-                while wide.ty.lanes > narrow.ty.lanes {
-                    let half = wide.ty.lanes / 2;
-                    let parts = [self.cg.slice(wide, 0, half), self.cg.slice(wide, half, half)];
-                    wide = self.joined(max, parts[0], parts[1]);
-                }
-                narrow = self.joined(max, wide, narrow);
-                self.cg.reduce(narrow, |a, b| self.joined(max, a, b))
-            }
-            (lanes, _) => {
-                let varies = self.varies(self.deps(e));
-                let n = lanes.filter(|_| varies).map_or(1, |l| l.n);
-                let start = self.identity(elem.x(n), max);
-                let one = |s: &mut Self, acc: &[Val<'c>]| {
-                    let v = s.eval(x);
-                    vec![s.joined(max, acc[0], s.spread(v, n))]
-                };
-                self.serial(vars, &[start], &one)[0]
-            }
+        // What is known of an outer loop over one of these variables does not hold in this one.
+        let ranges = self.ranges.clone();
+        vars.iter().for_each(|v| {
+            self.ranges.remove(v);
+        });
+        let varies = self.varies(self.deps(e));
+        let lanes = if varies { self.lanes } else { self.lanes.take() };
+        let value = if varies {
+            self.fold_each_lane(e, x, vars, max)
+        } else {
+            self.fold_in_lanes(e, x, vars, max)
         };
+        self.lanes = lanes;
+        self.ranges = ranges;
         scalar::round(self.cg, value, self.dtype(e))
+    }
+
+    /// A fold of its own in each lane.
+    fn fold_each_lane(&mut self, e: ExprId, x: ExprId, vars: &[Var], max: bool) -> Val<'c> {
+        let n = self.lanes.map_or(1, |l| l.n);
+        self.hoist(x, &vars.iter().copied().collect());
+        let start = self.identity(scalar::register(self.dtype(e)).x(n), max);
+        let one = |s: &mut Self, acc: &[Val<'c>]| {
+            let v = s.eval(x);
+            vec![s.joined(max, acc[0], s.spread(v, n))]
+        };
+        self.serial(vars, &[start], &one)[0]
+    }
+
+    /// One fold, along lanes of its last variable.
+    fn fold_in_lanes(&mut self, e: ExprId, x: ExprId, vars: &[Var], max: bool) -> Val<'c> {
+        let elem = scalar::register(self.dtype(e));
+        let Some((last, serial)) = vars.split_last() else {
+            let v = self.eval(x);
+            return self.joined(max, self.identity(elem.x(1), max), v);
+        };
+        self.hoist(x, &vars.iter().copied().collect());
+        let wide = self.identity(elem.x(self.step(x, *last)), max);
+        let start = [wide, self.identity(elem.x(self.cg.target.lanes), max)];
+        let ends = self.serial(serial, &start, &|s, acc| s.along(x, *last, max, acc));
+        let (mut wide, narrow) = (ends[0], ends[1]);
+        while wide.ty.lanes > narrow.ty.lanes {
+            let half = wide.ty.lanes / 2;
+            let parts = [self.cg.slice(wide, 0, half), self.cg.slice(wide, half, half)];
+            wide = self.joined(max, parts[0], parts[1]);
+        }
+        let all = self.joined(max, wide, narrow);
+        self.cg.reduce(all, |a, b| self.joined(max, a, b))
     }
 
     fn identity(&self, ty: Ty, max: bool) -> Val<'c> {
@@ -114,8 +133,8 @@ impl<'c> Emitter<'_, 'c> {
         false
     }
 
-    /// Folds along `var` in lanes: whole steps into the first partials, then vectors and a masked rest into
-    /// the second.
+    /// Folds along `var` in lanes: whole steps into the first partials, then vectors and a masked
+    /// rest into the second.
     fn along(&mut self, x: ExprId, var: Var, max: bool, acc: &[Val<'c>]) -> Vec<Val<'c>> {
         let cg = self.cg;
         let (lo, hi) = self.bounds(var);

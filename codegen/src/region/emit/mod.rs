@@ -1,8 +1,9 @@
 //! Writes a nest's loops.
 //!
-//! Each expression is evaluated once in the outermost loop that binds all its variables: before a loop is entered,
-//! whatever does not depend on it is hoisted. One variable runs over the lanes of vectors; what does not depend on it
-//! stays scalar until it meets what does. A row's costly values that a fold and a later loop both need are kept in scratch.
+//! Each expression is evaluated once in the outermost loop that binds all its variables: before a
+//! loop is entered, whatever does not depend on it is hoisted. One variable runs over the lanes of
+//! vectors; what does not depend on it stays scalar until it meets what does. A row's costly values
+//! that a fold and a later loop both need are kept in scratch.
 
 mod fold;
 mod nest;
@@ -32,7 +33,8 @@ pub struct Schedule {
     pub lanes: Option<Var>,
     /// Vectors a step of the lanes' loop takes where that many are left.
     pub unroll: u32,
-    /// A fold's first variable runs over one of `parts` equal pieces, which the first of `grid` counts.
+    /// A fold's first variable runs over one of `parts` equal pieces, which the first of `grid`
+    /// counts.
     pub parts: Option<Parts>,
     /// Places in scratch, in f32 elements, of expressions kept along a row.
     pub kept: BTreeMap<ExprId, Kept>,
@@ -127,6 +129,9 @@ struct Lanes<'c> {
     mask: Option<Val<'c>>,
 }
 
+/// Values out of sight, by the position of their expression.
+type Hidden<'c> = Vec<(usize, Val<'c>)>;
+
 /// What a scope takes back when it ends.
 enum Undo {
     Value(ExprId),
@@ -185,10 +190,12 @@ impl<'c> Emitter<'_, 'c> {
         self.nest.exprs[e.0 as usize].dtype
     }
 
-    /// Runs `body` with a variable bound; values that depend on it do not outlive it.
+    /// Runs `body` with a variable bound; values that depend on it do not outlive it. A variable
+    /// may be bound already: values that depend on the outer binding are out of sight inside.
     fn scope<R>(&mut self, var: Var, value: Val<'c>, body: impl FnOnce(&mut Self) -> R) -> R {
         let mark = self.log.len();
         let before = self.bound.insert(var, value);
+        let hidden = before.map(|_| self.hide(var));
         let result = body(self);
         while self.log.len() > mark {
             match self.log.pop() {
@@ -204,7 +211,23 @@ impl<'c> Emitter<'_, 'c> {
             Some(v) => self.bound.insert(var, v),
             None => self.bound.remove(&var),
         };
+        if let Some((values, opaques)) = hidden {
+            values.into_iter().for_each(|(e, v)| self.values[e] = Some(v));
+            opaques.into_iter().for_each(|(o, v)| self.opaques[o] = Some(v));
+        }
         result
+    }
+
+    /// Takes away the values that depend on `var`.
+    fn hide(&mut self, var: Var) -> (Hidden<'c>, Hidden<'c>) {
+        let nest = self.nest;
+        let of = |all: &mut [Option<Val<'c>>], depends: &dyn Fn(usize) -> bool| -> Hidden<'c> {
+            let taken = all.iter_mut().enumerate().filter(|(i, _)| depends(*i));
+            taken.filter_map(|(i, v)| v.take().map(|v| (i, v))).collect()
+        };
+        let values = of(&mut self.values, &|i| nest.exprs[i].deps.contains(&var));
+        let opaques = of(&mut self.opaques, &|i| nest.opaques[i].1.contains(&var));
+        (values, opaques)
     }
 
     /// Evaluates now what of `e` does not depend on `inner`.

@@ -111,7 +111,8 @@ impl<'c> Emitter<'_, 'c> {
         self.keep_written();
     }
 
-    /// The pieces of a loop, `(from, to)`, in each of which guards on its variable alone do not change.
+    /// The pieces of a loop, `(from, to)`, in each of which guards on its variable alone do not
+    /// change.
     fn pieces(&self, var: Var, chunked: bool) -> Vec<(i64, Option<i64>)> {
         let extent = self.nest.vars.extent(var).as_fixed().map(|n| n as i64);
         let Some(extent) = extent.filter(|_| !chunked) else { return vec![(0, None)] };
@@ -159,7 +160,8 @@ impl<'c> Emitter<'_, 'c> {
         cg.for_each(lo, hi, 1, |i| self.scope(var, i, |s| s.level(depth + 1, roots, None)));
     }
 
-    /// A loop over lanes: unrolled steps, vectors, a masked rest. `n` is the count where it is known.
+    /// A loop over lanes: unrolled steps, vectors, a masked rest. `n` is the count where it is
+    /// known.
     fn lane_loop(
         &mut self,
         var: Var,
@@ -192,8 +194,8 @@ impl<'c> Emitter<'_, 'c> {
             return;
         }
         if n.is_some_and(|n| n % i64::from(lanes) == 1) {
-            // One lane is a scalar. LLVM 22 writes four bytes where a masked store narrows its value and
-            // the mask is known to have a single lane.
+            // One lane is a scalar. LLVM 22 writes four bytes where a masked store narrows its
+            // value and the mask is known to have a single lane.
             let lanes = Lanes { var, n: 1, mask: None };
             return self.in_lanes_of(lanes, at, |s| s.level(depth + 1, roots, None));
         }
