@@ -401,11 +401,32 @@ fn inputs(entry: &Entry) -> Vec<String> {
 }
 
 fn write_batch(session: &mut Session, batch: &Batch) -> Result<(), TrainError> {
-    session.write_input("tokens", &batch.tokens)?;
-    if session.entry().find_buffer("segments").is_some() {
-        session.write_input("segments", &batch.segments)?;
+    let has_segments = session.entry().find_buffer("segments").is_some();
+    let (tokens, segments) = without_padding(batch, has_segments);
+    session.write_input("tokens", &tokens)?;
+    if has_segments {
+        session.write_input("segments", &segments)?;
     }
     Ok(())
+}
+
+/// Tokens and segments of a batch with something in every place. Where documents are kept apart, a padded place is a document
+/// of one token: it sees itself and predicts nothing. Where they are not, a row goes on with its beginning.
+///
+/// A place without a token would be zero in every layer, where the derivative of a norm is 1/sqrt(eps): what a balance loss sends
+/// back through it grows by about 1000 with each norm, past what f32 holds.
+fn without_padding(batch: &Batch, has_segments: bool) -> (Vec<i32>, Vec<i32>) {
+    let (mut tokens, mut segments) = (batch.tokens.clone(), batch.segments.clone());
+    let rows = tokens.chunks_mut(batch.sequence).zip(segments.chunks_mut(batch.sequence));
+    for (tokens, segments) in rows {
+        let n_tokens = tokens.iter().take_while(|t| **t >= 0).count().max(1);
+        tokens[0] = tokens[0].max(0);
+        for i in n_tokens..tokens.len() {
+            tokens[i] = tokens[if has_segments { 0 } else { i % n_tokens }];
+            segments[i] = -1 - i as i32;
+        }
+    }
+    (tokens, segments)
 }
 
 /// The entry's scalar results, by the names that metrics have: `loss`, `total`, `grad_norm`.
@@ -478,4 +499,20 @@ fn draw(out: &Path, records: &[Record]) -> Result<Vec<PathBuf>, TrainError> {
         drawn.push(path);
     }
     Ok(drawn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_documents_of_one_token_or_the_row_again() {
+        let (tokens, segments) =
+            (vec![7, 8, -1, -1, -1, 5, 6, 9, 4, 3], vec![0, 0, -1, -1, -1, 0, 0, 1, 1, 1]);
+        let batch = Batch { batch: 2, sequence: 5, tokens, segments };
+        let (tokens, segments) = without_padding(&batch, true);
+        assert_eq!(tokens, [7, 8, 7, 7, 7, 5, 6, 9, 4, 3]);
+        assert_eq!(segments, [0, 0, -3, -4, -5, 0, 0, 1, 1, 1]);
+        assert_eq!(without_padding(&batch, false).0, [7, 8, 7, 8, 7, 5, 6, 9, 4, 3]);
+    }
 }
