@@ -33,8 +33,8 @@ pub struct Args {
     /// Interpret a shrunken model around every pass and name the first that moves a value
     #[arg(long)]
     verify_passes: bool,
-    /// Write the executable graph: for train the step that the train block describes, for prefill and decode both entries,
-    /// over a cache of --sequence positions
+    /// Write the executable graph: for train the step that the train block describes, for prefill
+    /// and decode both entries, over a cache of --sequence positions
     #[arg(short, long, value_name = "X.weft", conflicts_with = "stop_after")]
     output: Option<PathBuf>,
     /// The train block to use with -o, if the model has several

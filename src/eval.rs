@@ -209,8 +209,9 @@ fn named_outputs(
     Ok(out)
 }
 
-/// Choices of experts as `router.LAYER` i64 [tokens, active], sorted; logits of prediction module k as `mtp_logits`
-/// (`mtp_logits.K` if there are several) without the rows that have nothing to predict.
+/// Choices of experts as `router.LAYER` i64 [tokens, active], sorted; logits of prediction module k
+/// as `mtp_logits` (`mtp_logits.K` if there are several) without the rows that have nothing to
+/// predict.
 fn emitted(info: &EmitInfo, tensor: &Tensor, out: &mut IndexMap<String, Tensor>) {
     let [n, batch, seq, last] = tensor.dims[..] else { return };
     for slice in 0..n {

@@ -1,4 +1,5 @@
-//! From a path on the command line to an elaborated and lowered model, diagnostics shown on the way.
+//! From a path on the command line to an elaborated and lowered model, diagnostics shown on the
+//! way.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! The part of a dump below the IR: `graph.txt`, the steps of every entry, and `kernels/NAME.ll` and `.s`.
+//! The part of a dump below the IR: `graph.txt`, the steps of every entry, and `kernels/NAME.ll`
+//! and `.s`.
 
 use std::path::Path;
 
@@ -7,7 +8,8 @@ use weft_backend_cpu::compile::listing;
 use weft_graph::{CpuVariant, Graph};
 use weft_ir::module::Module;
 
-/// Write the steps of `graph` and the kernels that `entries` of `module` launch into the dump folder.
+/// Write the steps of `graph` and the kernels that `entries` of `module` launch into the dump
+/// folder.
 pub fn write(dir: &Path, module: &Module, entries: &[&str], graph: &Graph) -> Result<()> {
     let folder = dir.join("kernels");
     let put = |path: &Path, text: &str| {

@@ -1,7 +1,9 @@
-//! `--verify-passes`: interpret a shrunken model before and after every pass and name the first that moved a value.
+//! `--verify-passes`: interpret a shrunken model before and after every pass and name the first
+//! that moved a value.
 //!
-//! Entries are compared by the names of their results. Inputs are drawn from their names, so that an input which a pass renames or
-//! adds does not shift the others. In f64 a pass may only reorder sums; `TOLERANCE` is far above that and far below an error.
+//! Entries are compared by the names of their results. Inputs are drawn from their names, so that
+//! an input which a pass renames or adds does not shift the others. In f64 a pass may only reorder
+//! sums; `TOLERANCE` is far above that and far below an error.
 
 use std::cell::RefCell;
 
@@ -19,7 +21,8 @@ const TOLERANCE: f64 = 1e-9;
 /// Values by function and name, one for each time the op ran.
 type Seen = IndexMap<String, Vec<Tensor>>;
 
-/// Run `passes` on `module`, which is small, and compare around each; returns how many comparisons were made.
+/// Run `passes` on `module`, which is small, and compare around each; returns how many comparisons
+/// were made.
 pub fn run(module: &mut Module, cx: &PassCx, passes: &[Pass]) -> Result<usize> {
     let mut compared = 0;
     let mut before = outcomes(module)?;

@@ -1,6 +1,7 @@
 //! Stores of a module from and to the tensors of a checkpoint.
 //!
-//! A store's leading dims, one for each entry of `starts`, are stacked: each combination is a tensor of its own.
+//! A store's leading dims, one for each entry of `starts`, are stacked: each combination is a
+//! tensor of its own.
 
 use anyhow::{Result, bail};
 use weft_ir::module::Store;

@@ -1,4 +1,5 @@
-//! A cached decode, one token at a time, gives the logits of the whole sequence at once, with the up-projections absorbed or not.
+//! A cached decode, one token at a time, gives the logits of the whole sequence at once, with the
+//! up-projections absorbed or not.
 
 use std::path::{Path, PathBuf};
 

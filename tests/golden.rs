@@ -1,7 +1,8 @@
-//! Published checkpoints give the numbers that Hugging Face's implementation gives: `weft eval` on every reference case.
+//! Published checkpoints give the numbers that Hugging Face's implementation gives: `weft eval` on
+//! every reference case.
 //!
-//! Bounds are on ‖got − expected‖ / ‖expected‖ per tensor: 1e-5 for logits and losses, 1e-4 for gradients; choices of experts
-//! are equal.
+//! Bounds are on ‖got − expected‖ / ‖expected‖ per tensor: 1e-5 for logits and losses, 1e-4 for
+//! gradients; choices of experts are equal.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,7 +63,10 @@ fn check(case: &str, model: &str, device: &str, grads: bool) {
             let (a, b) = (got.read_f32(name, shape), expected.read_f32(name, shape));
             let d = distance(&a.expect("floats"), &b.expect("floats"));
             let bound = if name.starts_with("grad.") { GRADIENT_BOUND } else { LOGITS_BOUND };
-            assert!(d <= bound, "{case} on {device}: `{name}` is off by {d:.2e}, bound {bound:.0e}");
+            assert!(
+                d <= bound,
+                "{case} on {device}: `{name}` is off by {d:.2e}, bound {bound:.0e}"
+            );
         }
         compared += 1;
     }

@@ -49,10 +49,9 @@ fn every_file_opens_with_what_it_is_for() {
 fn lines_are_narrow_and_clean() {
     let mut bad = vec![];
     for s in sources() {
-        let wide = |l: &&str| l.chars().count() > COLUMNS_MAX;
-        let n_wide = s.text.lines().filter(wide).count();
+        let n_wide = s.text.lines().filter(|l| is_wide(l)).count();
         if n_wide > allowed(WIDE, &s.path) {
-            let first = s.text.lines().position(|l| wide(&l)).unwrap_or(0) + 1;
+            let first = s.text.lines().position(is_wide).unwrap_or(0) + 1;
             bad.push(format!("{}:{first}: {n_wide} lines over {COLUMNS_MAX} columns", s.path));
         }
         for (i, line) in s.text.lines().enumerate() {
@@ -62,6 +61,14 @@ fn lines_are_narrow_and_clean() {
         }
     }
     none(bad);
+}
+
+/// Over the columns, unless it quotes IR: an op and a signature are one line, there as in a dump.
+fn is_wide(line: &str) -> bool {
+    let quoted = line.trim_start_matches([' ', '/', '!', '"']);
+    let ir = ["%", "func @", "->", "=>"].iter().any(|start| quoted.starts_with(start))
+        || quoted.contains("\"func @");
+    !ir && line.chars().count() > COLUMNS_MAX
 }
 
 #[test]
@@ -105,7 +112,7 @@ fn allowances_shrink_with_what_they_allow() {
     let all = sources();
     let find = |path: &str| all.iter().find(|s| s.path == path);
     let n_lines = |s: &Source| s.text.lines().count();
-    let n_wide = |s: &Source| s.text.lines().filter(|l| l.chars().count() > COLUMNS_MAX).count();
+    let n_wide = |s: &Source| s.text.lines().filter(|l| is_wide(l)).count();
     let wide = WIDE.iter().filter(|(p, n)| find(p).is_none_or(|s| n_wide(s) < *n));
     let long = LONG.iter().filter(|(p, n)| find(p).is_none_or(|s| n_lines(s) < *n));
     none(wide.chain(long).map(|(p, n)| format!("{p}: {n} is more than it needs")));

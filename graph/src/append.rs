@@ -3,7 +3,8 @@
 use crate::{ConstantId, Graph, KernelId, ObjectId, Role, Step};
 
 impl Graph {
-    /// Adds the entries of `other`, a verified graph for the same CPU variants, behind one's own. Their names must differ for `verify` to pass.
+    /// Adds the entries of `other`, a verified graph for the same CPU variants, behind one's own.
+    /// Their names must differ for `verify` to pass.
     pub fn append(&mut self, other: Graph) {
         let first_object = self.objects.len() as u32;
         let first_constant = self.constants.len() as u32;

@@ -1,5 +1,5 @@
-//! Attributes: what an op is told at compile time. Their names and kinds stand in the op's row; the text form,
-//! the parser and the verifier read them from there.
+//! Attributes: what an op is told at compile time. Their names and kinds stand in the op's row; the
+//! text form, the parser and the verifier read them from there.
 
 use crate::dim::Dim;
 use crate::module::FuncId;

@@ -127,11 +127,7 @@ impl Builder {
         if self.ty(x).dtype == dtype {
             return Ok(x);
         }
-        self.emit(
-            Op::Convert,
-            &[x],
-            Attrs::new().with("dtype", crate::attr::Attr::DType(dtype)),
-        )
+        self.emit(Op::Convert, &[x], Attrs::new().with("dtype", crate::attr::Attr::DType(dtype)))
     }
 
     pub fn name(&mut self, v: ValueId, name: &str) {

@@ -1,8 +1,10 @@
-//! Dims: the sizes of a type. A dim is a number times a product of *symbols*, such as `256`, `S` or `2*B*S`.
+//! Dims: the sizes of a type. A dim is a number times a product of *symbols*, such as `256`, `S` or
+//! `2*B*S`.
 //!
-//! A symbol is declared once in the module: *bounded* (`S <= 4096`, a launch argument) or *ragged* (rows cut
-//! into segments whose lengths are data; its total is itself a dim). Sums of dims do not exist: `concat` along a
-//! symbolic dim is refused unless the symbols agree (`2*S` and `3*S` give `5*S`).
+//! A symbol is declared once in the module: *bounded* (`S <= 4096`, a launch argument) or *ragged*
+//! (rows cut into segments whose lengths are data; its total is itself a dim). Sums of dims do not
+//! exist: `concat` along a symbolic dim is refused unless the symbols agree (`2*S` and `3*S` give
+//! `5*S`).
 
 use std::fmt;
 
@@ -106,7 +108,8 @@ impl Dim {
             .then_some(Dim { coeff: self.coeff.checked_add(other.coeff)?, factors: self.factors })
     }
 
-    /// The value under `lookup`, which gives each symbol's size; `None` on overflow or a missing symbol.
+    /// The value under `lookup`, which gives each symbol's size; `None` on overflow or a missing
+    /// symbol.
     pub fn eval(self, lookup: &dyn Fn(SymId) -> Option<u64>) -> Option<u64> {
         let mut n = self.coeff;
         for s in self.factors.iter().filter(|s| **s != NONE) {

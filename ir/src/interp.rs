@@ -107,8 +107,7 @@ impl<'a> Interp<'a> {
         let at_entry = |why| RunError { func: f.name.clone(), op: None, place: None, why };
         let types: Vec<&Type> = f.params.iter().map(|p| f.ty(*p)).collect();
         let sizes = bind(self.module, &types, &args, sizes).map_err(at_entry)?;
-        let run =
-            Run { module: self.module, precision: self.precision, watch: self.watch, sizes };
+        let run = Run { module: self.module, precision: self.precision, watch: self.watch, sizes };
         let mut checked = vec![];
         for (i, (ty, arg)) in types.iter().zip(args).enumerate() {
             run.check(ty, &arg).map_err(|e| at_entry(format!("argument {i}: {e}")))?;

@@ -1,31 +1,35 @@
 //! The IR: tensors and what happens to them.
 //!
 //! # Containers
-//! A [`module::Module`] has a table of dim symbols, a table of *stores* (weights, states, schedules: what lives between
-//! runs, under a name) and functions, callees before callers. A function is one block of ops in SSA form: parameters, ops,
-//! results. There are no branches and no nested regions: `call`, `repeat` and `fused` name another function.
+//! A [`module::Module`] has a table of dim symbols, a table of *stores* (weights, states,
+//! schedules: what lives between runs, under a name) and functions, callees before callers. A
+//! function is one block of ops in SSA form: parameters, ops, results. There are no branches and no
+//! nested regions: `call`, `repeat` and `fused` name another function.
 //!
 //! # Types
-//! An element type; dims, each a number times symbols (`2*B*S`); for quantized values the group scales; for sharded values the
-//! mesh axis of each dim; and whether it is a *state*. `bf16[B{dp}, S, 7168]`, `e4m3<1x128, f32>[B, S, 7168]`,
-//! `state f32[58, 256]`.
+//! An element type; dims, each a number times symbols (`2*B*S`); for quantized values the group
+//! scales; for sharded values the mesh axis of each dim; and whether it is a *state*.
+//! `bf16[B{dp}, S, 7168]`, `e4m3<1x128, f32>[B, S, 7168]`, `state f32[58, 256]`.
 //!
 //! # Sizes
-//! A symbol is *bounded* (`S <= 4096`, a launch argument) or *ragged* (rows in segments, offsets on the device). All other
-//! sizes are numbers.
+//! A symbol is *bounded* (`S <= 4096`, a launch argument) or *ragged* (rows in segments, offsets on
+//! the device). All other sizes are numbers.
 //!
 //! # State
-//! Weights that a step changes, optimizer moments, caches and router biases are values of state type. An op with the `State`
-//! trait consumes one and returns its successor; a consumed state may not be used again, and what was `read` from it may not
-//! be used after that. A function that changes states lists the pairs in `donates (param -> result)`: both are one storage.
+//! Weights that a step changes, optimizer moments, caches and router biases are values of state
+//! type. An op with the `State` trait consumes one and returns its successor; a consumed state may
+//! not be used again, and what was `read` from it may not be used after that. A function that
+//! changes states lists the pairs in `donates (param -> result)`: both are one storage.
 //!
 //! # Repetition
-//! `repeat` is a scan: carried values, slices of stacked operands, values all runs share, stacked results. Layers stay rolled:
-//! the derivative of a repeat is a reversed repeat that reads the stacked values its forward saved.
+//! `repeat` is a scan: carried values, slices of stacked operands, values all runs share, stacked
+//! results. Layers stay rolled: the derivative of a repeat is a reversed repeat that reads the
+//! stacked values its forward saved.
 //!
 //! # Backward in two halves
-//! `autodiff` makes for a function `f`: `f.fwd`, which also returns what it saves; `f.bwd_input`, the derivatives of its
-//! inputs; `f.bwd_weight`, those of its weights, from saved values and what `bwd_input` hands on. They can be scheduled apart.
+//! `autodiff` makes for a function `f`: `f.fwd`, which also returns what it saves; `f.bwd_input`,
+//! the derivatives of its inputs; `f.bwd_weight`, those of its weights, from saved values and what
+//! `bwd_input` hands on. They can be scheduled apart.
 //!
 //! # Provenance
 //! Every op has at least one [`module::Span`], a place in a `.model` file; a fused op has several.
@@ -53,11 +57,13 @@
 //! [`text`] has the grammar. A scalar is `f32[]`; a name of other characters than letters, digits,
 //! `_` and `.` stands in quotes; values without a name are numbered as they appear.
 //! An entry names its results: `-> (logits: f32[B, S, 512])`. Donations stand behind the results:
-//! `donates (2 -> 0)`. Attributes print by their kind: numbers, `true`, words, `[0, 2]`, dims `[B, S]`, types, `@f`.
+//! `donates (2 -> 0)`. Attributes print by their kind: numbers, `true`, words, `[0, 2]`, dims
+//! `[B, S]`, types, `@f`.
 //!
 //! # Effects, order and numbers
-//! Ops of a body run in order; only state ops and calls have effects. Arithmetic is f32 unless an op says otherwise, rounded once
-//! to the result's element type. Sums have a fixed order of their own for each op, whatever runs them in parallel.
+//! Ops of a body run in order; only state ops and calls have effects. Arithmetic is f32 unless an
+//! op says otherwise, rounded once to the result's element type. Sums have a fixed order of their
+//! own for each op, whatever runs them in parallel.
 
 pub mod attr;
 pub mod builder;

@@ -1,7 +1,8 @@
 //! Modules, functions, ops and values, in arenas with u32 ids.
 //!
-//! A *module* holds the dim table, stores (weights, states and schedules), and functions. A *function* is one block of
-//! SSA ops. Ids print as they are written in text IR: `%12` a value, `@f` a function.
+//! A *module* holds the dim table, stores (weights, states and schedules), and functions. A
+//! *function* is one block of SSA ops. Ids print as they are written in text IR: `%12` a value,
+//! `@f` a function.
 
 use indexmap::IndexMap;
 
@@ -32,8 +33,9 @@ pub struct Span {
 pub struct Store {
     pub ty: Type,
     pub kind: StoreKind,
-    /// The names of the stored tensors: `{i}` in a template is the place in stacked dim 0 plus `starts[0]`, `{j}` in dim 1,
-    /// and so on. The first template is the store's own, the others name duplicates.
+    /// The names of the stored tensors: `{i}` in a template is the place in stacked dim 0 plus
+    /// `starts[0]`, `{j}` in dim 1, and so on. The first template is the store's own, the others
+    /// name duplicates.
     pub templates: Vec<String>,
     pub starts: Vec<u64>,
     pub init: Init,

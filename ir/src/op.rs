@@ -1,6 +1,7 @@
-//! The op table: one row an op. A row holds facts (name, operands, attributes, type rule, traits, cost); whoever
-//! needs to know something about an op reads its row. Rules with a body are one exhaustive `match` in a file of their
-//! own: interpretation in `interp/`, decomposition in `decompose.rs`, derivatives in `passes/src/autodiff`.
+//! The op table: one row an op. A row holds facts (name, operands, attributes, type rule, traits,
+//! cost); whoever needs to know something about an op reads its row. Rules with a body are one
+//! exhaustive `match` in a file of their own: interpretation in `interp/`, decomposition in
+//! `decompose.rs`, derivatives in `passes/src/autodiff`.
 //!
 //! Unless a doc says otherwise an op computes in f32 and rounds once to its result's element type.
 
@@ -114,8 +115,8 @@ impl Op {
     }
 }
 
-/// Required attributes stand before the `;`, optional ones after it (absent means false, zero or "not there").
-/// A last operand `".."` stands for any number more.
+/// Required attributes stand before the `;`, optional ones after it (absent means false, zero or
+/// "not there"). A last operand `".."` stands for any number more.
 macro_rules! ops {
     ($($(#[$doc:meta])* $variant:ident $name:literal ($($operand:literal)*)
        {$($attr:ident : $kind:expr),* $(; $($opt:ident : $okind:expr),*)?}
@@ -144,7 +145,7 @@ const GROUP_SCORES: AttrKind = Word(&["max", "top2"]);
 
 #[rustfmt::skip]
 ops! {
-  // --- sources -------------------------------------------------------------------------------------------------
+  // --- sources -----------------------------------------------------------------------------------
   /// `value` everywhere in `type`.
   Constant "constant" () {value: Float, type: Type} constant [Pure Blocks] CostRule::Free;
   /// The index along `dim`, in `type`.
@@ -152,7 +153,7 @@ ops! {
   /// The size of a dim as an f32 scalar.
   Extent "extent" () {of: Dim} extent [Pure Blocks] CostRule::Free;
 
-  // --- pointwise -----------------------------------------------------------------------------------------------
+  // --- pointwise ---------------------------------------------------------------------------------
   /// `-x`.
   Neg "neg" ("x") {} same [Pure Pointwise] CostRule::PerElement(1);
   /// `|x|`.
@@ -205,18 +206,19 @@ ops! {
   Not "not" ("x") {} logic [Pure Pointwise Blocks] CostRule::PerElement(1);
   /// `a` where `c`, else `b`.
   Select "select" ("c" "a" "b") {} select [Pure Pointwise] CostRule::PerElement(1);
-  /// To another element type: round to nearest even; float to integer truncates. The formats of 8 and 12 bits saturate,
-  /// and ue8m0 rounds up (`formats.rs`).
+  /// To another element type: round to nearest even; float to integer truncates. The formats of 8
+  /// and 12 bits saturate, and ue8m0 rounds up (`formats.rs`).
   Convert "convert" ("x") {dtype: DType} convert [Pure Pointwise] CostRule::PerElement(1);
   /// `x`, with no derivative.
   StopGradient "stop_gradient" ("x") {} same [Pure Pointwise Blocks] CostRule::Free;
 
-  // --- movement ------------------------------------------------------------------------------------------------
+  // --- movement ----------------------------------------------------------------------------------
   /// The same elements in row-major order under other dims of the same product.
   Reshape "reshape" ("x") {shape: Dims} reshape [Pure Movement] CostRule::Free;
   /// Dim `i` of the result is dim `perm[i]` of `x`.
   Transpose "transpose" ("x") {perm: Ints} transpose [Pure Movement] CostRule::Free;
-  /// Dim `i` of `x` becomes dim `dims[i]` of `shape` (ascending; equal size, or 1 and stretched); the others repeat.
+  /// Dim `i` of `x` becomes dim `dims[i]` of `shape` (ascending; equal size, or 1 and stretched);
+  /// the others repeat.
   Broadcast "broadcast" ("x") {shape: Dims, dims: Ints} broadcast [Pure Movement] CostRule::Free;
   /// `len` elements of `dim` from `start`; `dim` has a fixed size.
   Slice "slice" ("x") {dim: Int, start: Int, len: Int} slice [Pure Movement] CostRule::Free;
@@ -227,30 +229,32 @@ ops! {
   /// `y[i] = x[i + by]` along `dim`, `fill` where that lies outside.
   Shift "shift" ("x") {dim: Int, by: Int, fill: Float} shift [Pure Movement] CostRule::Free;
 
-  // --- reductions ----------------------------------------------------------------------------------------------
+  // --- reductions --------------------------------------------------------------------------------
   /// Sum over `dims`, which disappear.
   ReduceSum "reduce_sum" ("x") {dims: Ints} reduce [Pure Reduction] CostRule::PerInput(1);
   /// Maximum over `dims`, which disappear; no derivative.
   ReduceMax "reduce_max" ("x") {dims: Ints} reduce [Pure Reduction Blocks] CostRule::PerInput(1);
-  /// The sum of `x` over every micro-batch and data-parallel rank of the optimizer step; `x` itself where there
-  /// is one. `x` may depend on data only, not on weights. Illegal after the training step is built.
+  /// The sum of `x` over every micro-batch and data-parallel rank of the optimizer step; `x` itself
+  /// where there is one. `x` may depend on data only, not on weights. Illegal after the training
+  /// step is built.
   BatchSum "batch_sum" ("x") {} same [Pure Blocks] CostRule::Free;
 
-  // --- contractions --------------------------------------------------------------------------------------------
-  /// `z[.., m, n] = Σ_k x[.., m, k] y[.., k, n]`, summed in f32. `tx`, `ty` swap the two last dims of an operand first.
-  /// `y` has the batch dims of `x`, or none and serves them all.
+  // --- contractions ------------------------------------------------------------------------------
+  /// `z[.., m, n] = Σ_k x[.., m, k] y[.., k, n]`, summed in f32. `tx`, `ty` swap the two last dims
+  /// of an operand first. `y` has the batch dims of `x`, or none and serves them all.
   Matmul "matmul" ("x" "y") {; tx: Bool, ty: Bool} matmul [Pure] CostRule::Matmul;
-  /// Row `r` of segment `e`: `z[r, n] = Σ_k x[r, k] w[e, k, n]`; `ty` swaps the two last dims of `w`.
-  /// `offsets`: i32[e + 1], the first row of each segment and the end.
+  /// Row `r` of segment `e`: `z[r, n] = Σ_k x[r, k] w[e, k, n]`; `ty` swaps the two last dims of
+  /// `w`. `offsets`: i32[e + 1], the first row of each segment and the end.
   GroupedMatmul "grouped_matmul" ("x" "w" "offsets") {; ty: Bool} grouped_matmul [Pure] CostRule::GroupedMatmul;
-  /// Its weight derivative: `z[e, m, n] = Σ_(r in segment e) x[r, m] y[r, n]`; zero for an empty segment.
+  /// Its weight derivative: `z[e, m, n] = Σ_(r in segment e) x[r, m] y[r, n]`; zero for an empty
+  /// segment.
   GroupedOuter "grouped_outer" ("x" "y" "offsets") {} grouped_outer [Pure] CostRule::GroupedMatmul;
 
-  // --- indexing ------------------------------------------------------------------------------------------------
+  // --- indexing ----------------------------------------------------------------------------------
   /// `y[.., d] = table[ids[..], d]`; zeros for a negative id.
   Gather "gather" ("table" "ids") {} gather [Pure] CostRule::Free;
-  /// The derivative of `gather`: `z[ids[..], d] += x[.., d]` into `rows` rows of zeros, in the order of `ids`; a
-  /// negative id adds nothing.
+  /// The derivative of `gather`: `z[ids[..], d] += x[.., d]` into `rows` rows of zeros, in the
+  /// order of `ids`; a negative id adds nothing.
   ScatterAdd "scatter_add" ("x" "ids") {rows: Dim} scatter_add [Pure] CostRule::PerInput(1);
   /// `y[.., k] = x[.., ids[.., k]]`.
   Take "take" ("x" "ids") {} take [Pure] CostRule::Free;
@@ -260,71 +264,79 @@ ops! {
   OneHot "one_hot" ("ids") {size: Int} one_hot [Pure Blocks] CostRule::Free;
   /// Indices of the `k` largest of the last dim, largest first, ties to the lowest index.
   Topk "topk" ("x") {k: Int} topk [Pure Blocks] CostRule::PerInput(4);
-  /// `topk` within the `kept` groups of highest score among `groups` contiguous groups of the last dim; a group's score is
-  /// its largest element or the sum of its two largest. Elements of other groups count as -inf.
+  /// `topk` within the `kept` groups of highest score among `groups` contiguous groups of the last
+  /// dim; a group's score is its largest element or the sum of its two largest. Elements of other
+  /// groups count as -inf.
   GroupedTopk "grouped_topk" ("x") {k: Int, groups: Int, kept: Int, group_score: GROUP_SCORES} topk
     [Pure Composite Blocks] CostRule::PerInput(6);
 
-  // --- tokens to experts and back ------------------------------------------------------------------------------
-  /// Sort the `active` choices of every token by expert, then token. `offsets`: i32[experts + 1]; `order`: i32[R], for each
-  /// row its place `token * active + slot` in `ids`.
+  // --- tokens to experts and back ----------------------------------------------------------------
+  /// Sort the `active` choices of every token by expert, then token. `offsets`: i32[experts + 1];
+  /// `order`: i32[R], for each row its place `token * active + slot` in `ids`.
   Route "route" ("ids") {experts: Int, rows: Dim} route [Pure Blocks] CostRule::PerInput(4);
   /// `rows[r] = x[order[r] / active]`, times `weights[order[r]]` if given.
   Dispatch "dispatch" ("x" "order" "..") {active: Int} dispatch [Pure] CostRule::Free;
-  /// `y[t] = Σ_slot weights[t, slot] rows[row of (t, slot)]`, slots in order; weight 1 if not given. `tokens`: the leading
-  /// dims of the result.
+  /// `y[t] = Σ_slot weights[t, slot] rows[row of (t, slot)]`, slots in order; weight 1 if not
+  /// given. `tokens`: the leading dims of the result.
   Combine "combine" ("rows" "order" "..") {tokens: Dims, active: Int} combine [Pure] CostRule::PerInput(2);
-  /// The derivative of `combine` for its weights: `z[t, slot] = Σ_d dy[t, d] rows[row of (t, slot), d]`.
+  /// The derivative of `combine` for its weights:
+  /// `z[t, slot] = Σ_d dy[t, d] rows[row of (t, slot), d]`.
   CombineDot "combine_dot" ("rows" "order" "dy") {active: Int} combine_dot [Pure] CostRule::PerInput(2);
 
-  // --- composites ----------------------------------------------------------------------------------------------
+  // --- composites --------------------------------------------------------------------------------
   /// `y = g x r`, `r = (mean(x²) + eps)^(-1/2)` over the last dim; returns `y` and `r`.
   RmsNorm "rms_norm" ("x" "g") {eps: Float} rms_norm [Pure Composite] CostRule::PerElement(4);
   /// Its derivative for `x`: `r (g dy - x r² mean(g dy x))`.
   RmsNormGrad "rms_norm_grad" ("x" "g" "r" "dy") {} rms_norm_grad [Pure Composite] CostRule::PerElement(8);
   /// `e^(x - max) / Σ e^(x - max)` over the last dim.
   Softmax "softmax" ("x") {} float [Pure Composite] CostRule::PerElement(5);
-  /// Turn pairs of the last dim of `x[B, S, H, D]` by `positions[b, s] freq[i]` radians; pair i is (2i, 2i + 1) if `interleaved`,
-  /// else (i, i + D/2). `inverse` turns back, which is the derivative. The angle is rounded to f32.
+  /// Turn pairs of the last dim of `x[B, S, H, D]` by `positions[b, s] freq[i]` radians; pair i is
+  /// (2i, 2i + 1) if `interleaved`, else (i, i + D/2). `inverse` turns back, which is the
+  /// derivative. The angle is rounded to f32.
   Rotary "rotary" ("x" "positions" "freq") {; interleaved: Bool, inverse: Bool} rotary [Pure Composite]
     CostRule::PerElement(3);
-  /// Operands q₁..qₙ [B, S, H, Dᵢ], k₁..kₙ [B, T, Hᵢ, Dᵢ], v [B, T, Hᵥ, Dᵥ] (n = `parts`; Hᵢ and Hᵥ divide H, query head h
-  /// reads head h Hᵢ / H), then start i32[B] if `offset` and segments i32[B, S], i32[B, T] if `segments`.
-  /// `p = softmax(scale Σᵢ qᵢ·kᵢ)` over the visible t: `t <= s + start` if `causal`, and the same segment. Returns
-  /// `o[B, S, H, Dᵥ] = Σ_t p v` and the log of the softmax's denominator, f32[B, H, S]. A row that sees nothing gives 0
-  /// and -inf.
+  /// Operands q₁..qₙ [B, S, H, Dᵢ], k₁..kₙ [B, T, Hᵢ, Dᵢ], v [B, T, Hᵥ, Dᵥ] (n = `parts`; Hᵢ and Hᵥ
+  /// divide H, query head h reads head h Hᵢ / H), then start i32[B] if `offset` and segments i32[B,
+  /// S], i32[B, T] if `segments`. `p = softmax(scale Σᵢ qᵢ·kᵢ)` over the visible t:
+  /// `t <= s + start` if `causal`, and the same segment. Returns `o[B, S, H, Dᵥ] = Σ_t p v` and the
+  /// log of the softmax's denominator, f32[B, H, S]. A row that sees nothing gives 0 and -inf.
   Attention "attention" ("q" "..") {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool} attention
     [Pure Composite] CostRule::Attention;
-  /// Operands of `attention`, with o, lse, do after v. Returns the derivatives of q₁..qₙ, k₁..kₙ and v.
+  /// Operands of `attention`, with o, lse, do after v. Returns the derivatives of q₁..qₙ, k₁..kₙ
+  /// and v.
   AttentionGrad "attention_grad" ("q" "..") {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool}
     attention_grad [Pure Composite] CostRule::AttentionGrad;
-  /// `loss[..] = log Σ e^logits - logits[target]`, 0 where the target is negative; returns the loss and the
-  /// log of the sum, both f32.
+  /// `loss[..] = log Σ e^logits - logits[target]`, 0 where the target is negative; returns the loss
+  /// and the log of the sum, both f32.
   CrossEntropy "cross_entropy" ("logits" "targets") {} cross_entropy [Pure Composite] CostRule::PerInput(4);
   /// Its derivative: `dloss (e^(logits - lse) - one_hot(target))`, 0 where the target is negative.
   CrossEntropyGrad "cross_entropy_grad" ("logits" "targets" "lse" "dloss") {} cross_entropy_grad [Pure Composite]
     CostRule::PerInput(4);
 
-  // --- state ---------------------------------------------------------------------------------------------------
+  // --- state -------------------------------------------------------------------------------------
   /// The value a state holds now. Every use of it stands before the state is consumed.
   Read "read" ("state") {} read [Pure] CostRule::Free;
   /// The state, holding `x`.
   Assign "assign" ("state" "x") {} assign [State] CostRule::Free;
-  /// `x[b, s]` written at position `start[b] + s` of `cache[B, T, ..]`; returns the whole cache's value and the cache.
+  /// `x[b, s]` written at position `start[b] + s` of `cache[B, T, ..]`; returns the whole cache's
+  /// value and the cache.
   CacheAppend "cache_append" ("cache" "x" "start") {} cache_append [State] CostRule::Free;
-  /// AdamW (arXiv 1711.05101) at step `t = 1, 2, ..`: `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
-  /// `w = w - lr (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + decay w)`; returns the states w, m, v. The step takes
-  /// the new m and v before they are rounded; `1 - βᵗ` is exact to f32's rounding (see its decomposition).
+  /// AdamW (arXiv 1711.05101) at step `t = 1, 2, ..`: `m = β₁ m + (1 - β₁) g`,
+  /// `v = β₂ v + (1 - β₂) g²`, `w = w - lr (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + decay w)`;
+  /// returns the states w, m, v. The step takes the new m and v before they are rounded; `1 - βᵗ`
+  /// is exact to f32's rounding (see its decomposition).
   AdamW "adamw" ("w" "m" "v" "g" "lr" "t") {beta1: Float, beta2: Float, eps: Float, decay: Float} adamw
     [State Composite] CostRule::PerElement(15);
 
-  // --- control -------------------------------------------------------------------------------------------------
+  // --- control -----------------------------------------------------------------------------------
   /// The results of `func` on the operands.
   Call "call" ("..") {func: Func} call [Calls] CostRule::Callee;
-  /// `count` runs of `func`. Operands: `carry` values handed from run to run, then `xs` stacks whose slice i run i reads, then
-  /// values all runs see. `func` takes them in that order and returns the carried values, then one slice of each stack of
-  /// results. Returns the last carried values and the stacks. `reverse` runs the last slice first.
+  /// `count` runs of `func`. Operands: `carry` values handed from run to run, then `xs` stacks
+  /// whose slice i run i reads, then values all runs see. `func` takes them in that order and
+  /// returns the carried values, then one slice of each stack of results. Returns the last carried
+  /// values and the stacks. `reverse` runs the last slice first.
   Repeat "repeat" ("..") {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool} repeat [Calls] CostRule::Callee;
-  /// A region run as one kernel: `func` holds pointwise, movement and row ops only. Created by `fuse`.
+  /// A region run as one kernel: `func` holds pointwise, movement and row ops only. Created by
+  /// `fuse`.
   Fused "fused" ("..") {func: Func} call [Calls] CostRule::Callee;
 }

@@ -1,5 +1,5 @@
-//! Type rules: from the types of an op's operands and its attributes to the types of its results, or one sentence saying
-//! which rule is broken. The rows of the op table name them.
+//! Type rules: from the types of an op's operands and its attributes to the types of its results,
+//! or one sentence saying which rule is broken. The rows of the op table name them.
 
 use crate::attr::Attrs;
 use crate::dim::{Dim, product};
@@ -15,7 +15,8 @@ pub struct TypeError(pub String);
 pub type Types = Result<Vec<Type>, TypeError>;
 pub type Rule = fn(&RuleCx) -> Types;
 
-/// What a rule sees. The counts of operands and the kinds of attributes have been checked against the row.
+/// What a rule sees. The counts of operands and the kinds of attributes have been checked against
+/// the row.
 pub struct RuleCx<'a> {
     pub op: Op,
     pub operands: &'a [&'a Type],
@@ -456,9 +457,15 @@ fn attention_dims(cx: &RuleCx) -> Result<(Dim, Dim, Dim, u64, Dim), TypeError> {
         let [qb, qs, qh, qd] = q.dims[..] else { return cx.err("q is [B, S, H, D]") };
         let [kb, kt, kh, kd] = k.dims[..] else { return cx.err("k is [B, T, H, D]") };
         cx.check(qb == b && qs == s && qh == h, "the parts of q differ in [B, S, H]")?;
-        cx.check(kb == b && kt == t && divides(kh), "the parts of k differ, or heads do not divide")?;
+        cx.check(
+            kb == b && kt == t && divides(kh),
+            "the parts of k differ, or heads do not divide",
+        )?;
         cx.check(qd == kd, "q and k have different widths")?;
-        cx.check(q.dtype == v.dtype && k.dtype == v.dtype, "operands have different element types")?;
+        cx.check(
+            q.dtype == v.dtype && k.dtype == v.dtype,
+            "operands have different element types",
+        )?;
     }
     Ok((b, s, t, heads, dv))
 }
@@ -470,9 +477,8 @@ fn attention_masks(cx: &RuleCx, mut i: usize, b: Dim, s: Dim, t: Dim) -> Result<
         i += 1;
     }
     if cx.flag("segments") {
-        let both = i + 1 < cx.operands.len()
-            && cx.ids(i)?.dims == [b, s]
-            && cx.ids(i + 1)?.dims == [b, t];
+        let both =
+            i + 1 < cx.operands.len() && cx.ids(i)?.dims == [b, s] && cx.ids(i + 1)?.dims == [b, t];
         cx.check(both, "segments are i32[B, S] and i32[B, T]")?;
         i += 2;
     }
@@ -502,7 +508,10 @@ pub fn attention_grad(cx: &RuleCx) -> Types {
 pub fn cross_entropy(cx: &RuleCx) -> Types {
     let (x, ids) = (cx.float(0)?, cx.ids(1)?);
     cx.last(x)?;
-    cx.check(x.dims[..x.rank() - 1] == ids.dims, "targets have the dims of the logits but the last")?;
+    cx.check(
+        x.dims[..x.rank() - 1] == ids.dims,
+        "targets have the dims of the logits but the last",
+    )?;
     let rows = Type::f32(ids.dims.clone());
     Ok(vec![rows.clone(), rows])
 }
@@ -510,7 +519,10 @@ pub fn cross_entropy(cx: &RuleCx) -> Types {
 pub fn cross_entropy_grad(cx: &RuleCx) -> Types {
     let (x, ids) = (cx.float(0)?, cx.ids(1)?);
     cx.last(x)?;
-    cx.check(x.dims[..x.rank() - 1] == ids.dims, "targets have the dims of the logits but the last")?;
+    cx.check(
+        x.dims[..x.rank() - 1] == ids.dims,
+        "targets have the dims of the logits but the last",
+    )?;
     let rows = cx.float(2)?.dims == ids.dims && cx.float(3)?.dims == ids.dims;
     cx.check(rows, "lse and dloss have the dims of the targets")?;
     one(x.as_value())
@@ -580,7 +592,10 @@ pub fn repeat(cx: &RuleCx) -> Types {
     for (i, (p, x)) in params.iter().zip(cx.operands).enumerate() {
         let stacked = (carry..carry + xs).contains(&i);
         let fits = if stacked { **x == stack(p, count) } else { p == x };
-        cx.check(fits, "an operand's type is not its parameter's (stacked ones have the count first)")?;
+        cx.check(
+            fits,
+            "an operand's type is not its parameter's (stacked ones have the count first)",
+        )?;
     }
     let handed = params[..carry].iter().zip(&results).all(|(p, r)| p == r);
     cx.check(handed, "a carried value returns with another type")?;

@@ -1,5 +1,5 @@
-//! Types: what a value is. Element type, dims, and, where a pass has decided them, the group scales of a quantized
-//! value and the mesh axis each dim is cut along.
+//! Types: what a value is. Element type, dims, and, where a pass has decided them, the group scales
+//! of a quantized value and the mesh axis each dim is cut along.
 
 use crate::dim::Dim;
 
@@ -79,7 +79,8 @@ pub enum ScaleLayout {
     ColMajor,
 }
 
-/// Group scales of a quantized value: one scale for each block of `group` elements of the two last dims.
+/// Group scales of a quantized value: one scale for each block of `group` elements of the two last
+/// dims.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Quant {
     pub group: [u32; 2],
@@ -98,7 +99,8 @@ pub struct Type {
     pub dims: Vec<Dim>,
     pub quant: Option<Quant>,
     pub axes: Vec<Option<AxisId>>,
-    /// A state value lives in storage that its consumer takes over: it may be consumed once (see `verify.rs`).
+    /// A state value lives in storage that its consumer takes over: it may be consumed once (see
+    /// `verify.rs`).
     pub state: bool,
 }
 

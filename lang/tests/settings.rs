@@ -1,5 +1,5 @@
-//! What blocks say: settings of the shipped models, keys that are wrong, things not available yet, and the `config.json` that a
-//! model writes and reads back.
+//! What blocks say: settings of the shipped models, keys that are wrong, things not available yet,
+//! and the `config.json` that a model writes and reads back.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Fold per-head up-projections of a cached value through attention (design: "latent attention falls out").
+//! Fold per-head up-projections of a cached value through attention (design: "latent attention
+//! falls out").
 //!
 //! ```text
 //! %kv = matmul %c, %W {ty = true}           # [B, T, R] -> [B, T, H, n + v]
@@ -7,11 +8,12 @@
 //!                                           #  o  = o' W_vᵀ per head, [B, S, H, v]
 //! ```
 //!
-//! Why: q·(W c) = (qᵀ W)·c and Σ p (W c) = W Σ p c, so a decode step reads the cache as it is kept, and never expands T positions
-//! for H heads. Where many queries share the expansion (prefill), it is cheaper to expand: the flops of both forms decide.
-//! Applies only to linear maps of one cached value: a norm, a rotation or a bias in between stops it, and so keys and values of
-//! grouped-query attention, which are cached after their projection, are left alone.
-//! Cost: one scan. Requires: `canonicalize`, for one spelling of a projection.
+//! Why: q·(W c) = (qᵀ W)·c and Σ p (W c) = W Σ p c, so a decode step reads the cache as kept,
+//! and never expands T positions for H heads. Where many queries share the expansion (prefill), it
+//! is cheaper to expand: the flops of both forms decide. Applies only to linear maps of one cached
+//! value: a norm, a rotation or a bias in between stops it, and so keys and values of grouped-query
+//! attention, which are cached after their projection, are left alone. Cost: one scan. Requires:
+//! `canonicalize`, for one spelling of a projection.
 
 use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
@@ -42,7 +44,8 @@ pub fn run(module: &mut Module, _: &PassCx) -> Result<Stats, PassError> {
     Ok(Stats::one("absorbed", absorbed))
 }
 
-/// A per-head linear map of a cached value: head h of the result is rows `start..start + len` of block h of the weight.
+/// A per-head linear map of a cached value: head h of the result is rows `start..start + len` of
+/// block h of the weight.
 #[derive(Clone, Copy, PartialEq)]
 struct HeadMap {
     /// `[B, T, R]`.

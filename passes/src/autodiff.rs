@@ -1,5 +1,5 @@
-//! Derivatives: for every function that the objective of `@loss` depends on, `f.fwd`, `f.bwd_input` and `f.bwd_weight`; and the
-//! entry `@grad`.
+//! Derivatives: for every function that the objective of `@loss` depends on, `f.fwd`, `f.bwd_input`
+//! and `f.bwd_weight`; and the entry `@grad`.
 //!
 //! ```text
 //! func @f(%x, %w) {                   func @f.fwd(%x, %w) { %y = matmul %x, %w; %z = tanh %y; return %z, %z }
@@ -9,9 +9,10 @@
 //! }
 //! ```
 //!
-//! Why: the two halves can be scheduled apart; rules for single ops are one match in `vjp.rs`, repeats stay rolled.
-//! Cost: a few walks over every function; nothing grows with depth.
-//! Requires: `@loss` with a result `objective`; its weights are parameters under their stores' names.
+//! Why: the two halves can be scheduled apart; rules for single ops are one match in `vjp.rs`,
+//! repeats stay rolled. Cost: a few walks over every function; nothing grows with depth.
+//! Requires: `@loss` with a result `objective`; its weights are parameters under their stores'
+//! names.
 
 pub mod activity;
 pub mod halves;
@@ -61,8 +62,8 @@ pub fn weight_params(module: &Module, func: &Func) -> Vec<usize> {
     (0..func.params.len()).filter(|i| name(i).is_some_and(is_weight)).collect()
 }
 
-/// Make `.fwd`, `.bwd_input` and `.bwd_weight` of `func` and of every function its result `objective` reaches, for
-/// derivatives by the parameters `wrt`. Returns those of `func`.
+/// Make `.fwd`, `.bwd_input` and `.bwd_weight` of `func` and of every function its result
+/// `objective` reaches, for derivatives by the parameters `wrt`. Returns those of `func`.
 pub fn differentiate(
     module: &mut Module,
     func: FuncId,

@@ -6,10 +6,11 @@
 //!   %3 = div %sum, %2 : f32[]                    %3 = div %sum, %sum.0 : f32[]
 //! ```
 //!
-//! Why: a mean over the global batch divides by a count that no micro-batch knows alone. Counts depend on data only, so they are
-//! computed and added first; with one micro-batch a sum is its operand and nothing else is made.
-//! `@loss` itself counts its own batch alone. Callees with sums are copied for each place that calls them.
-//! Cost: copies of `@loss` and of the functions with sums in them. Establishes: no `batch_sum`.
+//! Why: a mean over the global batch divides by a count that no micro-batch knows alone. Counts
+//! depend on data only, so they are computed and added first; with one micro-batch a sum is its
+//! operand and nothing else is made. `@loss` itself counts its own batch alone. Callees with sums
+//! are copied for each place that calls them. Cost: copies of `@loss` and of the functions with
+//! sums in them. Establishes: no `batch_sum`.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,8 @@ use crate::{Fact, Pass, PassCx, PassError, Stats, dce};
 pub const PASS: Pass =
     Pass { name: "batch_sums", requires: &[], establishes: &[Fact::CountsKnown], run };
 
-/// `@loss` with the sums as its last parameters; only where a step has several micro-batches and the loss sums.
+/// `@loss` with the sums as its last parameters; only where a step has several micro-batches and
+/// the loss sums.
 pub const MICRO_LOSS: &str = "loss.micro";
 /// From data to what a micro-batch adds to each sum.
 pub const COUNTS: &str = "loss.counts";
@@ -57,7 +59,8 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
 
 /// A function cut in two.
 struct Parts {
-    /// The function with sums given behind its parameters (behind the stacked ones if it is repeated).
+    /// The function with sums given behind its parameters (behind the stacked ones if it is
+    /// repeated).
     micro: FuncId,
     /// Carried results, then what this batch adds to each sum.
     counts: FuncId,
@@ -139,7 +142,8 @@ fn micro(
     module.add_func(done)
 }
 
-/// The whole function again, with the operands of its sums as results; `dce` takes what they do not need.
+/// The whole function again, with the operands of its sums as results; `dce` takes what they do not
+/// need.
 fn counts(
     module: &mut Module,
     func: &Func,
@@ -171,7 +175,8 @@ fn counts(
     module.add_func(to.finish(carried.into_iter().chain(added).collect()))
 }
 
-/// Take the parameters `@loss.counts` does not read, and refuse one that is no data, and a sum that depends on a sum.
+/// Take the parameters `@loss.counts` does not read, and refuse one that is no data, and a sum that
+/// depends on a sum.
 fn data_only(module: &mut Module) -> Result<(), PassError> {
     let id = module.find(COUNTS).expect("an entry stays");
     let func = module.func(id).clone();

@@ -5,11 +5,11 @@
 //! %2 = matmul %x, %1 : f32[6, 4]                     =>   %2 = matmul %x, %w {ty = true} : f32[6, 4]
 //! ```
 //!
-//! Why: `cse` finds what is spelled alike, kernels are chosen for few forms, and movement that cancels costs nothing.
-//! Rules never make an expression dearer and keep its value to the bit, except that -0 may become 0. Each op is rewritten
-//! when its operands are; what a rule makes is rewritten in turn. Every rule removes an op or moves one toward its
-//! operands' sources, so rewriting ends.
-//! Cost: one walk. Establishes: no rule below applies.
+//! Why: `cse` finds what is spelled alike, kernels are chosen for few forms, and movement that
+//! cancels costs nothing. Rules never make an expression dearer and keep its value to the bit,
+//! except that -0 may become 0. Each op is rewritten when its operands are; what a rule makes is
+//! rewritten in turn. Every rule removes an op or moves one toward its operands' sources, so
+//! rewriting ends. Cost: one walk. Establishes: no rule below applies.
 
 mod contract;
 mod movement;
@@ -75,7 +75,8 @@ impl Cx<'_> {
         found
     }
 
-    /// The op, or what takes its place; `None` if it has no type, and then the rule that asked does not apply.
+    /// The op, or what takes its place; `None` if it has no type, and then the rule that asked does
+    /// not apply.
     fn make(&mut self, op: Op, x: &[ValueId], attrs: Attrs) -> Option<ValueId> {
         match self.rewrite(op, x, &attrs) {
             Some(v) => Some(v),

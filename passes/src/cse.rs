@@ -6,8 +6,8 @@
 //! %3 = add %1, %2 : f32[8]
 //! ```
 //!
-//! Why: the derivatives of several ops ask for the same values, and two halves of a backward compute what they do not save.
-//! The op that stays takes the spans of the one that goes.
+//! Why: the derivatives of several ops ask for the same values, and two halves of a backward
+//! compute what they do not save. The op that stays takes the spans of the one that goes.
 //! Cost: one walk, a map from op and operands to the ops seen.
 
 use std::collections::BTreeMap;

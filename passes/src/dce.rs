@@ -1,4 +1,5 @@
-//! Remove what no entry needs: ops, parameters and results of callees, carried and stacked values of repeats, functions.
+//! Remove what no entry needs: ops, parameters and results of callees, carried and stacked values
+//! of repeats, functions.
 //!
 //! ```text
 //! %h, %ys = repeat %x, %w {func = @layer, ..}           %h = repeat %x, %w {func = @layer, ..}
@@ -6,8 +7,8 @@
 //! ```
 //!
 //! Why: a derivative's forward saves what some op might read; what it does read is known only here.
-//! Entries (functions with named results) keep their signature. A carried value goes only when neither its parameter nor its
-//! result is needed.
+//! Entries (functions with named results) keep their signature. A carried value goes only when
+//! neither its parameter nor its result is needed.
 //! Cost: a fixpoint over calls; one or two rounds for each level of nesting.
 
 use weft_ir::attr::Attrs;
@@ -116,7 +117,8 @@ fn needed_results(func: &Func, live: &Live) -> Vec<bool> {
     needed
 }
 
-/// Rebuild every function without what is not needed; says which functions some kept op runs or are entries.
+/// Rebuild every function without what is not needed; says which functions some kept op runs or are
+/// entries.
 fn prune(module: &mut Module, live: &[Live]) -> Vec<bool> {
     let mut kept: Vec<bool> = module.funcs.iter().map(is_entry).collect();
     for id in module.func_ids().rev() {

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Why: cotangents start as ones and zeros, and settings of a model end as numbers in its formulas.
-//! A number is what the reference interpreter computes for it, unrounded, so that a constant is rounded once. What is not one
-//! number everywhere, such as an `iota`, stays.
+//! A number is what the reference interpreter computes for it, unrounded, so that a constant is
+//! rounded once. What is not one number everywhere, such as an `iota`, stays.
 //! Cost: one walk, one interpreted scalar for each op that folds.
 
 use weft_ir::attr::{Attr, Attrs};

@@ -5,8 +5,8 @@
 //! %2 = call %y {func = @f}                     =>   %2 = exp %y
 //! ```
 //!
-//! Why: ops meet their neighbours: both halves of a backward share what they compute again, and fusion sees one region. Bodies
-//! of repeats stay functions, so nothing grows with depth.
+//! Why: ops meet their neighbours: both halves of a backward share what they compute again, and
+//! fusion sees one region. Bodies of repeats stay functions, so nothing grows with depth.
 //! Cost: the size of the result; a function called n times stands n times.
 
 use weft_ir::module::{Func, Module, ValueId};

@@ -5,9 +5,10 @@
 //!   => keep `logits`, which reads %a:  func @forward(%tokens, .., %a: state f32[..]) -> (logits, a: state f32[..])
 //! ```
 //!
-//! Why: an entry serves several ends, and each graph has one. A state stays if what is kept reads it in this run and so, through
-//! its new value, in the next. Parameters that are not read any more go too. Called on a module before the pipeline or after
-//! it; callees that no one calls any more are left for `dce`.
+//! Why: an entry serves several ends, and each graph has one. A state stays if what is kept reads
+//! it in this run and so, through its new value, in the next. Parameters that are not read any more
+//! go too. Called on a module before the pipeline or after it; callees that no one calls any more
+//! are left for `dce`.
 
 use weft_ir::module::{FuncId, Module, ValueId};
 

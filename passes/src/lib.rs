@@ -1,7 +1,8 @@
 //! Module to module, one file per pass; `PIPELINE` says which run in which order and why.
 //!
-//! A pass does no IO. `run_pipeline` tells an observer about every step: its name, time, op counts and whether it changed
-//! anything. In debug builds the module is verified and its text form parsed back after every step.
+//! A pass does no IO. `run_pipeline` tells an observer about every step: its name, time, op counts
+//! and whether it changed anything. In debug builds the module is verified and its text form parsed
+//! back after every step.
 
 pub mod absorb;
 pub mod autodiff;
@@ -50,8 +51,8 @@ pub struct PassCx {
     pub train: Option<Train>,
     /// What the backward pass finds saved.
     pub save: Save,
-    /// Run the two halves of a repeat's backward in two repeats, so that they can be scheduled apart; costs memory for what
-    /// passes between them. Otherwise each run of a body does both.
+    /// Run the two halves of a repeat's backward in two repeats, so that they can be scheduled
+    /// apart; costs memory for what passes between them. Otherwise each run of a body does both.
     pub apart: bool,
 }
 

@@ -1,5 +1,6 @@
-//! Copying functions: whole with some ops replaced (`rebuild`), or the part between chosen values (`extract`).
-//! Ops are never edited in place: a pass makes a new function, so ids stay dense and order is kept.
+//! Copying functions: whole with some ops replaced (`rebuild`), or the part between chosen values
+//! (`extract`). Ops are never edited in place: a pass makes a new function, so ids stay dense and
+//! order is kept.
 
 use std::collections::BTreeSet;
 
@@ -105,8 +106,8 @@ impl<'a> Copier<'a> {
     }
 }
 
-/// Copy `func`; where `rule`, which sees each op with its operands in the copy, answers values, they take the place of the
-/// op's results.
+/// Copy `func`; where `rule`, which sees each op with its operands in the copy, answers values,
+/// they take the place of the op's results.
 pub fn rebuild(
     func: &Func,
     mut rule: impl FnMut(&mut Builder, &OpData) -> Result<Option<Vec<ValueId>>, PassError>,
@@ -129,8 +130,8 @@ pub fn rebuild(
     Ok(copy.finish())
 }
 
-/// The part of `src` between `params` and `results` as a function. Every path from a result backwards ends at one of `params` or
-/// at an op without operands.
+/// The part of `src` between `params` and `results` as a function. Every path from a result
+/// backwards ends at one of `params` or at an op without operands.
 pub fn extract(
     src: &Func,
     name: &str,

@@ -10,12 +10,12 @@
 //!   %w', %m', %v' = adamw %w, %m, %v, %g, %lr, %step
 //! ```
 //!
-//! Why: everything a step does is in the graph. Metrics add up: a loss's mean is over the global batch, so a micro-batch holds its
-//! share. Weight decay is for weights with at least two dims without the layers they are stacked over: gains and biases
-//! are not pulled to zero.
-//! The parameters are data, schedules, `lr` and `step`, then states by store name; the results metrics, side outputs that `@update` reads,
-//! and the states that changed, each donated. Moments are stores `<weight>.m` and `<weight>.v`.
-//! Cost: a few ops for each weight. Requires: `@grad`.
+//! Why: everything a step does is in the graph. Metrics add up: a loss's mean is over the global
+//! batch, so a micro-batch holds its share. Weight decay is for weights with at least two dims
+//! without the layers they are stacked over: gains and biases are not pulled to zero.
+//! The parameters are data, schedules, `lr` and `step`, then states by store name; the results
+//! metrics, side outputs that `@update` reads, and the states that changed, each donated. Moments
+//! are stores `<weight>.m` and `<weight>.v`. Cost: a few ops for each weight. Requires: `@grad`.
 
 use std::collections::BTreeMap;
 
@@ -244,7 +244,8 @@ impl Step<'_> {
         Ok(kept.iter().cloned().zip(values).collect())
     }
 
-    /// Results `places` of `f`, whose parameters are `names`, added up over the micro-batches in order.
+    /// Results `places` of `f`, whose parameters are `names`, added up over the micro-batches in
+    /// order.
     fn sum_over(
         &mut self,
         f: FuncId,

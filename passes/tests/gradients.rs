@@ -285,7 +285,8 @@ fn a_call_within_a_call() {
     );
 }
 
-/// A carried value, an integer carried along, a stack that is read, one that is written, and a shared value.
+/// A carried value, an integer carried along, a stack that is read, one that is written, and a
+/// shared value.
 const LAYER: &str = "func @layer(%h: f32[2, 3], %n: i32[2], %w: f32[3, 3], %b: f32[3]) -> (f32[2, 3], i32[2], f32[2]) {
    %1 = matmul %h, %w : f32[2, 3]
    %2 = broadcast %b {shape = [2, 3], dims = [1]} : f32[2, 3]

@@ -1,7 +1,9 @@
-//! Random well-typed IR: the pipeline keeps its numbers, and its gradients do not depend on how the backward is cut.
+//! Random well-typed IR: the pipeline keeps its numbers, and its gradients do not depend on how the
+//! backward is cut.
 //!
-//! A failure prints its seed and the module, with as few ops as still fail: a generator with fewer ops makes a prefix of
-//! what it makes with more. `WEFT_SEED=n` runs one seed, `WEFT_SEEDS=n` so many.
+//! A failure prints its seed and the module, with as few ops as still fail: a generator with fewer
+//! ops makes a prefix of what it makes with more. `WEFT_SEED=n` runs one seed, `WEFT_SEEDS=n` so
+//! many.
 
 mod support;
 
@@ -45,7 +47,8 @@ fn dims(sizes: &[u64]) -> Vec<Dim> {
 
 const SHAPES: &[&[u64]] = &[&[2, 3], &[3, 2], &[6], &[2, 2, 3], &[2], &[], &[1, 3], &[3]];
 
-/// Ops that are tried: pure, of any operands the generator can make, and with attributes it can draw.
+/// Ops that are tried: pure, of any operands the generator can make, and with attributes it can
+/// draw.
 fn candidates() -> Vec<Op> {
     let no = [
         Op::Extent,
@@ -113,7 +116,8 @@ fn attrs(rng: &mut Rng, op: Op, b: &Builder, xs: &[ValueId]) -> Attrs {
     all
 }
 
-/// A function over `params` with about `n` ops; its results are all values no op reads, and the last of type `first`.
+/// A function over `params` with about `n` ops; its results are all values no op reads, and the
+/// last of type `first`.
 fn function(
     rng: &mut Rng,
     m: &Module,

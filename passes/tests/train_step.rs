@@ -9,8 +9,8 @@ use weft_ir::interp::{Data, Tensor};
 use weft_ir::module::Module;
 use weft_passes::{PIPELINE, PassCx, Train};
 
-/// Two layers whose bias follows their load, a balance loss that counts the batch within the repeat, and a cross entropy
-/// that leaves out targets after token 0.
+/// Two layers whose bias follows their load, a balance loss that counts the batch within the
+/// repeat, and a cross entropy that leaves out targets after token 0.
 const MODEL: &str = r#"
 dims { B <= 8, S <= 8 }
 weight @emb : f32[5, 3] at "emb" init drawn

@@ -1,10 +1,9 @@
 //! Between a store's buffers and the tensors of a checkpoint: drawing, reading, collecting.
 //!
-//! A stacked buffer is many tensors under published names; a tensor's random numbers are keyed by its own name, so that they
-//! do not depend on how layers are stacked. Moments, `NAME.m` and `NAME.v` of a weight `NAME`, are the optimizer's; buffers
-//! without a published name (caches) are stored nowhere.
-
-use std::sync::Arc;
+//! A stacked buffer is many tensors under published names; a tensor's random numbers are keyed by
+//! its own name, so that they do not depend on how layers are stacked. Moments, `NAME.m` and
+//! `NAME.v` of a weight `NAME`, are the optimizer's; buffers without a published name (caches) are
+//! stored nowhere.
 
 use weft_graph::{DType, Init, WeightInfo};
 
@@ -91,7 +90,8 @@ impl Stored {
     }
 }
 
-/// Gives every weight and state the value a run starts with; `std` is the deviation of those that are drawn.
+/// Gives every weight and state the value a run starts with; `std` is the deviation of those that
+/// are drawn.
 pub fn initialise(store: &Store, seed: u64, std: f64) -> Result<(), WeightsError> {
     for part in [Part::Model, Part::Optimizer] {
         for stored in stored(store, part)? {
@@ -145,17 +145,20 @@ pub fn load_optimizer(store: &Store, file: &TensorFile) -> Result<(), WeightsErr
 
 /// The values of a store, copied so that they can be written while training goes on.
 pub struct Snapshot {
-    model: Vec<(Stored, Arc<[f32]>)>,
-    optimizer: Vec<(Stored, Arc<[f32]>)>,
+    model: Vec<Copied>,
+    optimizer: Vec<Copied>,
 }
+
+/// A buffer and its values.
+type Copied = (Stored, Vec<f32>);
 
 impl Snapshot {
     pub fn take(store: &Store) -> Result<Snapshot, WeightsError> {
-        let read = |part| -> Result<Vec<(Stored, Arc<[f32]>)>, WeightsError> {
+        let read = |part| -> Result<Vec<Copied>, WeightsError> {
             let mut all = vec![];
             for stored in stored(store, part)? {
                 let values = store.read::<f32>(&stored.name)?;
-                all.push((stored, values.into()));
+                all.push((stored, values));
             }
             Ok(all)
         };

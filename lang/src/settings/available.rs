@@ -1,6 +1,8 @@
-//! The blocks `precision`, `parallel` and `serve`: their keys are known, and what this version does not do is refused.
+//! The blocks `precision`, `parallel` and `serve`: their keys are known, and what this version does
+//! not do is refused.
 //!
-//! A key is available with the one value that says what is done anyway: f32, one device, one sequence.
+//! A key is available with the one value that says what is done anyway: f32, one device, one
+//! sequence.
 
 use super::keys::Keys;
 use super::kind;

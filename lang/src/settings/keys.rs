@@ -103,7 +103,8 @@ impl Keys<'_, '_> {
         None
     }
 
-    /// Numbers of a call with named arguments: `adamw(beta1 = 0.9)`. Positional ones take the names in order.
+    /// Numbers of a call with named arguments: `adamw(beta1 = 0.9)`. Positional ones take the names
+    /// in order.
     pub fn arguments(&mut self, call: &ast::Call, names: &[&str]) -> Option<Vec<Option<f64>>> {
         let callee = call.callee.to_string();
         let mut values = vec![None; names.len()];

@@ -1,11 +1,12 @@
 //! What the blocks `train`, `precision`, `parallel` and `serve` say, typed and checked.
 //!
-//! `train` is one block's settings, `available` checks the other blocks and refuses what this version does not do,
-//! `published` writes the model's constants as a `config.json`. The structs here serialize to the form that the runtime reads
-//! back from an executable graph.
+//! `train` is one block's settings, `available` checks the other blocks and refuses what this
+//! version does not do, `published` writes the model's constants as a `config.json`. The structs
+//! here serialize to the form that the runtime reads back from an executable graph.
 //!
-//! `--set NAME=VALUE` names a constant of the model first; a name that is no constant is a key of the train block. So
-//! `--set depth=4 --set steps=20` changes one of each, and a model with a constant `steps` keeps it to itself.
+//! `--set NAME=VALUE` names a constant of the model first; a name that is no constant is a key of
+//! the train block. So `--set depth=4 --set steps=20` changes one of each, and a model with a
+//! constant `steps` keeps it to itself.
 
 mod available;
 mod keys;

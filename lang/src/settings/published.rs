@@ -1,8 +1,9 @@
 //! The model's constants as a `config.json`, in the spelling that its `config` block reads.
 //!
-//! A constant is written under its first path and under every other path that is a single key (`heads = num_attention_heads |
-//! num_key_value_heads` writes both). Inside an object a constant that is none is left out. Where braces translate strings,
-//! the string is one that gives every constant read from that path the value it has.
+//! A constant is written under its first path and under every other path that is a single key
+//! (`heads = num_attention_heads | num_key_value_heads` writes both). Inside an object a constant
+//! that is none is left out. Where braces translate strings, the string is one that gives every
+//! constant read from that path the value it has.
 
 use serde_json::{Map, Value};
 
@@ -12,7 +13,8 @@ use crate::diag::Diag;
 use crate::elaborate::eval::Eval;
 use crate::elaborate::{Const, Tree};
 
-/// What a checkpoint's `config.json` says; empty without a `config` block. What cannot be said goes to `diags`.
+/// What a checkpoint's `config.json` says; empty without a `config` block. What cannot be said goes
+/// to `diags`.
 pub fn published_config(tree: &Tree, diags: &mut Vec<Diag>) -> Map<String, Value> {
     published(tree, true, diags)
 }

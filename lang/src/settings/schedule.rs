@@ -55,7 +55,8 @@ impl Schedule {
     }
 }
 
-/// The schedule of an entry: a number, or phases. `None` if something was wrong, which has been said.
+/// The schedule of an entry: a number, or phases. `None` if something was wrong, which has been
+/// said.
 pub fn of_entry(keys: &mut Keys, entry: &ast::Entry) -> Option<Schedule> {
     match &entry.value {
         EntryValue::Expr(e) => {

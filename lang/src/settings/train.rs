@@ -49,7 +49,8 @@ pub struct TrainSettings {
     /// Optimizer steps of the run, unless the command line says.
     pub steps: Option<u64>,
     pub lr: Schedule,
-    /// Every schedule of the model by its name; what the block does not name stays as the model says.
+    /// Every schedule of the model by its name; what the block does not name stays as the model
+    /// says.
     pub schedules: IndexMap<String, Schedule>,
     /// Share of documents rearranged for fill-in-the-middle.
     pub fim: f64,
@@ -354,7 +355,7 @@ impl<'a> Reader<'a, '_> {
         let Some(micro) = given else {
             return batch.ends().map(|n| n as u64).reduce(gcd);
         };
-        if let Some(n) = batch.ends().find(|n| *n as u64 % micro != 0) {
+        if let Some(n) = batch.ends().find(|n| !(*n as u64).is_multiple_of(micro)) {
             let at = self.entry("micro_batch").map_or(self.block.name.span, |e| e.span);
             return self
                 .keys

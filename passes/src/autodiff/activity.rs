@@ -1,8 +1,8 @@
-//! What must be differentiated: which parameters of each function carry a derivative, which results receive one, and which
-//! parameters are weights, over all places the function is called from.
+//! What must be differentiated: which parameters of each function carry a derivative, which results
+//! receive one, and which parameters are weights, over all places the function is called from.
 //!
-//! Upwards, `deps` says for each result which parameters it depends on differentiably. Downwards from the objective,
-//! `specs` joins what every call site asks of its callee.
+//! Upwards, `deps` says for each result which parameters it depends on differentiably. Downwards
+//! from the objective, `specs` joins what every call site asks of its callee.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -102,7 +102,8 @@ fn closure(g: &Func, a: &Activity, op: &OpData) -> Vec<Params> {
     }
 }
 
-/// What every function reached from result `objective` of `root` is asked for, derivatives by the parameters `wrt`.
+/// What every function reached from result `objective` of `root` is asked for, derivatives by the
+/// parameters `wrt`.
 pub fn specs(
     module: &Module,
     root: FuncId,
@@ -166,8 +167,8 @@ pub struct Flows<'a> {
     pub active: Vec<bool>,
     /// By value: an objective depends on it.
     pub live: Vec<bool>,
-    /// By value: a weight, or an element-moving function of weights, or where inputs have derivatives any function of
-    /// weights alone: its derivative belongs to `bwd_weight`.
+    /// By value: a weight, or an element-moving function of weights, or where inputs have
+    /// derivatives any function of weights alone: its derivative belongs to `bwd_weight`.
     pub weight: Vec<bool>,
 }
 

@@ -1,11 +1,12 @@
 //! The three functions of a function's derivative.
 //!
-//! All of it is first written on one *tape*: the ops of `f` (calls to what is differentiated become calls to its `.fwd`), then the
-//! derivatives in reverse. Then the tape is cut. What derivatives of inputs need is `bwd_input`, the rest `bwd_weight`; `fwd` is
-//! what stands before, and returns what the cut severs, unless moving elements or a few operations give it back.
+//! All of it is first written on one *tape*: the ops of `f` (calls to what is differentiated become
+//! calls to its `.fwd`), then the derivatives in reverse. Then the tape is cut. What derivatives of
+//! inputs need is `bwd_input`, the rest `bwd_weight`; `fwd` is what stands before, and returns what
+//! the cut severs, unless moving elements or a few operations give it back.
 //!
-//! A half's parameters come in the order in which a reversed repeat takes them: derivatives of carried results, other stacked
-//! values, parameters of `f`.
+//! A half's parameters come in the order in which a reversed repeat takes them: derivatives of
+//! carried results, other stacked values, parameters of `f`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -315,9 +316,9 @@ impl Tape {
         ops
     }
 
-    /// Walk back from `starts` to what another function has: parameters, derivatives of results, values of the forward pass and,
-    /// for the weight half, of the ops `theirs` of the input half. Where `again` allows it, a value of those is computed
-    /// again and the walk goes on.
+    /// Walk back from `starts` to what another function has: parameters, derivatives of results,
+    /// values of the forward pass and, for the weight half, of the ops `theirs` of the input half.
+    /// Where `again` allows it, a value of those is computed again and the walk goes on.
     fn leaves(
         &self,
         starts: &[ValueId],
@@ -403,7 +404,8 @@ impl Tape {
             Def::Result { op, idx } => (op, idx),
         };
         let op = self.func.op(id);
-        // Behind the first result stand an op's small ones, such as the factor of a norm: better saved.
+        // Behind the first result stand an op's small ones, such as the factor of a norm: better
+        // saved.
         if idx > 0 || !is_cheap(op.op, save) || *budget == 0 {
             return false;
         }
@@ -419,8 +421,8 @@ fn place(v: ValueId, among: &[ValueId]) -> usize {
 /// At most this many ops are run again for one value.
 const MAX_AGAIN: u32 = 24;
 
-/// Ops that are run again rather than have their result saved: they move elements or, with `NoCheap`, fetch rows or do a few
-/// operations an element.
+/// Ops that are run again rather than have their result saved: they move elements or, with
+/// `NoCheap`, fetch rows or do a few operations an element.
 fn is_cheap(op: Op, save: Save) -> bool {
     let row = op.def();
     let free = row.cost == CostRule::Free && op.is_pure();
@@ -491,7 +493,8 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// A repeat in the other direction over a body that runs `halves` and sums derivatives of values all runs share.
+    /// A repeat in the other direction over a body that runs `halves` and sums derivatives of
+    /// values all runs share.
     fn repeat(
         &mut self,
         module: &mut Module,

@@ -1,5 +1,5 @@
-//! The derivative of every op: from the derivatives `dy` of its results to those of its operands, in one match.
-//! `None` means that none flows. Calls and repeats are in `halves.rs`.
+//! The derivative of every op: from the derivatives `dy` of its results to those of its operands,
+//! in one match. `None` means that none flows. Calls and repeats are in `halves.rs`.
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
@@ -85,7 +85,8 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::Take       => { let n = c.last(x(0))?; first(c.b.emit(Op::Put, &[dy, x(1)], Attrs::new().int("size", n))?, 2) }
         Op::Put        => first(c.b.emit(Op::Take, &[dy, x(1)], Attrs::new())?, 2),
 
-        // y = rows of x, weighted: their combination; the weights' derivative is the product of both ends.
+        // y = rows of x, weighted: their combination; the weights' derivative is the product of
+        // both ends.
         Op::Dispatch   => {
             let tokens = c.lead(x(0)); let active = c.active();
             let dx = c.b.emit(Op::Combine, &c.swap_first(dy), active.clone().dims("tokens", tokens))?;
@@ -296,8 +297,8 @@ impl Cx<'_> {
         self.b.emit(Op::Matmul, &[x, y], Attrs::new().flag("tx", tx).flag("ty", ty))
     }
 
-    /// For `Z = X Y`: `dX = dZ Yᵀ` and `dY = Xᵀ dZ`, each written so that no operand is transposed first. Where one Y
-    /// serves every batch, its derivative contracts all rows at once.
+    /// For `Z = X Y`: `dX = dZ Yᵀ` and `dY = Xᵀ dZ`, each written so that no operand is transposed
+    /// first. Where one Y serves every batch, its derivative contracts all rows at once.
     fn matmul(&mut self, dz: ValueId) -> Grads {
         let (mut x, y) = (self.x(0), self.x(1));
         let (mut tx, ty) = (self.o.attrs.get_flag("tx"), self.o.attrs.get_flag("ty"));
@@ -347,7 +348,8 @@ impl Cx<'_> {
         self.b.reshape(x, &[rows, *last])
     }
 
-    /// `y = g x r`: for x, `rms_norm_grad`; for g, the sum of `dy x r` over the rows; for r, `-r³ x / n`.
+    /// `y = g x r`: for x, `rms_norm_grad`; for g, the sum of `dy x r` over the rows; for r,
+    /// `-r³ x / n`.
     fn rms_norm(&mut self, dys: &[Option<ValueId>]) -> Grads {
         let (x, g, r) = (self.x(0), self.x(1), self.o.results[1]);
         let dtype = self.b.ty(x).dtype;

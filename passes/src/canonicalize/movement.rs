@@ -76,7 +76,8 @@ fn transpose_of_ones(c: &mut Cx, n: &Node) -> Option<ValueId> {
     c.reshape(n.x[0], &shape)
 }
 
-/// The operand's dims that are not 1 are those of the reshape's source, in order: broadcast the source.
+/// The operand's dims that are not 1 are those of the reshape's source, in order: broadcast the
+/// source.
 fn broadcast_of_reshape(c: &mut Cx, n: &Node) -> Option<ValueId> {
     let source = c.def(n.x[0], Op::Reshape)?.operands[0];
     let (from, via) = (c.dims(source), c.dims(n.x[0]));

@@ -84,8 +84,9 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     if off == 0.0 { 0.0 } else { off / norm.max(1e-12) }
 }
 
-/// `@loss` over the last function of `m`: the sum of all its float results, weighted by parameters. With `as_inputs`
-/// its parameters are functions of the weights, so that they are differentiated as inputs.
+/// `@loss` over the last function of `m`: the sum of all its float results, weighted by parameters.
+/// With `as_inputs` its parameters are functions of the weights, so that they are differentiated as
+/// inputs.
 pub fn add_loss(m: &mut Module, as_inputs: bool) -> FuncId {
     let id = FuncId(m.funcs.len() as u32 - 1);
     let f = m.func(id).clone();
@@ -118,8 +119,8 @@ fn f32_like(ty: &Type) -> bool {
     ty.dtype.is_float()
 }
 
-/// Every gradient of the last function of `text` agrees with central differences, however it is cut and cleaned. Parameters
-/// whose names start with `fixed` are not differentiated.
+/// Every gradient of the last function of `text` agrees with central differences, however it is cut
+/// and cleaned. Parameters whose names start with `fixed` are not differentiated.
 pub fn check_sized(text: &str, given: &[(&str, u64)], draw: Draw) {
     for as_inputs in [false, true] {
         let mut plain = module(text);
