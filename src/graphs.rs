@@ -1,6 +1,8 @@
-//! From a model to the executable graph that trains it or continues texts, compiled through the cache on disk.
+//! From a model to the executable graph that trains it or continues texts, compiled through the
+//! cache on disk.
 //!
-//! What the runtime must know besides the steps goes into the entries' meta: the train block, the model's dims as a
+//! What the runtime must know besides the steps goes into the entries' meta: the train block, the
+//! model's dims as a
 //! `config.json`, the size of the vocabulary, the length of the cache.
 
 use std::path::Path;
@@ -201,8 +203,8 @@ fn vocabulary(module: &Module, entry: &str) -> Option<u64> {
     func.ty(func.results[place]).dims.last()?.as_fixed()
 }
 
-/// Makes the number of micro-batches a dim of the step. It is only how often two loops turn and how long the data is: what a
-/// step computes is a sum over micro-batches.
+/// Makes the number of micro-batches a dim of the step. It is only how often two loops turn and how
+/// long the data is: what a step computes is a sum over micro-batches.
 fn vary_batch(step: &mut Entry, n_micro_max: i64) {
     let n = DimExpr::dim(DimId(step.dims.len() as u32));
     step.dims.push(DimDecl { name: MICRO_BATCHES.into(), max: n_micro_max });
@@ -219,7 +221,8 @@ fn vary_batch(step: &mut Entry, n_micro_max: i64) {
     }
 }
 
-/// What an entry gives back as it was given is a cache: it lasts for one text, and no checkpoint has it.
+/// What an entry gives back as it was given is a cache: it lasts for one text, and no checkpoint
+/// has it.
 fn forget_caches(module: &mut Module, entry: &str) {
     let Some(id) = module.find(entry) else { return };
     let func = module.func(id);

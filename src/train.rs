@@ -11,7 +11,8 @@ use crate::pipeline::ShowArgs;
 /// Train a model on files of text
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model; a .weft file is run as it is. --set changes constants of the model and keys of its train block
+    /// The model; a .weft file is run as it is. --set changes constants of the model and keys of
+    /// its train block
     #[command(flatten)]
     model: ModelArgs,
     /// The train block to use, if the model has several

@@ -1,8 +1,9 @@
 //! Cut an entry down to some of its results.
 //!
 //! ```text
-//! func @forward(%tokens, .., %a: state f32[..], %b: state f32[..]) -> (logits, a: state f32[..], b: state f32[..])
-//!   => keep `logits`, which reads %a:  func @forward(%tokens, .., %a: state f32[..]) -> (logits, a: state f32[..])
+//! func @forward(%tokens, .., %a: state f32[..], %b: state f32[..]) -> (logits, a: state f32[..],
+//! b: state f32[..])   => keep `logits`, which reads %a:  func @forward(%tokens, .., %a: state
+//! f32[..]) -> (logits, a: state f32[..])
 //! ```
 //!
 //! Why: an entry serves several ends, and each graph has one. A state stays if what is kept reads
@@ -74,7 +75,8 @@ weft-ir 1
 module M
 state @a : f32[4] at \"a\" init 0
 state @b : f32[4] at \"b\" init 0
-func @f(%x: f32[4], %a: state f32[4], %b: state f32[4], %c: f32[4]) -> (y: f32[4], a: state f32[4], b: state f32[4]) donates (1 -> 1, 2 -> 2) {
+func @f(%x: f32[4], %a: state f32[4], %b: state f32[4], %c: f32[4]) \
+  -> (y: f32[4], a: state f32[4], b: state f32[4]) donates (1 -> 1, 2 -> 2) {
   %old = read %a : f32[4]
   %y = add %x, %old : f32[4]
   %new = assign %a, %y : state f32[4]

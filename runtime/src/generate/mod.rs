@@ -1,7 +1,8 @@
-//! Text from a model: the prompt in one go, then a token at a time, over caches that both entries share.
+//! Text from a model: the prompt in one go, then a token at a time, over caches that both entries
+//! share.
 //!
-//! `prefill` reads up to as many tokens as the cache holds, `decode` one. Both take `start`, the place of their first token,
-//! keep what `cache` marks, and give logits.
+//! `prefill` reads up to as many tokens as the cache holds, `decode` one. Both take `start`, the
+//! place of their first token, keep what `cache` marks, and give logits.
 
 pub mod command;
 mod sample;
@@ -88,7 +89,8 @@ impl Generator {
         self.context
     }
 
-    /// Up to `max_new` tokens after `prompt`, each given to `each` as it comes, until that breaks or the cache is full.
+    /// Up to `max_new` tokens after `prompt`, each given to `each` as it comes, until that breaks
+    /// or the cache is full.
     pub fn run(
         &mut self,
         prompt: &[u32],

@@ -8,7 +8,8 @@ use crate::train::philox::Stream;
 pub enum Sampling {
     /// The largest logit; of equals the lowest id.
     Greedy,
-    /// Drawn from `softmax(logits / temperature)`, among the likeliest tokens whose shares reach `top_p` together.
+    /// Drawn from `softmax(logits / temperature)`, among the likeliest tokens whose shares reach
+    /// `top_p` together.
     Random { temperature: f64, top_p: f64, seed: u64 },
 }
 

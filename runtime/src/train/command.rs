@@ -84,7 +84,8 @@ fn report(outcome: &Outcome, out: &Path) {
     }
 }
 
-/// `runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3` .. without a run; to resume, the last that has one.
+/// `runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3` .. without a run; to resume, the last
+/// that has one.
 fn default_out(runs: &Path, name: &str, resume: bool) -> Result<PathBuf, TrainError> {
     let mut last = None;
     for n in 1.. {

@@ -51,9 +51,15 @@ pub enum TrainError {
              set the vocabulary to at least {n_ids}"
     )]
     Vocabulary { tokenizer: String, n_ids: u32, vocab: u64 },
-    #[error("{} holds a run already; give --resume to continue it, or another --out", out.display())]
+    #[error(
+        "{} holds a run already; give --resume to continue it, or another --out",
+        out.display()
+    )]
     RunExists { out: PathBuf },
-    #[error("{} holds no checkpoint to resume from; leave --resume out to start there", out.display())]
+    #[error(
+        "{} holds no checkpoint to resume from; leave --resume out to start there",
+        out.display()
+    )]
     NothingToResume { out: PathBuf },
     #[error(
         "the run was started with {key} = {saved}, and now {key} = {now}; \

@@ -69,7 +69,7 @@ impl Progress {
     }
 }
 
-/// `step 120/150  loss 2.913  mtp_loss 3.402  held_out_loss 3.1  1980 tokens/s  lr 3.0e-3  imbalance 0.42`
+/// `step 120/150  loss 2.913  mtp_loss 3.402  1980 tokens/s  lr 3.0e-3  imbalance 0.42`
 fn line(record: &Record, n_steps: u64, speed: f64) -> String {
     let mut line = format!("step {}/{n_steps}", record.step);
     let losses = ["loss", "mtp_loss", "held_out_loss"];

@@ -1,8 +1,9 @@
 //! The training loop.
 //!
-//! A run is a folder: `metrics.jsonl`, checkpoints `step-000100/`, and pictures at the end. What a step computes follows from
-//! the settings, the seed and the step's number alone, and a checkpoint holds all that was changed, so a run that is
-//! killed and resumed writes the files that an undisturbed one writes. Times are therefore shown and not recorded.
+//! A run is a folder: `metrics.jsonl`, checkpoints `step-000100/`, and pictures at the end. What a
+//! step computes follows from the settings, the seed and the step's number alone, and a checkpoint
+//! holds all that was changed, so a run that is killed and resumed writes the files that an
+//! undisturbed one writes. Times are therefore shown and not recorded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ struct State {
     settings: TrainSettings,
 }
 
-/// Trains until the last step, or until `stop` becomes true; then the step at hand is finished and kept.
+/// Trains until the last step, or until `stop` becomes true; then the step at hand is finished and
+/// kept.
 pub fn run(
     program: &Arc<Program>,
     options: &Options,
@@ -410,11 +412,13 @@ fn write_batch(session: &mut Session, batch: &Batch) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Tokens and segments of a batch with something in every place. Where documents are kept apart, a padded place is a document
-/// of one token: it sees itself and predicts nothing. Where they are not, a row goes on with its beginning.
+/// Tokens and segments of a batch with something in every place. Where documents are kept apart, a
+/// padded place is a document of one token: it sees itself and predicts nothing. Where they are
+/// not, a row goes on with its beginning.
 ///
-/// A place without a token would be zero in every layer, where the derivative of a norm is 1/sqrt(eps): what a balance loss sends
-/// back through it grows by about 1000 with each norm, past what f32 holds.
+/// A place without a token would be zero in every layer, where the derivative of a norm is
+/// 1/sqrt(eps): what a balance loss sends back through it grows by about 1000 with each norm, past
+/// what f32 holds.
 fn without_padding(batch: &Batch, has_segments: bool) -> (Vec<i32>, Vec<i32>) {
     let (mut tokens, mut segments) = (batch.tokens.clone(), batch.segments.clone());
     let rows = tokens.chunks_mut(batch.sequence).zip(segments.chunks_mut(batch.sequence));
@@ -443,8 +447,8 @@ fn outputs(session: &Session) -> Result<Vec<(String, f32)>, TrainError> {
     Ok(all)
 }
 
-/// MaxVio of every layer that counts its experts' tokens: how far the fullest expert is above the mean, relative to it
-/// (arXiv 2408.15664).
+/// MaxVio of every layer that counts its experts' tokens: how far the fullest expert is above the
+/// mean, relative to it (arXiv 2408.15664).
 fn max_vio(session: &Session) -> Result<Vec<f64>, TrainError> {
     let mut all = vec![];
     for buffer in &session.entry().buffers {
