@@ -11,6 +11,7 @@ mod graphs;
 mod kernel_dump;
 mod opt;
 mod pipeline;
+mod plot;
 mod train;
 mod verify_passes;
 mod weights;
@@ -35,6 +36,7 @@ enum Command {
     Compile(compile::Args),
     Eval(eval::Args),
     Opt(opt::Args),
+    Plot(plot::Args),
     Train(train::Args),
     Generate(generate::Args),
 }
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Compile(args) => compile::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Opt(args) => opt::run(args),
+        Command::Plot(args) => plot::run(args),
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
     };

@@ -3,10 +3,12 @@
 //!
 //! A vector's lanes are *query rows*; keys and their elements are broadcast from where they lie:
 //!
-//!     for each tile of 16 or 32 query rows:              q transposed into scratch, [D, rows]
-//!         for each block of keys it sees:                scores, [keys, rows], in L1
-//!             running maximum and sum, lane by lane      p = 2^(score - maximum)
-//!             o [Dv, rows] = o · correction + v · p
+//! ```text
+//! for each tile of 16 or 32 query rows:              q transposed into scratch, [D, rows]
+//!     for each block of keys it sees:                scores, [keys, rows], in L1
+//!         running maximum and sum, lane by lane      p = 2^(score - maximum)
+//!         o [Dv, rows] = o · correction + v · p
+//! ```
 //!
 //! So neither k nor v is copied or transposed, softmax needs no sum across lanes, and masks compare
 //! lanes. Query heads that share all keys and values are rows of one tile: with one kv head for 8

@@ -1,7 +1,9 @@
 //! The derivative: one pass over tiles of query rows, and for each over the keys it sees.
 //!
-//!     p = 2^(score - lse)                    ds = scale p (do · v - delta),  delta = Σ do o
-//!     dq[d, row] += k · ds, in scratch       dk += ds · q,  dv += p · do, where they lie
+//! ```text
+//! p = 2^(score - lse)                    ds = scale p (do · v - delta),  delta = Σ do o
+//! dq[d, row] += k · ds, in scratch       dk += ds · q,  dv += p · do, where they lie
+//! ```
 //!
 //! A block is one group of heads of one batch, and alone writes its dk and dv.
 

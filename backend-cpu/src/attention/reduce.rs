@@ -1,6 +1,8 @@
 //! Adds up what several groups of heads found for the keys they share.
 //!
-//!     to[b, t, head] = Σ_i from[b, head · n + i, t]         n groups to a head, i upward
+//! ```text
+//! to[b, t, head] = Σ_i from[b, head · n + i, t]         n groups to a head, i upward
+//! ```
 
 use weft_codegen::emit::{Cg, Elem, Val};
 

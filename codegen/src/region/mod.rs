@@ -1,6 +1,8 @@
 //! Regions: pointwise, movement, row and index ops as one kernel, for any target.
 //!
-//!     IR function ──lower──▶ Graph ──trace──▶ Nest ──emit──▶ LLVM, through `Cg`
+//! ```text
+//! IR function ──lower──▶ Graph ──trace──▶ Nest ──emit──▶ LLVM, through `Cg`
+//! ```
 //!
 //! [`graph`] holds what is computed, composites written out; [`trace`](trace::trace) follows the
 //! elements of some roots back to loads, which turns movement into index polynomials; [`emit`]
