@@ -1,7 +1,6 @@
 //! `weft generate`: continue a text with the weights of a checkpoint.
 
 use anyhow::Result;
-use weft_graph::Graph;
 use weft_runtime::generate::command::{self, TextArgs};
 
 use crate::frontend::ModelArgs;
@@ -28,7 +27,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
     let graph = if graphs::is_graph(path) {
-        Graph::open(path)?
+        graphs::open(&args.model, &[("--context", args.context.is_some())])?
     } else {
         let folder = command::checkpoint_folder(&args.text.checkpoint)?;
         let context = match args.context {

@@ -41,6 +41,17 @@ pub fn is_graph(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "weft")
 }
 
+/// Reads a graph that the user named. What changes a model cannot be given with it.
+pub fn open(model: &ModelArgs, options: &[(&str, bool)]) -> Result<Graph> {
+    let path = &model.model;
+    let mut given = options.iter().filter(|(_, given)| *given).map(|(name, _)| *name);
+    let set = (!model.sets.is_empty()).then_some("--set");
+    if let Some(option) = set.or_else(|| given.next()) {
+        bail!("{option} changes what is compiled, and {} is compiled already", path.display());
+    }
+    Ok(Graph::open(path)?)
+}
+
 /// The step, and the loss for held-out text, as the train block says.
 pub fn for_training(
     model: &ModelArgs,

@@ -1,7 +1,6 @@
 //! `weft train`: a model, or a graph compiled from one, on text.
 
 use anyhow::Result;
-use weft_graph::Graph;
 use weft_runtime::train::command::{self, RunArgs};
 
 use crate::frontend::ModelArgs;
@@ -27,7 +26,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
     let graph = if graphs::is_graph(path) {
-        Graph::open(path)?
+        graphs::open(&args.model, &[("--train", args.block.is_some())])?
     } else {
         let weights = args.run.weights.as_deref();
         graphs::for_training(
