@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use weft_graph::{Entry, Graph, Role};
 use weft_runtime::generate::command::{TextArgs, generate};
 use weft_runtime::train::command::{RunArgs, train};
+use weft_runtime::train::run::compare;
 
 /// Run executable graphs.
 #[derive(Parser)]
@@ -32,6 +33,15 @@ enum Command {
         graph: PathBuf,
         #[command(flatten)]
         run: RunArgs,
+    },
+    /// Draw the losses and the expert load of several runs side by side
+    Compare {
+        /// Folders of runs
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// Folder for the pictures
+        #[arg(short, long, default_value = ".")]
+        output: PathBuf,
     },
     /// Continue a text with a graph that was compiled with --for decode
     Generate {
@@ -61,6 +71,11 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::Train { graph, run } => {
             train(Graph::open(graph)?, run)?;
+        }
+        Command::Compare { runs, output } => {
+            for picture in compare(runs, output)? {
+                println!("picture: {}", picture.display());
+            }
         }
         Command::Generate { graph, text } => generate(Graph::open(graph)?, text)?,
     }

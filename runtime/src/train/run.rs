@@ -485,14 +485,19 @@ fn tokenizer_file(path: Option<&Path>) -> Result<Option<Vec<u8>>, TrainError> {
     fs::read(&path).map(Some).map_err(TrainError::io("read", &path))
 }
 
-/// The pictures of a run; none of what it did not measure.
+/// The pictures of a run.
 fn draw(out: &Path, records: &[Record]) -> Result<Vec<PathBuf>, TrainError> {
-    let smooth_steps = (records.len() as f64 / 50.0).max(1.0);
-    let runs = [plot::Run { name: "", records }];
+    draw_runs(out, &[plot::Run { name: "", records }])
+}
+
+/// Losses and MaxVio of runs side by side, as pictures in `out`; none of what no run measured.
+fn draw_runs(out: &Path, runs: &[plot::Run<'_>]) -> Result<Vec<PathBuf>, TrainError> {
+    let n_records = runs.iter().map(|r| r.records.len()).max().unwrap_or(0);
+    let smooth_steps = (n_records as f64 / 50.0).max(1.0);
     let mut drawn = vec![];
     let charts = [
-        ("losses.svg", plot::losses(&runs, smooth_steps)),
-        ("max_vio.svg", plot::max_vio(&runs, smooth_steps)),
+        ("losses.svg", plot::losses(runs, smooth_steps)),
+        ("max_vio.svg", plot::max_vio(runs, smooth_steps)),
     ];
     for (name, chart) in charts {
         if chart.series.iter().all(|s| s.points.is_empty()) {
@@ -503,6 +508,19 @@ fn draw(out: &Path, records: &[Record]) -> Result<Vec<PathBuf>, TrainError> {
         drawn.push(path);
     }
     Ok(drawn)
+}
+
+/// The pictures of several runs in one, each run under its folder's name; written to `out`.
+pub fn compare(folders: &[PathBuf], out: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let mut all = vec![];
+    for folder in folders {
+        let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
+        all.push((name, metrics::read(&folder.join(METRICS))?));
+    }
+    fs::create_dir_all(out).map_err(TrainError::io("make", out))?;
+    let runs: Vec<plot::Run<'_>> =
+        all.iter().map(|(name, records)| plot::Run { name, records }).collect();
+    draw_runs(out, &runs)
 }
 
 #[cfg(test)]
