@@ -62,7 +62,7 @@ fn shipped_train_blocks_are_read() {
     let nano = nano.expect("settings");
     assert_eq!((nano.sequence, nano.micro_batch, nano.steps), (256, 8, Some(400)));
     assert_eq!(nano.optimizer.decay, 0.1);
-    assert_eq!(nano.schedules["gamma"], Schedule::constant(0.001));
+    assert_eq!(nano.schedules["gamma"], Schedule::constant(0.01));
     assert_eq!(nano.lr.phases.len(), 3);
 
     let (v3, said) = shipped("deepseek_v3.model", &[]);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use weft_graph::{Entry, Graph, Role};
 use weft_runtime::generate::command::{TextArgs, generate};
 use weft_runtime::train::command::{RunArgs, train};
-use weft_runtime::train::run::compare;
+use weft_runtime::train::run::plot_runs;
 
 /// Run executable graphs.
 #[derive(Parser)]
@@ -35,7 +35,7 @@ enum Command {
         run: RunArgs,
     },
     /// Draw the losses and the expert load of several runs side by side
-    Compare {
+    Plot {
         /// Folders of runs
         #[arg(required = true)]
         runs: Vec<PathBuf>,
@@ -72,8 +72,8 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Command::Train { graph, run } => {
             train(Graph::open(graph)?, run)?;
         }
-        Command::Compare { runs, output } => {
-            for picture in compare(runs, output)? {
+        Command::Plot { runs, output } => {
+            for picture in plot_runs(runs, output)? {
                 println!("picture: {}", picture.display());
             }
         }

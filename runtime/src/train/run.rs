@@ -511,7 +511,7 @@ fn draw_runs(out: &Path, runs: &[plot::Run<'_>]) -> Result<Vec<PathBuf>, TrainEr
 }
 
 /// The pictures of several runs in one, each run under its folder's name; written to `out`.
-pub fn compare(folders: &[PathBuf], out: &Path) -> Result<Vec<PathBuf>, TrainError> {
+pub fn plot_runs(folders: &[PathBuf], out: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut all = vec![];
     for folder in folders {
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
