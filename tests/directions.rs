@@ -1,6 +1,7 @@
 //! The gradient of all of `nano` along random directions is what finite differences say, in f64.
 //!
-//! Routing is frozen by biases that outweigh every score, so that no step crosses a change of experts.
+//! Routing is frozen by biases that outweigh every score, so that no step crosses a change of
+//! experts.
 
 use std::path::Path;
 
@@ -11,7 +12,8 @@ use weft_lang::lower::{Purpose, Settings, Size, lower};
 use weft_passes::{PassCx, run_pipeline};
 
 const DIRECTIONS: u64 = 64;
-/// Half the distance of the inner pair of points; a direction has an element in (-1, 1) for each of 9.7 M.
+/// Half the distance of the inner pair of points; a direction has an element in (-1, 1) for each of
+/// 9.7 M.
 const STEP: f64 = 1e-6;
 const BOUND: f64 = 1e-6;
 
