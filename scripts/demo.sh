@@ -9,5 +9,5 @@ home="${CARGO_HOME:-$HOME/.cargo}"
 out="${1:-runs/demo}"
 weft="${CARGO_TARGET_DIR:-target}/release/weft"
 "$weft" train models/nano.model --data "$home/registry/src" --out "$out" --dump "$out/dump"
-"$weft" generate models/nano.model --checkpoint "$out" --max-new 300 --temperature 0.7 --seed 1 \
+"$weft" generate models/nano.model --checkpoint "$out" --max-new 300 --temperature 0.5 --seed 1 \
   --prompt "/// Returns the number of "

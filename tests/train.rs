@@ -92,14 +92,14 @@ fn assert_same(a: &Path, b: &Path) {
 fn the_loss_falls_and_text_comes_out() {
     let dir = tempfile::tempdir().expect("a folder");
     let run = dir.path().join("run");
-    done(train(&run, 20, &["--set", "held_out=0.3", "--set", "held_out_every=10"]));
+    done(train(&run, 40, &["--set", "held_out=0.3", "--set", "held_out_every=10"]));
     let records = metrics::read(&run.join("metrics.jsonl")).expect("metrics were written");
-    assert_eq!(records.len(), 20);
+    assert_eq!(records.len(), 40);
     let loss = |i: usize| records[i].number("loss").expect("a loss");
     // A uniform guess among 512 ids costs ln 512 = 6.24.
     assert!((loss(0) - 6.24).abs() < 0.2, "{}", loss(0));
-    assert!(loss(19) < 5.6, "{}", loss(19));
-    assert!(records[9].number("held_out_loss") > records[19].number("held_out_loss"));
+    assert!(loss(39) < 5.6, "{}", loss(39));
+    assert!(records[9].number("held_out_loss") > records[39].number("held_out_loss"));
     assert!(records.iter().all(|r| r.layers("max_vio").is_some_and(|l| l.len() == 2)));
     for picture in ["losses.svg", "max_vio.svg"] {
         assert!(fs::read_to_string(run.join(picture)).expect("a picture").contains("<svg"));
@@ -165,7 +165,7 @@ fn micro_batches_add_up_to_the_batch() {
 /// `nano` with a batch that grows from 2 to 6 in the first steps.
 fn growing(dir: &Path) -> PathBuf {
     let text = fs::read_to_string(root().join("models/nano.model")).expect("nano");
-    let text = text.replace("batch     = 8", "batch = 2 over 2 steps, 2 -> 6 over 4 steps, 6");
+    let text = text.replace("batch     = 4", "batch = 2 over 2 steps, 2 -> 6 over 4 steps, 6");
     for file in files(&root().join("models")) {
         let copy = dir.join(file.strip_prefix(root().join("models")).expect("it is inside"));
         fs::create_dir_all(copy.parent().expect("a folder")).expect("it can be made");

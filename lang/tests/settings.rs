@@ -60,7 +60,7 @@ fn shipped_train_blocks_are_read() {
     let (nano, said) = shipped("nano.model", &[]);
     assert_eq!(said, [""; 0]);
     let nano = nano.expect("settings");
-    assert_eq!((nano.sequence, nano.micro_batch, nano.steps), (256, 8, Some(400)));
+    assert_eq!((nano.sequence, nano.micro_batch, nano.steps), (256, 4, Some(1000)));
     assert_eq!(nano.optimizer.decay, 0.1);
     assert_eq!(nano.schedules["gamma"], Schedule::constant(0.01));
     assert_eq!(nano.lr.phases.len(), 3);
