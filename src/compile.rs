@@ -9,7 +9,7 @@ use weft_lang::lower::{Purpose, Settings, Size};
 use weft_passes::PassCx;
 
 use crate::frontend::{self, ModelArgs, Source};
-use crate::graphs::{self, Target};
+use crate::graphs::{self, Taken, Target};
 use crate::pipeline::{self, Recorder, ShowArgs};
 use crate::verify_passes;
 
@@ -96,7 +96,7 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
         For::Train => graphs::for_training(
             &args.model,
             args.block.as_deref(),
-            checkpoint,
+            checkpoint.map(Taken::Dims),
             Target::Any,
             &args.show,
         )?,

@@ -66,6 +66,7 @@ pub fn run(args: Args) -> Result<()> {
         cache: None,
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
+    weights::check_stored(&tree, &lowered.module, &checkpoint)?;
     let mut module = lowered.module;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;

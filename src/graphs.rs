@@ -26,6 +26,7 @@ use weft_runtime::train::settings::{CONFIG, MODEL, TRAIN, VOCAB};
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
 use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::weights;
 
 /// Which machines a graph is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,15 @@ pub enum Target {
     Here,
     /// Any with AVX2; better ones use what they have.
     Any,
+}
+
+/// What is taken of a checkpoint when a model is compiled to be trained.
+#[derive(Clone, Copy)]
+pub enum Taken<'a> {
+    /// Its dims.
+    Dims(&'a Path),
+    /// Its dims now and its weights when the run starts.
+    Weights(&'a Path),
 }
 
 /// Whether the user named a graph instead of a model.
@@ -56,12 +66,15 @@ pub fn open(model: &ModelArgs, options: &[(&str, bool)]) -> Result<Graph> {
 pub fn for_training(
     model: &ModelArgs,
     block: Option<&str>,
-    weights: Option<&Path>,
+    checkpoint: Option<Taken>,
     target: Target,
     show: &ShowArgs,
 ) -> Result<Graph> {
     let source = frontend::load(&model.model)?;
-    let config = weights.map(read_config).transpose()?;
+    let config = match checkpoint {
+        Some(Taken::Dims(folder) | Taken::Weights(folder)) => Some(read_config(folder)?),
+        None => None,
+    };
     let (overrides, sets) = split(&source, model.overrides(config)?);
     let tree = source.elaborate(&overrides)?;
     let (train, published) = checked(&source, &tree, block, &sets)?;
@@ -73,6 +86,9 @@ pub fn for_training(
         cache: None,
     };
     let mut module = source.lower(&tree, Purpose::Train, settings)?.module;
+    if let Some(Taken::Weights(folder)) = checkpoint {
+        weights::check_stored(&tree, &module, &CheckpointReader::open(folder)?)?;
+    }
     let vocab = vocabulary(&module, LOSS);
     let mut recorder = Recorder::new(show)?;
     recorder.input("lower", &module)?;
@@ -157,8 +173,9 @@ pub fn for_generation(
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
             entry.meta.insert(CONTEXT.into(), context.into());
-            // A model whose dims have no published form is not checked against a checkpoint's.
-            let dims = settings::published_dims(&tree, &mut vec![]);
+            // A model whose dims have no published form is not checked against a checkpoint's; nor
+            // is what the user set.
+            let dims = settings::published_dims(&tree, &overrides.sets, &mut vec![]);
             entry.meta.insert(CONFIG.into(), dims.into());
         }
         match &mut whole {

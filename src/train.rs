@@ -4,7 +4,7 @@ use anyhow::Result;
 use weft_runtime::train::command::{self, RunArgs};
 
 use crate::frontend::ModelArgs;
-use crate::graphs;
+use crate::graphs::{self, Taken};
 use crate::pipeline::ShowArgs;
 
 /// Train a model on files of text
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> Result<()> {
     let graph = if graphs::is_graph(path) {
         graphs::open(&args.model, &[("--train", args.block.is_some())])?
     } else {
-        let weights = args.run.weights.as_deref();
+        let weights = args.run.weights.as_deref().map(Taken::Weights);
         graphs::for_training(
             &args.model,
             args.block.as_deref(),

@@ -4,7 +4,8 @@
 //! tensor of its own.
 
 use anyhow::{Result, bail};
-use weft_ir::module::Store;
+use weft_ir::module::{Module, Store, StoreKind};
+use weft_lang::elaborate::Tree;
 use weft_runtime::checkpoint::reader::CheckpointReader;
 
 /// The published name of every slice of `store`, in order, under its `which`-th template.
@@ -52,4 +53,33 @@ pub fn read(store: &Store, checkpoint: &CheckpointReader) -> Result<Vec<f32>> {
         }
     }
     Ok(all)
+}
+
+/// Refuses a checkpoint that has none of the weights of a member of the model, and says which
+/// constant leaves that member out. transformers keeps no prediction modules, for one, though its
+/// `config.json` counts them.
+pub fn check_stored(tree: &Tree, module: &Module, checkpoint: &CheckpointReader) -> Result<()> {
+    let stored = module.stores.iter().filter(|(_, s)| s.kind != StoreKind::Schedule);
+    let first = |store: &Store| names(store, 0).into_iter().next().unwrap_or_default();
+    let all: Vec<(&str, String)> = stored.map(|(name, s)| (member_of(name), first(s))).collect();
+    let there = |tensor: &String| checkpoint.info(tensor).is_some();
+    for (member, tensor) in all.iter().filter(|(_, tensor)| !there(tensor)) {
+        let mut of_member = all.iter().filter(|(m, _)| m == member);
+        if of_member.any(|(_, tensor)| there(tensor)) {
+            continue;
+        }
+        if let Some(count) = tree.count_constant(member) {
+            bail!(
+                "{}: expected tensor `{tensor}`, found no weight of `{member}`; \
+                 `--set {count}=0` leaves `{member}` out",
+                checkpoint.folder().display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The member of the model that a store belongs to.
+fn member_of(store: &str) -> &str {
+    store.split('.').next().unwrap_or(store)
 }

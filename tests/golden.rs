@@ -113,3 +113,42 @@ fn v2_with_softmax_scores() {
 fn llama_with_grouped_queries() {
     both("llama", "llama.model", true);
 }
+
+/// A copy of a case whose `config.json` counts a prediction module that is not stored.
+fn without_its_module(dir: &Path) -> PathBuf {
+    let case = root().join("tests/golden/v3-no-q-lora");
+    for file in ["model.safetensors", "expected.safetensors"] {
+        std::fs::copy(case.join(file), dir.join(file)).expect("copied");
+    }
+    let config = std::fs::read_to_string(case.join("config.json")).expect("read");
+    let (none, one) = ("\"num_nextn_predict_layers\": 0", "\"num_nextn_predict_layers\": 1");
+    assert!(config.contains(none));
+    std::fs::write(dir.join("config.json"), config.replace(none, one)).expect("written");
+    dir.to_owned()
+}
+
+#[test]
+fn a_module_that_is_not_stored_is_left_out_when_asked() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let folder = without_its_module(dir.path());
+    let run = |subcommand: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.arg(subcommand).arg(root().join("models/deepseek_v3.model"));
+        command.arg("--checkpoint").arg(&folder).args(more);
+        command.output().expect("weft runs")
+    };
+    let (tokens, out) = (folder.join("expected.safetensors"), folder.join("out.safetensors"));
+    let files = ["--tokens", tokens.to_str().unwrap(), "-o", out.to_str().unwrap()];
+    let refused = run("eval", &files);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("found no weight of `mtp`; `--set mtp_depth=0` leaves `mtp` out"),
+        "{said}"
+    );
+    let left_out = ["--set", "mtp_depth=0"];
+    assert!(run("eval", &[&files[..], &left_out].concat()).status.success());
+    let ids = ["--token-ids", "1,2,3", "--max-new", "2", "--greedy"];
+    let generated = run("generate", &[&ids[..], &left_out].concat());
+    assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
+}

@@ -124,6 +124,19 @@ fn wrong_train_blocks_are_explained() {
 }
 
 #[test]
+fn a_schedule_of_a_module_that_is_not_placed_may_be_set() {
+    let sets = [("depth", "1"), ("dense", "1"), ("mtp_depth", "0")];
+    let sets = sets.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
+    let overrides = Overrides { sets, ..Overrides::default() };
+    let train = |tree: &Tree, diags: &mut Vec<Diag>| settings::train(tree, None, &vec![], diags);
+    let (read, said) = with_tree(&models().join("nano.model"), None, &overrides, train);
+    assert_eq!(said, [""; 0]);
+    // The block sets gamma and alpha, which only routers have.
+    let names: Vec<String> = read.expect("settings").schedules.into_keys().collect();
+    assert_eq!(names, ["lambda"]);
+}
+
+#[test]
 fn what_later_versions_bring_is_refused() {
     assert_eq!(said("precision p { compute = f32 }\nparallel q { data = 1 }"), [""; 0]);
     assert_eq!(

@@ -17,7 +17,7 @@ use crate::ast::{self, Item, Program};
 use crate::diag::{self, Diag};
 use crate::source::{FileId, SourceMap, Span};
 pub use consts::Const;
-pub(crate) use place::words_of;
+pub(crate) use place::{schedule_names, words_of};
 pub use tree::{InstId, Instance, Member, Tree};
 
 /// A diagnostic has been pushed; whoever gets this goes on with the next thing.

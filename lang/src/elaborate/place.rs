@@ -54,7 +54,25 @@ pub fn place<'a>(
         }
     }
     let name = model.name.text.clone();
-    Tree { name, instances, root, stores, loss, config, blocks }
+    let mut schedules = schedule_names(&model.members);
+    schedules.extend(modules.iter().flat_map(|m| schedule_names(&m.members)));
+    Tree { name, instances, root, stores, loss, config, blocks, schedules }
+}
+
+/// The schedules that `members` declare, under any condition.
+pub(crate) fn schedule_names(members: &[ast::Member]) -> Vec<&str> {
+    let mut names = vec![];
+    for member in members {
+        match member {
+            ast::Member::Schedule(s) => names.push(s.name.text.as_str()),
+            ast::Member::If(branches) => {
+                names.extend(schedule_names(&branches.then));
+                names.extend(schedule_names(&branches.otherwise));
+            }
+            _ => {}
+        }
+    }
+    names
 }
 
 /// Modules within modules deeper than this are a circle.

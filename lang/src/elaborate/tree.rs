@@ -103,6 +103,8 @@ pub struct Tree<'a> {
     pub loss: Option<&'a ast::Loss>,
     pub config: Option<&'a ast::Config>,
     pub blocks: Vec<&'a ast::Block>,
+    /// Every schedule that the model or a module of the program declares, placed or not.
+    pub schedules: Vec<&'a str>,
 }
 
 impl<'a> Tree<'a> {
@@ -112,6 +114,23 @@ impl<'a> Tree<'a> {
 
     pub fn root(&self) -> &Instance<'a> {
         self.get(self.root)
+    }
+
+    /// The constant that counts the modules of a member of the model, if one alone does and may be
+    /// zero.
+    pub fn count_constant(&self, member: &str) -> Option<String> {
+        let Body::Model(model) = self.root().body else { return None };
+        let placed = model.members.iter().find_map(|m| match m {
+            ast::Member::Submodule(s) if s.name.text == member => Some(&s.placements),
+            _ => None,
+        })?;
+        match &placed[..] {
+            [ast::Placement { count: Some(count), .. }] => match &count.kind {
+                ast::ExprKind::Path(path) => Some(path.to_string()),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 

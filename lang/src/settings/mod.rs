@@ -20,7 +20,7 @@ pub use train::{AdamW, TrainSettings, train};
 
 use crate::ast;
 use crate::diag::Diag;
-use crate::elaborate::Tree;
+use crate::elaborate::{self, Tree};
 
 /// Check every block of the model, whether it will be used or not.
 pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
@@ -63,17 +63,12 @@ pub fn split_sets(program: &ast::Program, sets: Vec<(String, String)>) -> (Sets,
 pub type Sets = Vec<(String, String)>;
 
 fn schedule_names(program: &ast::Program) -> Vec<&str> {
-    let members = program.files.iter().flat_map(|f| &f.items).flat_map(|i| match i {
-        ast::Item::Model(m) => &m.members[..],
-        ast::Item::Module(m) => &m.members[..],
-        ast::Item::Block(_) => &[],
-    });
-    let schedule = |m: &'_ ast::Member| matches!(m, ast::Member::Schedule(_));
-    members
-        .filter(|m| schedule(m))
-        .filter_map(|m| match m {
-            ast::Member::Schedule(s) => Some(s.name.text.as_str()),
-            _ => None,
+    let items = program.files.iter().flat_map(|f| &f.items);
+    items
+        .flat_map(|item| match item {
+            ast::Item::Model(m) => elaborate::schedule_names(&m.members),
+            ast::Item::Module(m) => elaborate::schedule_names(&m.members),
+            ast::Item::Block(_) => vec![],
         })
         .collect()
 }

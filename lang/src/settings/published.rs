@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use super::Sets;
 use super::keys::{Constants, describe};
 use crate::ast::{self, ConfigEntry, ConfigRead, ConfigWrite};
 use crate::diag::Diag;
@@ -16,15 +17,17 @@ use crate::elaborate::{Const, Tree};
 /// What a checkpoint's `config.json` says; empty without a `config` block. What cannot be said goes
 /// to `diags`.
 pub fn published_config(tree: &Tree, diags: &mut Vec<Diag>) -> Map<String, Value> {
-    published(tree, true, diags)
+    published(tree, None, diags)
 }
 
-/// The part of [`published_config`] that the model's constants are read from.
-pub fn published_dims(tree: &Tree, diags: &mut Vec<Diag>) -> Map<String, Value> {
-    published(tree, false, diags)
+/// The part of [`published_config`] that the model's constants are read from, without the constants
+/// that `sets` gave another value.
+pub fn published_dims(tree: &Tree, sets: &Sets, diags: &mut Vec<Diag>) -> Map<String, Value> {
+    published(tree, Some(sets), diags)
 }
 
-fn published(tree: &Tree, literals: bool, diags: &mut Vec<Diag>) -> Map<String, Value> {
+/// With the literals, or without them and what is set.
+fn published(tree: &Tree, dims: Option<&Sets>, diags: &mut Vec<Diag>) -> Map<String, Value> {
     let mut out = Map::new();
     let Some(config) = tree.config else { return out };
     let reads: Vec<&ConfigRead> = config
@@ -37,12 +40,17 @@ fn published(tree: &Tree, literals: bool, diags: &mut Vec<Diag>) -> Map<String, 
         .collect();
     for entry in &config.entries {
         match entry {
-            ConfigEntry::Write(w) if literals => literal(tree, w, diags, &mut out),
+            ConfigEntry::Write(w) if dims.is_none() => literal(tree, w, diags, &mut out),
             ConfigEntry::Write(_) => {}
+            ConfigEntry::Read(r) if is_set(dims, &r.name.text) => {}
             ConfigEntry::Read(r) => constant(tree, r, &reads, diags, &mut out),
         }
     }
     out
+}
+
+fn is_set(sets: Option<&Sets>, constant: &str) -> bool {
+    sets.is_some_and(|sets| sets.iter().any(|(name, _)| name == constant))
 }
 
 /// `"key" = literal`; dots in the key lead into objects.

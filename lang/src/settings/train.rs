@@ -274,11 +274,13 @@ impl<'a> Reader<'a, '_> {
             .collect()
     }
 
+    /// A schedule of a module that is not placed is known and sets nothing.
     fn check_names(&mut self, schedules: &IndexMap<String, Schedule>) {
         let known: Vec<&str> =
             KEYS.iter().copied().chain(schedules.keys().map(String::as_str)).collect();
         for entry in &self.entries {
-            if !known.contains(&entry.key.text.as_str()) {
+            let name = entry.key.text.as_str();
+            if !known.contains(&name) && !self.keys.tree.schedules.contains(&name) {
                 self.keys.unknown(&entry.key, kind(self.block), &known);
             }
         }
