@@ -100,6 +100,11 @@ fn v3_with_a_prediction_module() {
 }
 
 #[test]
+fn v3_with_two_prediction_modules() {
+    both("v3-mtp2", "deepseek_v3.model", true);
+}
+
+#[test]
 fn v3_stored_in_fp8_and_dequantized() {
     both("v3-fp8", "deepseek_v3.model", false);
 }
