@@ -1,5 +1,5 @@
 //! Attention and its derivative, `o = softmax(scale Σ_j q_j · k_j + mask) v`, in blocks: no array
-//! of queries by keys exists. Operands are f32.
+//! of queries by keys exists. Operands are f32 or bf16, sums are f32.
 //!
 //! A vector's lanes are *query rows*; keys and their elements are broadcast from where they lie:
 //!
@@ -17,10 +17,14 @@
 //! that a tile's rows see are not touched; keys before it that a row may not see must be finite,
 //! since they are weighed with 0.
 //!
+//! In bf16 a block of keys and values is widened into scratch, once for all rows of a tile. Weights
+//! and derivatives of scores are rounded to bf16 before their products, as where matrix units take
+//! them; the sum of the weights is of those before rounding.
+//!
 //! The derivative is one launch over (batch, kv head): it computes scores and `do · v` again, and
 //! sums dq in scratch, dk and dv in place, in the order of the rows. What several kv heads share
 //! (the rotary part of latent attention) is summed head by head in a workspace and added up by a
-//! second launch.
+//! second launch; so is, since sums are f32, all of dk and dv in bf16.
 //!
 //! Envelope: `2 (D + Dv)` flops for a query, head and key forward, `6 D + 4 Dv` backward, at two
 //! vector FMAs a cycle; a score's exponential and mask are about 20 more vector operations.
@@ -38,12 +42,13 @@ mod rows;
 mod scores;
 mod tile;
 
+use weft_codegen::emit::Elem;
 use weft_codegen::object::KernelSource;
-use weft_graph::{DimExpr, Scalar};
+use weft_graph::{DType, DimExpr, Scalar};
 
 pub use plan::{backward, forward};
 
-/// An f32 operand `[B, rows, heads, width]`; the elements of a head are consecutive.
+/// An operand `[B, rows, heads, width]`; the elements of a head are consecutive.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Heads {
     pub heads: i64,
@@ -70,6 +75,8 @@ pub struct Part {
 /// Attention to be planned; masks as in the IR's `attention`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
+    /// Of all operands and results but the statistics: f32 or bf16.
+    pub dtype: DType,
     pub batch: DimExpr,
     pub queries: DimExpr,
     pub keys: DimExpr,
@@ -147,6 +154,7 @@ pub(crate) struct Keys {
 /// What a kernel's code depends on: all else comes as scalars.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Shape {
+    pub elem: Elem,
     pub parts: Vec<Keys>,
     pub v: Keys,
     pub heads: i64,
@@ -174,5 +182,10 @@ impl Shape {
     /// f32 of such a row.
     pub fn q_width(&self) -> u32 {
         self.parts.iter().map(|p| tile::padded(p.width)).sum()
+    }
+
+    /// Are weights rounded, and keys and values widened?
+    pub fn is_narrow(&self) -> bool {
+        self.elem != Elem::F32
     }
 }

@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex};
 
+use half::bf16;
 use weft_backend_cpu::attention::{
     Attention, Buffer, Gradients, Heads, Part, Planned, backward, forward,
 };
 use weft_backend_cpu::target::target;
 use weft_codegen::object::{KernelSource, compile};
-use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Scalar};
+use weft_graph::{CpuVariant, DType, DimDecl, DimExpr, DimId, Scalar};
 use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
 use weft_ir::dim::Dim;
@@ -35,6 +36,7 @@ enum Layout {
 
 #[derive(Clone, Debug)]
 struct Case {
+    dtype: DType,
     b: usize,
     s: usize,
     t: usize,
@@ -62,7 +64,8 @@ struct Operand {
 }
 
 /// What nothing may read or write.
-const OUTSIDE: f32 = -7.75e8;
+/// A bf16 too.
+const OUTSIDE: f32 = -805_306_368.0;
 
 impl Operand {
     fn new(dims: [usize; 4], layout: Layout) -> Operand {
@@ -103,6 +106,32 @@ impl Operand {
         places
     }
 
+    /// Every element as `dtype` holds it.
+    fn rounded(mut self, dtype: DType) -> Operand {
+        if dtype == DType::Bf16 {
+            self.data.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        }
+        self
+    }
+
+    fn bytes(&self, dtype: DType) -> Vec<u8> {
+        let bytes = |x: &f32| match dtype {
+            DType::Bf16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+            _ => x.to_le_bytes().to_vec(),
+        };
+        self.data.iter().flat_map(bytes).collect()
+    }
+
+    fn read(&mut self, bytes: &[u8], dtype: DType) {
+        let float = |b: &[u8]| match *b {
+            [a, b] => bf16::from_le_bytes([a, b]).to_f32(),
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            _ => unreachable!("an element has 2 or 4 bytes"),
+        };
+        let each = dtype.bits() as usize / 8;
+        self.data = bytes.chunks(each).map(float).collect();
+    }
+
     fn values(&self) -> Vec<f64> {
         self.places().iter().map(|at| f64::from(self.data[*at])).collect()
     }
@@ -139,6 +168,7 @@ impl Case {
     /// MLA in training: two parts, the second shared by all heads.
     fn new(b: usize, s: usize, t: usize) -> Case {
         Case {
+            dtype: DType::F32,
             b,
             s,
             t,
@@ -179,6 +209,8 @@ impl Case {
         operands.insert(Buffer::DV, Operand::new(v, layout));
         operands.insert(Buffer::O, Operand::new(o, layout));
         operands.insert(Buffer::DO, Operand::filled(o, layout, 91));
+        let rounded = |(b, x): (Buffer, Operand)| (b, x.rounded(self.dtype));
+        let operands = operands.into_iter().map(rounded).collect();
         let mut ids = BTreeMap::new();
         if let Some(start) = &self.start {
             ids.insert(Buffer::Start, start.iter().map(|x| *x as i32).collect());
@@ -207,6 +239,7 @@ impl Case {
         };
         let n = self.parts.len();
         let attention = Attention {
+            dtype: self.dtype,
             batch: DimId(0).into(),
             queries: DimId(1).into(),
             keys: DimId(2).into(),
@@ -277,6 +310,7 @@ impl Case {
         for (at, x) in place.places().into_iter().zip(&o) {
             place.data[at] = *x as f32;
         }
+        *place = place.clone().rounded(self.dtype);
         data.lse = lse.iter().map(|x| *x as f32).collect();
         args.push(of(data, Buffer::O));
         args.push(results[1].clone());
@@ -301,6 +335,8 @@ impl Case {
         let workspaces: Vec<i64> = planned.workspaces.iter().map(|w| w.eval(dims)).collect();
         let mut workspaces: Vec<Vec<f32>> =
             workspaces.iter().map(|bytes| vec![OUTSIDE; *bytes as usize / 4]).collect();
+        let mut arrays: BTreeMap<Buffer, Vec<u8>> =
+            data.operands.iter().map(|(b, x)| (*b, x.bytes(self.dtype))).collect();
         for launch in &planned.launches {
             let kernel = compiled(variant, &launch.kernel);
             let mut pointer = |buffer: &Buffer| -> *mut u8 {
@@ -310,7 +346,7 @@ impl Case {
                     Buffer::Start | Buffer::QuerySegments | Buffer::KeySegments => {
                         data.ids.get_mut(buffer).unwrap().as_mut_ptr().cast()
                     }
-                    _ => data.operands.get_mut(buffer).unwrap().data.as_mut_ptr().cast(),
+                    _ => arrays.get_mut(buffer).unwrap().as_mut_ptr(),
                 }
             };
             let buffers: Vec<*mut u8> = launch.buffers.iter().map(&mut pointer).collect();
@@ -333,6 +369,9 @@ impl Case {
                     kernel(buffers.as_ptr(), scalars.as_ptr(), begin, end, scratch);
                 }
             }
+        }
+        for (buffer, bytes) in arrays {
+            data.operands.get_mut(&buffer).unwrap().read(&bytes, self.dtype);
         }
     }
 
@@ -365,7 +404,10 @@ impl Case {
         for (buffer, expected) in expected {
             let (_, got) = results.iter().find(|(b, _)| *b == buffer).unwrap();
             let error = relative_error(got, &expected);
-            assert!(error <= 1e-5, "{variant:?} {self:?}: {buffer:?} is off by {error:e}");
+            // In bf16 two roundings by half of 2^-8: of weights or slopes, and of the result.
+            let exact = self.dtype == DType::F32 || buffer == Buffer::Lse;
+            let bound = if exact { 1e-5 } else { 1.0 / 256.0 };
+            assert!(error <= bound, "{variant:?} {self:?}: {buffer:?} is off by {error:e}");
         }
         let again = self.results(variant, &data, &[13, 50, 51, 77]);
         let bits = |r: &[(Buffer, Vec<f32>)]| -> Vec<Vec<u32>> {
@@ -377,6 +419,7 @@ impl Case {
     fn check(&self) {
         for variant in variants() {
             self.check_on(variant);
+            Case { dtype: DType::Bf16, ..self.clone() }.check_on(variant);
         }
     }
 }
@@ -522,24 +565,35 @@ fn training() {
 fn a_row_does_not_depend_on_the_others() {
     for variant in variants() {
         let start = |s: i64, n: usize| Some(vec![s; n]);
-        let many = Case { start: start(50, 3), ..Case::new(3, 90, 200) };
-        let data = many.data();
-        let all = many.results(variant, &data, &[]);
-        for row in [0usize, 17, 89] {
-            for (t, s_max) in [(200, 1), (200, 4096), (51 + row, 64)] {
-                let one = Case { s_max, start: start(50 + row as i64, 1), ..Case::new(1, 1, t) };
-                let mut alone = one.data();
-                for j in 0..2 {
-                    take_row(&data, &mut alone, Buffer::Q(j), row);
-                    take_row(&data, &mut alone, Buffer::K(j), 0);
+        for dtype in [DType::F32, DType::Bf16] {
+            let many = Case { dtype, start: start(50, 3), ..Case::new(3, 90, 200) };
+            let data = many.data();
+            let all = many.results(variant, &data, &[]);
+            for row in [0usize, 17, 89] {
+                for (t, s_max) in [(200, 1), (200, 4096), (51 + row, 64)] {
+                    let one = Case {
+                        dtype,
+                        s_max,
+                        start: start(50 + row as i64, 1),
+                        ..Case::new(1, 1, t)
+                    };
+                    let mut alone = one.data();
+                    for j in 0..2 {
+                        take_row(&data, &mut alone, Buffer::Q(j), row);
+                        take_row(&data, &mut alone, Buffer::K(j), 0);
+                    }
+                    take_row(&data, &mut alone, Buffer::V, 0);
+                    let got = one.results(variant, &alone, &[]);
+                    let o = |r: &[(Buffer, Vec<f32>)]| {
+                        r.iter().find(|(b, _)| *b == Buffer::O).map(|(_, x)| x.clone()).unwrap()
+                    };
+                    let width = 4 * 12;
+                    assert_eq!(
+                        o(&got),
+                        o(&all)[row * width..(row + 1) * width],
+                        "{variant:?} {row}"
+                    );
                 }
-                take_row(&data, &mut alone, Buffer::V, 0);
-                let got = one.results(variant, &alone, &[]);
-                let o = |r: &[(Buffer, Vec<f32>)]| {
-                    r.iter().find(|(b, _)| *b == Buffer::O).map(|(_, x)| x.clone()).unwrap()
-                };
-                let width = 4 * 12;
-                assert_eq!(o(&got), o(&all)[row * width..(row + 1) * width], "{variant:?} {row}");
             }
         }
     }

@@ -12,6 +12,7 @@ use super::Shape;
 #[derive(Clone, Copy)]
 pub struct View<'c> {
     pub ptr: Val<'c>,
+    pub elem: Elem,
     pub batch: Val<'c>,
     pub row: Val<'c>,
     pub head: Val<'c>,
@@ -21,7 +22,7 @@ impl<'c> View<'c> {
     /// Row 0 of one head of one batch.
     pub fn of(&self, cg: &Cg<'c>, batch: Val<'c>, head: Val<'c>) -> Val<'c> {
         let first = cg.add(cg.mul(batch, self.batch), cg.mul(head, self.head));
-        cg.at(self.ptr, Elem::F32, first)
+        cg.at(self.ptr, self.elem, first)
     }
 }
 
@@ -79,10 +80,13 @@ impl Shape {
 
     fn args<'c>(&self, cg: &Cg<'c>, k: &Kernel<'c>, gradients: bool) -> Args<'c> {
         let n = self.parts.len();
-        let view = |i: usize| {
+        let of = |i: usize, elem: Elem| {
             let s = &k.scalars[FIXED_SCALARS + 3 * i..];
-            View { ptr: k.buffers[i], batch: s[0], row: s[1], head: s[2] }
+            View { ptr: k.buffers[i], elem, batch: s[0], row: s[1], head: s[2] }
         };
+        let view = |i: usize| of(i, self.elem);
+        // dk and dv are sums.
+        let sums = |i: usize| of(i, Elem::F32);
         // A stride known when compiling folds into addresses.
         let keys = |i: usize, stride: Option<i64>| match stride {
             Some(row) => View { row: cg.i64(row), ..view(i) },
@@ -103,8 +107,8 @@ impl Shape {
             gradients: gradients.then(|| GradientArgs {
                 d_o: view(first),
                 dq: (0..n).map(|j| view(first + 1 + j)).collect(),
-                dk: (0..n).map(|j| view(first + 1 + n + j)).collect(),
-                dv: view(first + 1 + 2 * n),
+                dk: (0..n).map(|j| sums(first + 1 + n + j)).collect(),
+                dv: sums(first + 1 + 2 * n),
             }),
             lse,
             start: if self.offset { rest.next() } else { None },
@@ -118,6 +122,7 @@ impl Shape {
 #[derive(Clone, Copy)]
 pub struct Source<'c> {
     pub ptr: Val<'c>,
+    pub elem: Elem,
     pub row: Val<'c>,
     pub width: u32,
 }
@@ -125,7 +130,7 @@ pub struct Source<'c> {
 impl<'c> Source<'c> {
     /// The same from row `t0` on.
     pub fn from(&self, cg: &Cg<'c>, t0: Val<'c>) -> Source<'c> {
-        Source { ptr: cg.at(self.ptr, Elem::F32, cg.mul(t0, self.row)), ..*self }
+        Source { ptr: cg.at(self.ptr, self.elem, cg.mul(t0, self.row)), ..*self }
     }
 }
 
@@ -154,7 +159,8 @@ impl Shape {
         let first_head = cg.mul(index, self.group);
         let source = |view: &View<'c>, keys: &super::Keys| {
             let head = cg.div(first_head, self.heads / keys.heads);
-            Source { ptr: view.of(cg, batch, head), row: view.row, width: keys.width }
+            let ptr = view.of(cg, batch, head);
+            Source { ptr, elem: view.elem, row: view.row, width: keys.width }
         };
         let start = args.start.map_or(cg.i64(0), |start| {
             cg.cast(cg.load(Ty::I32, cg.at(start, Elem::I32, batch)), Elem::I64)

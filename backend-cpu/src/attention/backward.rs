@@ -13,7 +13,7 @@ use super::Shape;
 use super::args::{Args, GradientArgs, Source, Unit, View};
 use super::rows::{self, RowTile};
 use super::scores::{SIGHT_ARRAYS, Sight, block_products, block_scores};
-use super::tile::{Matrix, ROW_STEP, TILE_ROWS_MAX, Tile, at, dots, exp2, mix, padded};
+use super::tile::{Matrix, ROW_STEP, TILE_ROWS_MAX, Tile, at, dots, exp2, mix, padded, rounded};
 
 /// Keys of a block. Weights and their derivatives take 6 KiB each.
 const BLOCK_KEYS: u32 = 48;
@@ -36,6 +36,8 @@ struct Layout {
     lse: u32,
     delta: u32,
     sight: u32,
+    /// Keys and values of a block, where they are not f32.
+    keys: u32,
     end: u32,
 }
 
@@ -61,9 +63,11 @@ impl Layout {
             lse: take(1),
             delta: take(1),
             sight: take(SIGHT_ARRAYS),
+            keys: 0,
             end: 0,
         };
-        layout.end = end;
+        layout.keys = end;
+        layout.end = end + rows::widened_words(shape, BLOCK_KEYS);
         layout
     }
 }
@@ -94,6 +98,7 @@ pub fn emit<'c>(cg: &Cg<'c>, name: &str, shape: &Shape) {
         let Some(gradients) = &args.gradients else { return };
         let target = |view: &View<'c>, width| Source {
             ptr: view.of(cg, batch, index),
+            elem: view.elem,
             row: view.row,
             width,
         };
@@ -131,7 +136,7 @@ impl<'c> Block<'_, 'c> {
         let Block { shape, layout, tile, args, unit, .. } = self;
         let by_row = (self.place(cg, layout.q_rows), layout.q_row);
         let place = self.place(cg, layout.q);
-        let terms = rows::load_queries(cg, shape, args, unit, (tile, &rows), by_row, place);
+        let q = rows::load_queries(cg, shape, args, unit, (tile, &rows), by_row, place);
         let (lse, delta) = self.load_rows(cg, gradients, &rows);
         let sight = self.place(cg, layout.sight);
         let sight = Sight::of(cg, shape, args, unit, (tile, &rows), sight);
@@ -141,12 +146,15 @@ impl<'c> Block<'_, 'c> {
 
         cg.for_each(cg.i64(0), sight.end, i64::from(BLOCK_KEYS), |t0| {
             let n = cg.min(cg.sub(sight.end, t0), i64::from(BLOCK_KEYS));
+            let room = (self.place(cg, layout.keys), BLOCK_KEYS);
+            let (keys, v) = rows::keys_and_values(cg, shape, unit, (t0, n), room);
+            let terms: Vec<_> = keys.iter().copied().zip(q.iter().copied()).collect();
             block_scores(cg, tile, &terms, &sight, (t0, n), p);
-            block_products(cg, tile, &[(unit.v, d_o)], (t0, n), ds);
+            block_products(cg, tile, &[(v, d_o)], n, ds);
             self.derive(cg, n, &lse, &delta);
-            for ((k, dk), first) in unit.k.iter().zip(&self.dk).zip(shape.q_firsts()) {
+            for ((k, dk), first) in keys.iter().zip(&self.dk).zip(shape.q_firsts()) {
                 let to = at(cg, dq, first * tile.width());
-                mix(cg, tile, k.from(cg, t0), ds, to, n, None);
+                mix(cg, tile, *k, ds, to, n, None);
                 let q = at(cg, by_row.0, first);
                 self.add_outer(cg, ds, (q, layout.q_row), dk.from(cg, t0), n);
             }
@@ -175,8 +183,8 @@ impl<'c> Block<'_, 'c> {
             let o = rows::row_of(cg, unit, &args.o, &row);
             let mut sum = cg.zero(vector);
             for (first, mask) in rows::columns(cg, tile.lanes, width) {
-                let d_o = cg.load_tail(vector, at(cg, d_o, first), mask);
-                let o = cg.load_tail(vector, at(cg, o, first), mask);
+                let d_o = d_o.load(cg, tile.lanes, first, mask);
+                let o = o.load(cg, tile.lanes, first, mask);
                 sum = cg.fma(d_o, o, sum);
                 cg.store_aligned(d_o, at(cg, to, first), 4 * tile.lanes);
             }
@@ -213,8 +221,11 @@ impl<'c> Block<'_, 'c> {
             let centred = |(x, delta): (Val<'c>, &Val<'c>)| cg.fma(x, scale, cg.neg(*delta));
             let slopes = tile.load(cg, ds).into_iter().zip(delta).map(centred);
             let slopes: Vec<Val> = slopes.zip(&weights).map(|(s, p)| cg.mul(s, *p)).collect();
-            tile.store(cg, &weights, p);
-            tile.store(cg, &slopes, ds);
+            let narrow = |x: Vec<Val<'c>>| -> Vec<Val<'c>> {
+                x.into_iter().map(|x| rounded(cg, x, self.shape.elem)).collect()
+            };
+            tile.store(cg, &narrow(weights), p);
+            tile.store(cg, &narrow(slopes), ds);
         });
     }
 

@@ -7,7 +7,7 @@ use super::Shape;
 use super::args::{Args, Unit};
 use super::rows::{self, RowTile};
 use super::scores::{SIGHT_ARRAYS, Sight, block_scores};
-use super::tile::{ROW_STEP, TILE_ROWS_MAX, Tile, at, exp2, mix, padded};
+use super::tile::{ROW_STEP, TILE_ROWS_MAX, Tile, at, exp2, mix, padded, rounded};
 
 /// Keys of a block: the same on every variant, so that a row's chain is too. Its scores are 12 KiB.
 const BLOCK_KEYS: u32 = 96;
@@ -25,6 +25,8 @@ struct Layout {
     scores: u32,
     lse: u32,
     sight: u32,
+    /// Keys and values of a block, where they are not f32.
+    keys: u32,
     end: u32,
 }
 
@@ -38,7 +40,9 @@ impl Layout {
         let scores = o + o_width * TILE_ROWS_MAX;
         let lse = scores + (BLOCK_KEYS + ROW_STEP) * TILE_ROWS_MAX;
         let sight = lse + TILE_ROWS_MAX;
-        Layout { rows: 0, row, q, o, scores, lse, sight, end: sight + SIGHT_ARRAYS * TILE_ROWS_MAX }
+        let keys = sight + SIGHT_ARRAYS * TILE_ROWS_MAX;
+        let end = keys + rows::widened_words(shape, BLOCK_KEYS);
+        Layout { rows: 0, row, q, o, scores, lse, sight, keys, end }
     }
 }
 
@@ -75,7 +79,7 @@ fn tile_of_rows<'c>(
     let place = |n: u32| at(cg, kernel.scratch, n);
     let (o, scores) = (place(layout.o), place(layout.scores));
     let by_row = (place(layout.rows), layout.row);
-    let terms = rows::load_queries(cg, shape, args, unit, (tile, &rows), by_row, place(layout.q));
+    let q = rows::load_queries(cg, shape, args, unit, (tile, &rows), by_row, place(layout.q));
     let sight = Sight::of(cg, shape, args, unit, (tile, &rows), place(layout.sight));
     rows::clear(cg, tile.lanes, o, shape.v.width * tile.width());
 
@@ -87,6 +91,9 @@ fn tile_of_rows<'c>(
     let carried = cg.for_(cg.i64(0), sight.end, i64::from(BLOCK_KEYS), &init, |t0, carried| {
         let (top, sum) = carried.split_at(n_vectors);
         let n = cg.min(cg.sub(sight.end, t0), i64::from(BLOCK_KEYS));
+        let room = (place(layout.keys), BLOCK_KEYS);
+        let (k, v) = rows::keys_and_values(cg, shape, unit, (t0, n), room);
+        let terms: Vec<_> = k.into_iter().zip(q.iter().copied()).collect();
         let largest = block_scores(cg, tile, &terms, &sight, (t0, n), scores);
         let next: Vec<Val> = top.iter().zip(&largest).map(|(a, b)| cg.max(*b, *a)).collect();
         // A row that has seen nothing yet subtracts 0: its weights are then 0, not NaN.
@@ -94,8 +101,8 @@ fn tile_of_rows<'c>(
         let correction: Vec<Val> =
             top.iter().zip(&base).map(|(t, b)| exp2(cg, cg.sub(*t, *b))).collect();
         let sum: Vec<Val> = sum.iter().zip(&correction).map(|(s, c)| cg.mul(*s, *c)).collect();
-        let sum = weights(cg, tile, scores, n, &base, &sum);
-        mix(cg, tile, unit.v.from(cg, t0), scores, o, n, Some(&correction));
+        let sum = weights(cg, shape, tile, (scores, n), &base, &sum);
+        mix(cg, tile, v, scores, o, n, Some(&correction));
         [next, sum].concat()
     });
     let (top, sum) = carried.split_at(n_vectors);
@@ -110,9 +117,9 @@ fn finite_or_zero<'c>(cg: &Cg<'c>, x: Val<'c>) -> Val<'c> {
 /// Replaces scores by `2^(score - base)` and adds them to `sum`.
 fn weights<'c>(
     cg: &Cg<'c>,
+    shape: &Shape,
     tile: &Tile,
-    scores: Val<'c>,
-    n: Val<'c>,
+    (scores, n): (Val<'c>, Val<'c>),
     base: &[Val<'c>],
     sum: &[Val<'c>],
 ) -> Vec<Val<'c>> {
@@ -120,7 +127,8 @@ fn weights<'c>(
         let row = cg.at(scores, Elem::F32, cg.mul(t, i64::from(tile.width())));
         let weigh = |(x, b): (Val<'c>, &Val<'c>)| exp2(cg, cg.sub(x, *b));
         let p: Vec<Val> = tile.load(cg, row).into_iter().zip(base).map(weigh).collect();
-        tile.store(cg, &p, row);
+        let stored: Vec<Val> = p.iter().map(|p| rounded(cg, *p, shape.elem)).collect();
+        tile.store(cg, &stored, row);
         sum.iter().zip(&p).map(|(s, p)| cg.add(*s, *p)).collect()
     })
 }

@@ -1,7 +1,8 @@
 //! From attention to launches.
 
+use weft_codegen::emit::Elem;
 use weft_codegen::object::KernelSource;
-use weft_graph::{DimDecl, DimExpr, Scalar};
+use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 
 use super::reduce::BLOCK_ROWS;
 use super::tile::TILE_ROWS_MAX;
@@ -35,8 +36,8 @@ pub fn forward(attention: &Attention, dims: &[DimDecl], label: &str) -> Planned 
     Planned { launches: vec![launch], workspaces: vec![] }
 }
 
-/// Plans the derivatives: one launch, and one for each of k and v whose heads are shared by more
-/// query heads than share all of them.
+/// Plans the derivatives: one launch, and one for each of k and v that is not f32, or whose heads
+/// are shared by more query heads than share all of them.
 pub fn backward(
     attention: &Attention,
     gradients: &Gradients,
@@ -49,7 +50,7 @@ pub fn backward(
     let mut sums = vec![];
     // Where the kernel writes: the result, or a workspace with heads of its own.
     let mut target = |to: &Heads, buffer: Buffer| {
-        if to.heads == units {
+        if to.heads == units && !shape.is_narrow() {
             return (to.clone(), buffer);
         }
         let line = attention.keys.clone() * to.width;
@@ -60,7 +61,7 @@ pub fn backward(
         };
         let workspace = Buffer::Workspace(workspaces.len());
         workspaces.push(attention.batch.clone() * line * units * 4);
-        sums.push(sum(attention, to, units, [workspace, buffer], label));
+        sums.push(sum(attention, shape.elem, to, units, [workspace, buffer], label));
         (partial, workspace)
     };
     let mut written: Vec<(Heads, Buffer)> = vec![];
@@ -96,24 +97,31 @@ pub fn backward(
 }
 
 /// The launch that adds up a workspace.
-fn sum(attention: &Attention, to: &Heads, units: i64, buffers: [Buffer; 2], label: &str) -> Launch {
+fn sum(
+    attention: &Attention,
+    elem: Elem,
+    to: &Heads,
+    units: i64,
+    buffers: [Buffer; 2],
+    label: &str,
+) -> Launch {
     let blocks = attention.keys.clone().ceil_div(BLOCK_ROWS);
     let (heads, width) = (to.heads, code_width(to.width));
-    let name = format!("f32_attention_sum_h{units}to{heads}x{width}");
+    let name = format!("{}_attention_sum_h{units}to{heads}x{width}", element(elem));
     let emitted = name.clone();
     let mut scalars = vec![attention.keys.clone(), blocks.clone()];
     scalars.extend(to.strides.clone());
     let elements = attention.batch.clone() * attention.keys.clone() * to.width;
     Launch {
         kernel: KernelSource::new(name, label, move |cg| {
-            reduce::emit(cg, &emitted, units, heads, width);
+            reduce::emit(cg, &emitted, elem, (units, heads), width);
         }),
         scratch_bytes: 0,
         buffers: buffers.to_vec(),
         scalars: scalars.into_iter().map(Scalar::Dim).collect(),
         grid: attention.batch.clone() * blocks,
         flops: elements.clone() * units,
-        bytes: elements * (4 * (units + heads)),
+        bytes: elements * (4 * units + i64::from(elem.bytes()) * heads),
     }
 }
 
@@ -130,6 +138,11 @@ fn shape(attention: &Attention, dims: &[DimDecl]) -> Shape {
     let rows = attention.queries.range(dims).map_or(i64::MAX, |(_, max)| max);
     let rows = rows.saturating_mul(group);
     Shape {
+        elem: match attention.dtype {
+            DType::F32 => Elem::F32,
+            DType::Bf16 => Elem::BF16,
+            other => panic!("attention of {other}"),
+        },
         parts: attention.parts.iter().map(|p| keys(&p.k)).collect(),
         v: keys(&attention.v),
         heads,
@@ -187,11 +200,16 @@ fn pairs(attention: &Attention) -> DimExpr {
 }
 
 fn operand_bytes(attention: &Attention) -> DimExpr {
-    let size = |of: &Heads, rows: &DimExpr| rows.clone() * (4 * of.heads * of.width);
+    let each = i64::from(attention.dtype.bits() / 8);
+    let size = |of: &Heads, rows: &DimExpr| rows.clone() * (each * of.heads * of.width);
     let (s, t) = (&attention.queries, &attention.keys);
     let parts = attention.parts.iter().map(|p| size(&p.q, s) + size(&p.k, t));
     let values = size(&attention.v, t) + size(&attention.o, s);
     attention.batch.clone() * parts.fold(values, |sum, x| sum + x)
+}
+
+fn element(elem: Elem) -> &'static str {
+    if elem == Elem::BF16 { "bf16" } else { "f32" }
 }
 
 /// `f32_attention_h8_k8x32r256_k1x16r16_v8x32r256_causal_m32`: heads, then heads, width and row
@@ -201,7 +219,7 @@ fn name(op: &str, shape: &Shape) -> String {
         let stride = k.row_stride.map_or("s".into(), |r| format!("r{r}"));
         format!("{letter}{}x{}{stride}", k.heads, k.width)
     };
-    let mut parts = vec![format!("f32_{op}_h{}", shape.heads)];
+    let mut parts = vec![format!("{}_{op}_h{}", element(shape.elem), shape.heads)];
     parts.extend(shape.parts.iter().map(|k| keys('k', k)));
     parts.push(keys('v', &shape.v));
     let flags = [("causal", shape.causal), ("offset", shape.offset), ("segments", shape.segments)];

@@ -1,4 +1,4 @@
-//! Adds up what several groups of heads found for the keys they share.
+//! Adds up what several groups of heads found for the keys they share, and narrows it to the result.
 //!
 //! ```text
 //! to[b, t, head] = Σ_i from[b, head · n + i, t]         n groups to a head, i upward
@@ -7,19 +7,19 @@
 use weft_codegen::emit::{Cg, Elem, Val};
 
 use super::args::View;
-use super::rows::columns;
+use super::rows::{Line, columns};
 
 /// Rows of a block.
 pub const BLOCK_ROWS: i64 = 64;
 
 /// Emits the kernel. Buffers: the workspace f32 `[B, units, T, width]`, the result. Scalars: T,
 /// blocks of rows, the strides of the result. Its blocks are (batch, block of rows).
-pub fn emit(cg: &Cg, name: &str, units: i64, heads: i64, width: u32) {
+pub fn emit(cg: &Cg, name: &str, elem: Elem, (units, heads): (i64, i64), width: u32) {
     cg.grid_kernel(name, 2, 5, |k, block| {
         let (rows, blocks) = (k.scalars[0], k.scalars[1]);
         let (batch, index) = (cg.div(block, blocks), cg.rem(block, blocks));
-        let to =
-            View { ptr: k.buffers[1], batch: k.scalars[2], row: k.scalars[3], head: k.scalars[4] };
+        let (ptr, s) = (k.buffers[1], &k.scalars);
+        let to = View { ptr, elem, batch: s[2], row: s[3], head: s[4] };
         let first = cg.mul(index, BLOCK_ROWS);
         let end = cg.min(cg.add(first, BLOCK_ROWS), rows);
         cg.for_each(cg.i64(0), cg.i64(heads), 1, |head| {
@@ -29,14 +29,14 @@ pub fn emit(cg: &Cg, name: &str, units: i64, heads: i64, width: u32) {
             let step = cg.mul(rows, i64::from(width));
             cg.for_each(first, end, 1, |row| {
                 let from = cg.at(from, Elem::F32, cg.mul(row, i64::from(width)));
-                let to = cg.at(target, Elem::F32, cg.mul(row, to.row));
+                let to = Line { ptr: cg.at(target, elem, cg.mul(row, to.row)), elem };
                 sum_row(cg, (from, step), to, units / heads, width);
             });
         });
     });
 }
 
-fn sum_row<'c>(cg: &Cg<'c>, (from, step): (Val<'c>, Val<'c>), to: Val<'c>, n: i64, width: u32) {
+fn sum_row<'c>(cg: &Cg<'c>, (from, step): (Val<'c>, Val<'c>), to: Line<'c>, n: i64, width: u32) {
     let lanes = cg.target.lanes;
     let vector = Elem::F32.x(lanes);
     for (first, mask) in columns(cg, lanes, width) {
@@ -45,6 +45,6 @@ fn sum_row<'c>(cg: &Cg<'c>, (from, step): (Val<'c>, Val<'c>), to: Val<'c>, n: i6
             let from = at(cg.at(from, Elem::F32, cg.mul(i, step)));
             vec![cg.add(sum[0], cg.load_tail(vector, from, mask))]
         });
-        cg.store_tail(sum[0], at(to), mask);
+        to.store(cg, sum[0], first, mask, width);
     }
 }

@@ -4,7 +4,7 @@ use weft_codegen::emit::{Cg, Elem, Val};
 
 use super::Shape;
 use super::args::{Args, Source, Unit, View};
-use super::tile::{Tile, at};
+use super::tile::{Tile, at, padded};
 
 /// A tile of the unit's rows. Lanes beyond the last row repeat it.
 #[derive(Clone, Copy)]
@@ -61,8 +61,9 @@ impl<'c> RowTile<'c> {
 }
 
 /// The start of a row in an operand.
-pub fn row_of<'c>(cg: &Cg<'c>, unit: &Unit<'c>, view: &View<'c>, row: &Row<'c>) -> Val<'c> {
-    cg.at(view.of(cg, unit.batch, row.head), Elem::F32, cg.mul(row.query, view.row))
+pub fn row_of<'c>(cg: &Cg<'c>, unit: &Unit<'c>, view: &View<'c>, row: &Row<'c>) -> Line<'c> {
+    let head = view.of(cg, unit.batch, row.head);
+    Line { ptr: cg.at(head, view.elem, cg.mul(row.query, view.row)), elem: view.elem }
 }
 
 /// Where the query row's element of an f32 `[B, H, S]` is.
@@ -87,20 +88,82 @@ pub fn columns<'c>(cg: &Cg<'c>, lanes: u32, width: u32) -> Vec<(u32, Option<Val<
     (0..width).step_by(lanes as usize).map(|first| (first, mask(first))).collect()
 }
 
+/// Elements of a row outside scratch: what they are, and where.
+#[derive(Clone, Copy)]
+pub struct Line<'c> {
+    pub ptr: Val<'c>,
+    pub elem: Elem,
+}
+
+impl<'c> Line<'c> {
+    /// `lanes` elements from `first` on as f32; zero where `mask` fails.
+    pub fn load(&self, cg: &Cg<'c>, lanes: u32, first: u32, mask: Option<Val<'c>>) -> Val<'c> {
+        let from = cg.at(self.ptr, self.elem, i64::from(first));
+        cg.cast(cg.load_tail(self.elem.x(lanes), from, mask), Elem::F32)
+    }
+
+    /// Stores f32 lanes as the elements from `first` on of a row of `width`.
+    pub fn store(&self, cg: &Cg<'c>, x: Val<'c>, first: u32, mask: Option<Val<'c>>, width: u32) {
+        let place = cg.at(self.ptr, self.elem, i64::from(first));
+        // A lone column is a scalar: LLVM 22 stores a whole word for a narrowed lane that a
+        // constant mask chooses.
+        if width - first == 1 {
+            return cg.store(cg.cast(cg.lane(x, 0), self.elem), place);
+        }
+        cg.store_tail(cg.cast(x, self.elem), place, mask);
+    }
+}
+
 /// Copies a row's `width` elements; in scratch what follows them up to a whole vector becomes zero.
-pub fn load_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Val<'c>, width: u32) {
+pub fn load_row<'c>(cg: &Cg<'c>, lanes: u32, from: Line<'c>, to: Val<'c>, width: u32) {
     for (first, mask) in columns(cg, lanes, width) {
-        let x = cg.load_tail(Elem::F32.x(lanes), at(cg, from, first), mask);
-        cg.store_aligned(x, at(cg, to, first), 4 * lanes);
+        cg.store_aligned(from.load(cg, lanes, first, mask), at(cg, to, first), 4 * lanes);
     }
 }
 
 /// Copies a row's `width` elements out of scratch.
-pub fn store_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Val<'c>, width: u32) {
+pub fn store_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Line<'c>, width: u32) {
     for (first, mask) in columns(cg, lanes, width) {
         let x = cg.load_aligned(Elem::F32.x(lanes), at(cg, from, first), 4 * lanes);
-        cg.store_tail(x, at(cg, to, first), mask);
+        to.store(cg, x, first, mask, width);
     }
+}
+
+/// Keys `t0..t0 + n` and their values, in f32: where they lie, or widened at `scratch`.
+pub fn keys_and_values<'c>(
+    cg: &Cg<'c>,
+    shape: &Shape,
+    unit: &Unit<'c>,
+    (t0, n): (Val<'c>, Val<'c>),
+    (scratch, keys_max): (Val<'c>, u32),
+) -> (Vec<Source<'c>>, Source<'c>) {
+    let mut used = 0;
+    let mut block = |source: &Source<'c>| {
+        let source = source.from(cg, t0);
+        if !shape.is_narrow() {
+            return source;
+        }
+        let to = at(cg, scratch, used);
+        used += keys_max * padded(source.width);
+        widened(cg, &source, n, to)
+    };
+    let k = unit.k.iter().map(&mut block).collect();
+    (k, block(&unit.v))
+}
+
+/// f32 of scratch that [`keys_and_values`] needs.
+pub fn widened_words(shape: &Shape, keys_max: u32) -> u32 {
+    if shape.is_narrow() { keys_max * (shape.q_width() + padded(shape.v.width)) } else { 0 }
+}
+
+fn widened<'c>(cg: &Cg<'c>, from: &Source<'c>, n: Val<'c>, to: Val<'c>) -> Source<'c> {
+    let row = cg.i64(padded(from.width).into());
+    cg.for_each(cg.i64(0), n, 1, |t| {
+        let line = Line { ptr: from.from(cg, t).ptr, elem: from.elem };
+        let to = cg.at(to, Elem::F32, cg.mul(t, row));
+        load_row(cg, cg.target.lanes, line, to, from.width);
+    });
+    Source { ptr: to, elem: Elem::F32, row, width: from.width }
 }
 
 /// `to[d, lane] = factor · from[lane, d]`, both in scratch; `from` has rows `stride` apart, and the
@@ -158,8 +221,7 @@ fn each_square<'c>(cg: &Cg<'c>, tile: &Tile, width: u32, body: impl FnOnce(Val<'
 }
 
 /// Brings the rows' q into scratch, once row by row (rows `stride` apart) and once transposed,
-/// times `scale / ln 2`, which makes scores exponents of 2. Gives each part's keys with its
-/// transposed q.
+/// times `scale / ln 2`, which makes scores exponents of 2. Gives each part's transposed q.
 pub fn load_queries<'c>(
     cg: &Cg<'c>,
     shape: &Shape,
@@ -168,7 +230,7 @@ pub fn load_queries<'c>(
     (tile, rows): (&Tile, &RowTile<'c>),
     (by_row, stride): (Val<'c>, u32),
     transposed: Val<'c>,
-) -> Vec<(Source<'c>, Val<'c>)> {
+) -> Vec<Val<'c>> {
     let firsts = shape.q_firsts();
     rows.each_lane(cg, shape, unit, tile, |row| {
         let to = cg.at(by_row, Elem::F32, cg.mul(row.lane, i64::from(stride)));
@@ -178,8 +240,7 @@ pub fn load_queries<'c>(
     });
     let scale = cg.mul(args.scale, std::f32::consts::LOG2_E);
     to_lanes(cg, tile, (by_row, stride), transposed, shape.q_width(), Some(scale));
-    let place = |first: u32| at(cg, transposed, first * tile.width());
-    unit.k.iter().zip(&firsts).map(|(k, first)| (*k, place(*first))).collect()
+    firsts.iter().map(|first| at(cg, transposed, first * tile.width())).collect()
 }
 
 /// Fills `n` f32 (whole vectors) of scratch with zero.

@@ -121,19 +121,18 @@ fn each_key_tile<'c>(
     })
 }
 
-/// `Σ_j source_j[key] · to_j[.., lane]` for the keys of a register tile of the block that starts at
-/// `t0`.
+/// `Σ_j source_j[key] · to_j[.., lane]` for the keys of a register tile of the block, with which
+/// the sources start.
 fn products<'c>(
     cg: &Cg<'c>,
     tile: &Tile,
     terms: &[(Source<'c>, Val<'c>)],
-    t0: Val<'c>,
     keys: &KeyRows<'c>,
 ) -> Vec<Val<'c>> {
     let zero = cg.zero(Elem::F32.x(tile.lanes));
     let acc = vec![zero; keys.behind.len() * tile.vectors as usize];
     terms.iter().fold(acc, |acc, (source, lanes)| {
-        let first = cg.mul(cg.add(t0, keys.first), source.row);
+        let first = cg.mul(keys.first, source.row);
         let a = cg.at(source.ptr, Elem::F32, first);
         let offsets: Vec<Val> = keys.behind.iter().map(|r| cg.mul(*r, source.row)).collect();
         let b = Matrix { ptr: *lanes, stride: tile.width(), vectors: tile.vectors };
@@ -148,22 +147,22 @@ fn store_tile<'c>(cg: &Cg<'c>, tile: &Tile, keys: &KeyRows<'c>, values: &[Val<'c
     }
 }
 
-/// Stores the products of keys `t0..t0 + n` as rows at `to`; writes up to a register tile more.
+/// Stores the products of the block's `n` keys as rows at `to`; writes up to a register tile more.
 pub fn block_products<'c>(
     cg: &Cg<'c>,
     tile: &Tile,
     terms: &[(Source<'c>, Val<'c>)],
-    (t0, n): (Val<'c>, Val<'c>),
+    n: Val<'c>,
     to: Val<'c>,
 ) {
     each_key_tile(cg, tile, n, &[], |keys, _| {
-        let sums = products(cg, tile, terms, t0, keys);
+        let sums = products(cg, tile, terms, keys);
         store_tile(cg, tile, keys, &sums, to);
         vec![]
     });
 }
 
-/// The same, masked; gives the largest of each lane.
+/// The same of keys `t0..t0 + n`, masked; gives the largest of each lane.
 pub fn block_scores<'c>(
     cg: &Cg<'c>,
     tile: &Tile,
@@ -175,7 +174,7 @@ pub fn block_scores<'c>(
     let lowest = cg.float(Elem::F32.x(tile.lanes), f64::NEG_INFINITY);
     let init = vec![lowest; tile.vectors as usize];
     each_key_tile(cg, tile, n, &init, |keys, largest| {
-        let sums = products(cg, tile, terms, t0, keys);
+        let sums = products(cg, tile, terms, keys);
         let first = cg.add(t0, keys.first);
         let places: Vec<Val> = keys.behind.iter().map(|r| cg.add(first, *r)).collect();
         let scores = sight.mask(cg, tile, &places, sums);

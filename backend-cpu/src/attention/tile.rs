@@ -124,7 +124,7 @@ pub fn mix<'c>(
 ) {
     let stride = tile.width();
     let group = |x0: Val<'c>, elements: u32| {
-        let a_at = cg.at(a.ptr, Elem::F32, x0);
+        let a_at = cg.at(a.ptr, a.elem, x0);
         let to = cg.at(to, Elem::F32, cg.mul(x0, i64::from(stride)));
         let row = |x: u32| at(cg, to, x * stride);
         let mut acc: Vec<Val> = (0..elements).flat_map(|x| tile.load(cg, row(x))).collect();
@@ -161,6 +161,11 @@ pub fn mix<'c>(
     if whole != a.width {
         group(cg.i64(whole.into()), a.width - whole);
     }
+}
+
+/// `x` as an element can hold it.
+pub fn rounded<'c>(cg: &Cg<'c>, x: Val<'c>, elem: Elem) -> Val<'c> {
+    cg.cast(cg.cast(x, elem), Elem::F32)
 }
 
 fn b_len(tile: &Tile) -> usize {

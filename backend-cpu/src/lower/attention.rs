@@ -5,7 +5,7 @@ use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty;
 
-use super::{Fault, Frame, Lower, TempInfo, Work};
+use super::{Fault, Frame, Lower, TempInfo, Work, dims};
 use crate::attention::{self, Attention, Buffer, Gradients, Heads, Part};
 
 /// An op's operands by what they are.
@@ -21,12 +21,15 @@ struct Operands<'o> {
 impl<'a> Lower<'a> {
     pub(super) fn attention(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
         let x = operands(op).ok_or("has too few operands")?;
-        let floats = x.q.iter().chain(x.k).chain([&x.v]).chain(x.saved);
-        for operand in floats {
-            let dtype = f.func.ty(*operand).dtype;
-            if dtype != ty::DType::F32 {
-                return Err(format!("no kernel attends in {}", dtype.name()).into());
-            }
+        let dtype = f.func.ty(x.v).dtype;
+        if !matches!(dtype, ty::DType::F32 | ty::DType::Bf16) {
+            return Err(format!("no kernel attends in {}", dtype.name()).into());
+        }
+        // Statistics are f32 always: the second of what was saved.
+        let saved = x.saved.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, v)| v);
+        if let Some(other) = saved.map(|v| f.func.ty(*v).dtype).find(|d| *d != dtype) {
+            let (other, dtype) = (other.name(), dtype.name());
+            return Err(format!("o and do are {other}, q, k and v {dtype}: no kernel").into());
         }
         let described = self.described(f, op, &x)?;
         let mut made = vec![];
@@ -78,6 +81,7 @@ impl<'a> Lower<'a> {
             _ => self.heads(f, x.saved[0])?,
         };
         Ok(Attention {
+            dtype: dims::dtype(f.func.ty(x.v).dtype),
             batch: self.dims.expr(q.dims[0]),
             queries: self.dims.expr(q.dims[1]),
             keys: self.dims.expr(k.dims[1]),
