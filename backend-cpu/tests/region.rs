@@ -268,15 +268,17 @@ fn rms_norm() {
 #[test]
 fn rms_norm_grad() {
     for n in ODD {
-        let x = format!("f32[B, S, {n}]");
-        let body = "%dx = rms_norm_grad %x, %g, %r, %dy\nreturn %dx";
-        let params = format!("%x: {x}, %g: f32[{n}], %r: f32[B, S], %dy: {x}");
-        check_with(
-            &func(&params, &x, body),
-            &[("B", 2), ("S", 5)],
-            &floats(0.2, 1.0),
-            bounds(4e-6),
-        );
+        for (dtype, bound) in [("f32", 4e-6), ("bf16", 1e-3)] {
+            let x = format!("{dtype}[B, S, {n}]");
+            let body = "%dx = rms_norm_grad %x, %g, %r, %dy\nreturn %dx";
+            let params = format!("%x: {x}, %g: {dtype}[{n}], %r: f32[B, S], %dy: {x}");
+            check_with(
+                &func(&params, &x, body),
+                &[("B", 2), ("S", 5)],
+                &floats(0.2, 1.0),
+                bounds(bound),
+            );
+        }
     }
 }
 
@@ -318,13 +320,15 @@ fn cross_entropy() {
             true => Range { low: -1.0, high: n as f64 },
             false => Range { low: -3.0, high: 3.0 },
         };
-        let x = format!("f32[B, S, {n}]");
-        let body = "%l, %e = cross_entropy %x, %t\nreturn %l, %e";
-        let text = func(&format!("%x: {x}, %t: i32[B, S]"), "f32[B, S], f32[B, S]", body);
-        check_with(&text, &[("B", 3), ("S", 7)], &targets, bounds(4e-6));
-        let body = "%g = cross_entropy_grad %x, %t, %e, %d\nreturn %g";
-        let params = format!("%x: {x}, %t: i32[B, S], %e: f32[B, S], %d: f32[B, S]");
-        check_with(&func(&params, &x, body), &[("B", 3), ("S", 7)], &targets, bounds(4e-6));
+        for dtype in ["f32", "bf16"] {
+            let x = format!("{dtype}[B, S, {n}]");
+            let body = "%l, %e = cross_entropy %x, %t\nreturn %l, %e";
+            let text = func(&format!("%x: {x}, %t: i32[B, S]"), "f32[B, S], f32[B, S]", body);
+            check_with(&text, &[("B", 3), ("S", 7)], &targets, bounds(4e-6));
+            let body = "%g = cross_entropy_grad %x, %t, %e, %d\nreturn %g";
+            let params = format!("%x: {x}, %t: i32[B, S], %e: f32[B, S], %d: f32[B, S]");
+            check_with(&func(&params, &x, body), &[("B", 3), ("S", 7)], &targets, bounds(4e-6));
+        }
     }
 }
 
@@ -488,10 +492,12 @@ fn a_cache_is_read_before_it_grows() {
 
 #[test]
 fn cache_append() {
-    for width in [1, 17, 96] {
+    for (width, dtype) in
+        [(1, "f32"), (17, "f32"), (96, "f32"), (1, "bf16"), (17, "bf16"), (96, "bf16")]
+    {
         let text = func(
-            &format!("%c: state f32[B, 30, {width}], %x: f32[B, S, {width}], %p: i32[B]"),
-            &format!("f32[B, 30, {width}], state f32[B, 30, {width}]"),
+            &format!("%c: state {dtype}[B, 30, {width}], %x: {dtype}[B, S, {width}], %p: i32[B]"),
+            &format!("{dtype}[B, 30, {width}], state {dtype}[B, 30, {width}]"),
             "%v, %n = cache_append %c, %x, %p\nreturn %v, %n",
         )
         .replace(") {", ") donates (0 -> 1) {");
