@@ -1,4 +1,4 @@
-//! Adds up what several groups of heads found for the keys they share, and narrows it to the result.
+//! Adds up what several groups of heads found for the keys they share, and narrows it.
 //!
 //! ```text
 //! to[b, t, head] = Σ_i from[b, head · n + i, t]         n groups to a head, i upward
