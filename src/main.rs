@@ -2,6 +2,7 @@
 
 mod check;
 mod compile;
+mod devices;
 mod eval;
 mod explain;
 mod fmt;
@@ -39,6 +40,7 @@ enum Command {
     Plot(plot::Args),
     Train(train::Args),
     Generate(generate::Args),
+    Devices(devices::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Plot(args) => plot::run(args),
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Devices(args) => devices::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,6 +10,8 @@ use thiserror::Error;
 use weft_graph::{Graph, KernelId};
 
 mod cpu;
+pub mod cuda;
+pub mod list;
 
 pub use cpu::Cpu;
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_graph::{Entry, Graph, Role};
+use weft_runtime::device::list::{DevicesArgs, devices};
 use weft_runtime::generate::command::{TextArgs, generate};
 use weft_runtime::train::command::{RunArgs, train};
 use weft_runtime::train::run::plot_runs;
@@ -50,6 +51,8 @@ enum Command {
         #[command(flatten)]
         text: TextArgs,
     },
+    /// List what could run a graph on this machine, and why the rest could not
+    Devices(DevicesArgs),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +80,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
                 println!("picture: {}", picture.display());
             }
         }
+        Command::Devices(args) => devices(args, &mut io::stdout().lock())?,
         Command::Generate { graph, text } => generate(Graph::open(graph)?, text)?,
     }
     Ok(())
