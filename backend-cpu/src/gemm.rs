@@ -35,6 +35,7 @@ mod gemv;
 mod micro;
 mod pack;
 mod plan;
+pub mod scaled;
 mod tile;
 
 use std::sync::Arc;
@@ -173,6 +174,32 @@ pub(crate) struct Args<'c> {
 
 pub(crate) const N_SCALARS: usize = 16;
 
+impl<'c> Args<'c> {
+    /// Those of a kernel whose first buffers are A, B and C, without an epilogue's.
+    pub fn of(kernel: &weft_codegen::emit::Kernel<'c>, offsets: Option<Val<'c>>) -> Args<'c> {
+        let s = &kernel.scalars;
+        Args {
+            a: kernel.buffers[0],
+            b: kernel.buffers[1],
+            c: kernel.buffers[2],
+            offsets,
+            m: s[0],
+            n: s[1],
+            k: s[2],
+            a_strides: [s[3], s[4]],
+            b_strides: [s[5], s[6]],
+            c_strides: [s[7], s[8]],
+            groups: s[9],
+            group_strides: [s[10], s[11], s[12]],
+            tile_rows: s[13],
+            tile_cols: s[14],
+            grid: s[15],
+            extra_buffers: vec![],
+            extra_scalars: vec![],
+        }
+    }
+}
+
 impl Shape {
     pub fn n_buffers(&self) -> usize {
         3 + usize::from(self.grouping != Grouping::Batch)
@@ -189,25 +216,11 @@ impl Shape {
             self.epilogue.as_ref().map_or((0, 0), |e| (e.n_buffers(), e.n_scalars()));
         let n_buffers = self.n_buffers();
         cg.kernel(name, n_buffers + extra_buffers, N_SCALARS + extra_scalars, |k| {
-            let s = &k.scalars;
+            let offsets = (n_buffers == 4).then(|| k.buffers[3]);
             let args = Args {
-                a: k.buffers[0],
-                b: k.buffers[1],
-                c: k.buffers[2],
-                offsets: (n_buffers == 4).then(|| k.buffers[3]),
-                m: s[0],
-                n: s[1],
-                k: s[2],
-                a_strides: [s[3], s[4]],
-                b_strides: [s[5], s[6]],
-                c_strides: [s[7], s[8]],
-                groups: s[9],
-                group_strides: [s[10], s[11], s[12]],
-                tile_rows: s[13],
-                tile_cols: s[14],
-                grid: s[15],
                 extra_buffers: k.buffers[n_buffers..].to_vec(),
-                extra_scalars: s[N_SCALARS..].to_vec(),
+                extra_scalars: k.scalars[N_SCALARS..].to_vec(),
+                ..Args::of(k, offsets)
             };
             body(k, &args);
         });

@@ -4,6 +4,8 @@
 //! last row or column: what they give is never stored. Words outside k are zero or not read.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Val};
+use weft_codegen::narrow;
+use weft_ir::formats::Format;
 
 use super::micro::Packing;
 
@@ -19,6 +21,8 @@ pub enum Along {
 /// A rectangle of an operand: `free` rows of A (or columns of B) by `k` elements.
 pub struct Block<'c> {
     pub elem: Elem,
+    /// What its bytes are, where they are codes.
+    pub code: Option<Format>,
     pub along: Along,
     pub start: Val<'c>,
     /// Elements from one row of A (column of B) to the next.
@@ -39,6 +43,16 @@ impl<'c> Block<'c> {
         self.along == Along::K
     }
 
+    /// Loaded elements as words hold them: bf16 in pairs, else f32.
+    fn decoded(&self, cg: &Cg<'c>, p: &Packing, v: Val<'c>) -> Val<'c> {
+        match (self.code, p.k_per_word) {
+            (None, 2) => v,
+            (None, _) => cg.cast(v, Elem::F32),
+            (Some(format), 2) => narrow::decode_bf16(cg, v, format),
+            (Some(format), _) => narrow::decode(cg, cg.zext(v, Elem::I32), format),
+        }
+    }
+
     /// `lanes` words along k from `k` on of one row; zero where `mask` (on elements) fails.
     fn words_along_k(
         &self,
@@ -49,7 +63,8 @@ impl<'c> Block<'c> {
         mask: Option<Val<'c>>,
     ) -> Val<'c> {
         let v = cg.load_tail(self.elem.x(p.lanes * p.k_per_word), self.at(cg, free, k), mask);
-        if p.k_per_word == 2 { cg.bitcast(v, Elem::I32.x(p.lanes)) } else { cg.cast(v, Elem::F32) }
+        let v = self.decoded(cg, p, v);
+        if p.k_per_word == 2 { cg.bitcast(v, Elem::I32.x(p.lanes)) } else { v }
     }
 
     /// `lanes` words across rows from `free` on, at word `word` of k: with pairs, two elements of k
@@ -71,14 +86,15 @@ impl<'c> Block<'c> {
             )
         };
         if p.k_per_word == 1 {
-            return cg.cast(load(word, mask), Elem::F32);
+            return self.decoded(cg, p, load(word, mask));
         }
         let k = cg.mul(word, 2);
         let low = load(k, mask);
         let second = cg.add(k, 1);
         let inside = cg.cmp(Cmp::Lt, second, self.k);
         let high = cg.if_else(inside, || vec![load(second, mask)], || vec![cg.zero(ty)]);
-        cg.bitcast(cg.interleave(low, high[0]), Elem::I32.x(p.lanes))
+        let [low, high] = [low, high[0]].map(|v| self.decoded(cg, p, v));
+        cg.bitcast(cg.interleave(low, high), Elem::I32.x(p.lanes))
     }
 
     /// Number of words.
@@ -230,7 +246,7 @@ fn copy_elements<'c>(
             let v = cg.masked_load(x.elem.x(1), x.at(cg, i, k), inside);
             let word = cg.add(panel, cg.add(cg.mul(cg.div(k, per_word), width), within));
             let at = cg.add(cg.mul(word, per_word), cg.rem(k, per_word));
-            cg.store(cg.cast(v, packed), cg.at(to, packed, at));
+            cg.store(x.decoded(cg, p, v), cg.at(to, packed, at));
         });
     });
 }

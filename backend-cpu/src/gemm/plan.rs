@@ -39,12 +39,7 @@ pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Planned {
     }
     let groups_max = max(&groups(&gemm.form));
     let (rows, cols) = tile_size(m_max, n_max, max(&gemm.k), groups_max, &gemm.form);
-    let across = gemm.n.clone().ceil_div(cols);
-    let grid = match &gemm.form {
-        // Each segment may have one tile more than its share of rows.
-        Form::Rows { groups } => (gemm.m.clone().ceil_div(rows) + groups.clone()) * across,
-        _ => groups(&gemm.form) * gemm.m.clone().ceil_div(rows) * across,
-    };
+    let grid = tiles_grid(gemm, (rows, cols));
     let name = name("gemm", &shape);
     let emitted = name.clone();
     let scalars = scalars(gemm, (rows, cols), &grid);
@@ -55,6 +50,16 @@ pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Planned {
         grid,
         flops: flops(gemm),
         bytes: bytes(gemm),
+    }
+}
+
+/// As many blocks as tiles.
+pub fn tiles_grid(gemm: &Gemm, (rows, cols): (i64, i64)) -> DimExpr {
+    let across = gemm.n.clone().ceil_div(cols);
+    match &gemm.form {
+        // Each segment may have one tile more than its share of rows.
+        Form::Rows { groups } => (gemm.m.clone().ceil_div(rows) + groups.clone()) * across,
+        _ => groups(&gemm.form) * gemm.m.clone().ceil_div(rows) * across,
     }
 }
 
@@ -75,7 +80,7 @@ fn plan_gemv(gemm: &Gemm, shape: Shape, m_max: i64, label: &str) -> Planned {
 }
 
 /// Rows and columns of a tile: the largest that still gives several threads something to do.
-fn tile_size(m: i64, n: i64, k: i64, groups: i64, form: &Form) -> (i64, i64) {
+pub fn tile_size(m: i64, n: i64, k: i64, groups: i64, form: &Form) -> (i64, i64) {
     let round = |size: i64, to: u32| parts(size, to.into()) * i64::from(to);
     let mut rows = i64::from(TILE_ROWS_MAX).min(round(m, ROW_STEP));
     let mut cols = i64::from(TILE_COLS_MAX).min(round(n, COL_STEP));
@@ -107,7 +112,7 @@ const TILE_COLS_LEAST: i64 = 128;
 /// About 10 us of a core.
 const TILE_FLOPS_MIN: i64 = 2_000_000;
 
-fn scalars(gemm: &Gemm, (rows, cols): (i64, i64), grid: &DimExpr) -> Vec<Scalar> {
+pub fn scalars(gemm: &Gemm, (rows, cols): (i64, i64), grid: &DimExpr) -> Vec<Scalar> {
     let (a, b, c) = (&gemm.a, &gemm.b, &gemm.c);
     let exprs = [
         gemm.m.clone(),
@@ -130,7 +135,7 @@ fn scalars(gemm: &Gemm, (rows, cols): (i64, i64), grid: &DimExpr) -> Vec<Scalar>
     exprs.into_iter().map(Scalar::Dim).collect()
 }
 
-fn groups(form: &Form) -> DimExpr {
+pub fn groups(form: &Form) -> DimExpr {
     match form {
         Form::Dense => 1.into(),
         Form::Batch { count } => count.clone(),
@@ -146,13 +151,13 @@ fn repeats(form: &Form) -> DimExpr {
     }
 }
 
-fn flops(gemm: &Gemm) -> DimExpr {
+pub fn flops(gemm: &Gemm) -> DimExpr {
     repeats(&gemm.form) * gemm.m.clone() * gemm.n.clone() * gemm.k.clone() * 2
 }
 
-fn bytes(gemm: &Gemm) -> DimExpr {
+pub fn bytes(gemm: &Gemm) -> DimExpr {
     let (m, n, k) = (gemm.m.clone(), gemm.n.clone(), gemm.k.clone());
-    let size = |x: &Matrix| i64::from(elem(x.dtype).bytes());
+    let size = |x: &Matrix| i64::from(x.dtype.bits() / 8);
     let times = |yes: bool| if yes { groups(&gemm.form) } else { repeats(&gemm.form) };
     let b = times(matches!(gemm.form, Form::Rows { .. })) * k.clone() * n.clone() * size(&gemm.b);
     let c = times(matches!(gemm.form, Form::Inner { .. })) * m.clone() * n * size(&gemm.c);
@@ -167,13 +172,17 @@ fn shape(gemm: &Gemm) -> Shape {
         a_unit: unit(&gemm.a),
         b_unit: unit(&gemm.b),
         c_unit: unit(&gemm.c),
-        grouping: match gemm.form {
-            Form::Dense | Form::Batch { .. } => Grouping::Batch,
-            Form::Rows { .. } => Grouping::Rows,
-            Form::Inner { .. } => Grouping::Inner,
-        },
+        grouping: grouping(&gemm.form),
         accumulate: gemm.accumulate,
         epilogue: gemm.epilogue.clone(),
+    }
+}
+
+pub fn grouping(form: &Form) -> Grouping {
+    match form {
+        Form::Dense | Form::Batch { .. } => Grouping::Batch,
+        Form::Rows { .. } => Grouping::Rows,
+        Form::Inner { .. } => Grouping::Inner,
     }
 }
 
@@ -185,7 +194,7 @@ fn elem(dtype: DType) -> Elem {
     }
 }
 
-fn unit(matrix: &Matrix) -> Unit {
+pub fn unit(matrix: &Matrix) -> Unit {
     if matrix.col_stride.as_constant() == Some(1) {
         Unit::Col
     } else if matrix.row_stride.as_constant() == Some(1) {
@@ -202,12 +211,17 @@ fn name(op: &str, shape: &Shape) -> String {
     if shape.b != shape.a || shape.c != shape.a {
         dtypes.extend([dtype(shape.b), dtype(shape.c)]);
     }
+    format!("{}_{}", dtypes.join("_"), name_of_form(op, shape))
+}
+
+/// The name without dtypes.
+pub fn name_of_form(op: &str, shape: &Shape) -> String {
     let layout = |unit: Unit| match unit {
         Unit::Col => "n",
         Unit::Row => "t",
         Unit::Neither => "s",
     };
-    let mut parts = vec![dtypes.join("_"), op.to_string()];
+    let mut parts = vec![op.to_string()];
     match shape.grouping {
         Grouping::Batch => {}
         Grouping::Rows => parts.push("rows".into()),

@@ -28,16 +28,16 @@ pub const COL_STEP: u32 = 32;
 pub const SCRATCH_BYTES: u64 = A_BYTES + B_BYTES + SUM_BYTES;
 
 /// Panels by row have a line more than the chunk to a row; panels by k less than that.
-const A_BYTES: u64 = TILE_ROWS_MAX as u64 * (CHUNK_WORDS as u64 + 16) * 4;
-const B_BYTES: u64 = TILE_COLS_MAX as u64 * CHUNK_WORDS as u64 * 4;
-const SUM_BYTES: u64 = TILE_ROWS_MAX as u64 * TILE_COLS_MAX as u64 * 4;
+pub const A_BYTES: u64 = TILE_ROWS_MAX as u64 * (CHUNK_WORDS as u64 + 16) * 4;
+pub const B_BYTES: u64 = TILE_COLS_MAX as u64 * CHUNK_WORDS as u64 * 4;
+pub const SUM_BYTES: u64 = TILE_ROWS_MAX as u64 * TILE_COLS_MAX as u64 * 4;
 
 /// A tile of C within its group.
-struct Tile<'c> {
-    row: Val<'c>,
-    col: Val<'c>,
-    rows: Val<'c>,
-    cols: Val<'c>,
+pub struct Tile<'c> {
+    pub row: Val<'c>,
+    pub col: Val<'c>,
+    pub rows: Val<'c>,
+    pub cols: Val<'c>,
 }
 
 struct Scratch<'c> {
@@ -67,11 +67,11 @@ pub fn emit(cg: &Cg, name: &str, shape: &Shape) {
 }
 
 /// Tiles down and across one group.
-fn tiles_of<'c>(cg: &Cg<'c>, args: &Args<'c>, group: &Group<'c>) -> (Val<'c>, Val<'c>) {
+pub fn tiles_of<'c>(cg: &Cg<'c>, args: &Args<'c>, group: &Group<'c>) -> (Val<'c>, Val<'c>) {
     (cg.div_ceil(group.m, args.tile_rows), cg.div_ceil(args.n, args.tile_cols))
 }
 
-fn n_tiles<'c>(cg: &Cg<'c>, shape: &Shape, args: &Args<'c>) -> Val<'c> {
+pub fn n_tiles<'c>(cg: &Cg<'c>, shape: &Shape, args: &Args<'c>) -> Val<'c> {
     let of = |index| {
         let (down, across) = tiles_of(cg, args, &shape.group(cg, args, index));
         cg.mul(down, across)
@@ -85,6 +85,32 @@ fn even_part<'c>(cg: &Cg<'c>, size: Val<'c>, parts: Val<'c>, step: u32) -> Val<'
     cg.mul(cg.div_ceil(steps, cg.max(parts, 1)), i64::from(step))
 }
 
+/// Tile `y` down and `x` across.
+pub fn tile_of<'c>(
+    cg: &Cg<'c>,
+    args: &Args<'c>,
+    group: &Group<'c>,
+    (y, x): (Val<'c>, Val<'c>),
+) -> Tile<'c> {
+    let (down, across) = tiles_of(cg, args, group);
+    let tile_rows = even_part(cg, group.m, down, ROW_STEP);
+    let tile_cols = even_part(cg, args.n, across, COL_STEP);
+    let (row, col) = (cg.mul(y, tile_rows), cg.mul(x, tile_cols));
+    Tile {
+        row,
+        col,
+        rows: cg.min(cg.sub(group.m, row), tile_rows),
+        cols: cg.min(cg.sub(args.n, col), tile_cols),
+    }
+}
+
+impl<'c> Tile<'c> {
+    /// Rounding up may leave the last tile of a row or column nothing to do.
+    pub fn has_some(&self, cg: &Cg<'c>) -> Val<'c> {
+        cg.and(cg.cmp(Cmp::Gt, self.rows, 0), cg.cmp(Cmp::Gt, self.cols, 0))
+    }
+}
+
 fn group_tiles<'c>(
     cg: &Cg<'c>,
     p: &Packing,
@@ -94,9 +120,7 @@ fn group_tiles<'c>(
     group: &Group<'c>,
     (lo, hi): (Val<'c>, Val<'c>),
 ) {
-    let (down, across) = tiles_of(cg, args, group);
-    let tile_rows = even_part(cg, group.m, down, ROW_STEP);
-    let tile_cols = even_part(cg, args.n, across, COL_STEP);
+    let (down, _) = tiles_of(cg, args, group);
     let scratch = Scratch {
         a: kernel.scratch,
         b: cg.offset(kernel.scratch, A_BYTES as i64),
@@ -107,15 +131,8 @@ fn group_tiles<'c>(
     let none = cg.i64(-1);
     cg.for_(lo, hi, 1, &[none, none], |t, packed| {
         let (x, y) = (cg.div(t, down), cg.rem(t, down));
-        let (row, col) = (cg.mul(y, tile_rows), cg.mul(x, tile_cols));
-        let tile = Tile {
-            row,
-            col,
-            rows: cg.min(cg.sub(group.m, row), tile_rows),
-            cols: cg.min(cg.sub(args.n, col), tile_cols),
-        };
-        // Rounding up may leave the last tile of a row or column nothing to do.
-        let some = cg.and(cg.cmp(Cmp::Gt, tile.rows, 0), cg.cmp(Cmp::Gt, tile.cols, 0));
+        let tile = tile_of(cg, args, group, (y, x));
+        let some = tile.has_some(cg);
         let stale = |last: Val<'c>, now: Val<'c>| cg.or(cg.not(single), cg.cmp(Cmp::Ne, last, now));
         let pack = [stale(packed[0], y), stale(packed[1], x)];
         cg.if_else(
@@ -162,7 +179,7 @@ fn chunks<'c>(
     });
 }
 
-fn a_block<'c>(
+pub fn a_block<'c>(
     cg: &Cg<'c>,
     shape: &Shape,
     args: &Args<'c>,
@@ -174,6 +191,7 @@ fn a_block<'c>(
     let first = cg.add(cg.mul(row, row_stride), cg.mul(k0, col_stride));
     Block {
         elem: shape.a,
+        code: None,
         along: match shape.a_unit {
             Unit::Col => Along::K,
             Unit::Row => Along::Free,
@@ -187,7 +205,7 @@ fn a_block<'c>(
     }
 }
 
-fn b_block<'c>(
+pub fn b_block<'c>(
     cg: &Cg<'c>,
     shape: &Shape,
     args: &Args<'c>,
@@ -199,6 +217,7 @@ fn b_block<'c>(
     let first = cg.add(cg.mul(k0, row_stride), cg.mul(col, col_stride));
     Block {
         elem: shape.b,
+        code: None,
         along: match shape.b_unit {
             Unit::Col => Along::Free,
             Unit::Row => Along::K,
@@ -251,14 +270,15 @@ fn panels<'c>(
 }
 
 /// Where a panel of A meets a panel of B.
-struct Panel<'c> {
-    a: Val<'c>,
-    b: Val<'c>,
-    sums: Val<'c>,
+#[derive(Clone, Copy)]
+pub struct Panel<'c> {
+    pub a: Val<'c>,
+    pub b: Val<'c>,
+    pub sums: Val<'c>,
     /// Rows and columns of the tile from here on.
-    left: (Val<'c>, Val<'c>),
+    pub left: (Val<'c>, Val<'c>),
     /// Row and column in C.
-    corner: (Val<'c>, Val<'c>),
+    pub corner: (Val<'c>, Val<'c>),
 }
 
 /// Sums a panel pair over the chunk, and after the last chunk stores the sums in C.
@@ -282,8 +302,7 @@ fn panel_pair<'c>(
     let rest_then_store = || {
         by_size(cg, p, panel.left, sum);
         cg.when(chunk.is_last, || {
-            let rows = cg.min(rows_left, i64::from(p.rows));
-            cg.for_each(cg.i64(0), rows, 1, |r| store_row(cg, p, shape, args, group, panel, r));
+            store_rows(cg, p, shape, args, group, panel);
         });
     };
     // What needs no look at edges, and little code, goes to C from registers.
@@ -337,13 +356,26 @@ fn sums<'c>(
 }
 
 /// Where a vector of sums rests between chunks.
-fn resting_place<'c>(
+pub fn resting_place<'c>(
     cg: &Cg<'c>,
     p: &Packing,
     panel: &Panel<'c>,
     (row, vector): (u32, u32),
 ) -> Val<'c> {
     cg.at(panel.sums, Elem::F32, i64::from(row * p.cols + vector * p.lanes))
+}
+
+/// Stores what rests of a panel pair.
+pub fn store_rows<'c>(
+    cg: &Cg<'c>,
+    p: &Packing,
+    shape: &Shape,
+    args: &Args<'c>,
+    group: &Group<'c>,
+    panel: &Panel<'c>,
+) {
+    let rows = cg.min(panel.left.0, i64::from(p.rows));
+    cg.for_each(cg.i64(0), rows, 1, |r| store_row(cg, p, shape, args, group, panel, r));
 }
 
 /// Stores what rests of one row, `r`, of a panel pair.
@@ -367,7 +399,7 @@ fn store_row<'c>(
 }
 
 /// Runs `body` for the smallest number of rows and vectors that has room for what is left.
-fn by_size<'c>(
+pub fn by_size<'c>(
     cg: &Cg<'c>,
     p: &Packing,
     (rows_left, cols_left): (Val<'c>, Val<'c>),
