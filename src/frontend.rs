@@ -19,6 +19,9 @@ pub struct ModelArgs {
     /// Override a constant of the model; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub sets: Vec<String>,
+    /// Store values and compute products as this precision block says; f32 throughout without one
+    #[arg(long, value_name = "NAME")]
+    pub precision: Option<String>,
 }
 
 /// A loaded program.
@@ -37,7 +40,7 @@ impl ModelArgs {
                 None => bail!("--set {set}: expected NAME=VALUE"),
             }
         }
-        Ok(Overrides { config, shrink: false, sets })
+        Ok(Overrides { config, shrink: false, sets, precision: self.precision.clone() })
     }
 }
 

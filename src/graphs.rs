@@ -56,7 +56,8 @@ pub fn open(model: &ModelArgs, options: &[(&str, bool)]) -> Result<Graph> {
     let path = &model.model;
     let mut given = options.iter().filter(|(_, given)| *given).map(|(name, _)| *name);
     let set = (!model.sets.is_empty()).then_some("--set");
-    if let Some(option) = set.or_else(|| given.next()) {
+    let precision = model.precision.as_ref().map(|_| "--precision");
+    if let Some(option) = set.or(precision).or_else(|| given.next()) {
         bail!("{option} changes what is compiled, and {} is compiled already", path.display());
     }
     Ok(Graph::open(path)?)
@@ -285,6 +286,9 @@ fn command(model: &ModelArgs, purpose: &str, block: Option<&str>) -> String {
     let mut command = format!("weft compile {} --for {purpose} -o X.weft", model.model.display());
     for set in &model.sets {
         command += &format!(" --set {set}");
+    }
+    if let Some(precision) = &model.precision {
+        command += &format!(" --precision {precision}");
     }
     if let Some(block) = block {
         command += &format!(" --train {block}");

@@ -141,7 +141,7 @@ fn what_later_versions_bring_is_refused() {
     assert_eq!(said("precision p { compute = f32 }\nparallel q { data = 1 }"), [""; 0]);
     assert_eq!(
         said("precision p { gemm \"layers.*\" { format = e4m3 } }"),
-        ["not available yet: a precision of its own for some products; leave `gemm` out"]
+        ["not available yet: formats of products; leave `gemm` out"]
     );
     assert_eq!(
         said("parallel p { pipeline = 16 }"),

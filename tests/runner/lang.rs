@@ -1,7 +1,7 @@
-//! `lang [train|infer], [B=4], [S<=16], [T<=32], [segments], [shrink], [set name=value]`: what is
-//! said about a `.model` file, as a terminal shows it, and if there is no error the IR it becomes,
-//! without places. `# config: {..}` is the `config.json` of a checkpoint. `use` finds files beside
-//! the test or in `models/`.
+//! `lang [train|infer], [B=4], [S<=16], [T<=32], [segments], [shrink], [set name=value],
+//! [precision NAME]`: what is said about a `.model` file, as a terminal shows it, and if there is
+//! no error the IR it becomes, without places. `# config: {..}` is the `config.json` of a
+//! checkpoint. `use` finds files beside the test or in `models/`.
 
 use std::path::Path;
 
@@ -25,6 +25,9 @@ pub fn run(case: &Case) -> Result<Outcome, String> {
             "infer" => purpose = Purpose::Infer,
             "segments" => settings.segments = true,
             "shrink" => overrides.shrink = true,
+            _ if option.starts_with("precision ") => {
+                overrides.precision = Some(option["precision ".len()..].trim().into());
+            }
             _ if option.starts_with("set ") => {
                 let set = option["set ".len()..].split_once('=').ok_or("`set name=value`")?;
                 overrides.sets.push((set.0.trim().into(), set.1.trim().into()));

@@ -15,6 +15,7 @@ mod unused;
 
 use crate::ast::{self, Item, Program};
 use crate::diag::{self, Diag};
+use crate::settings;
 use crate::source::{FileId, SourceMap, Span};
 pub use consts::Const;
 pub(crate) use place::{schedule_names, words_of};
@@ -33,6 +34,8 @@ pub struct Overrides {
     pub shrink: bool,
     /// `--set name=value`.
     pub sets: Vec<(String, String)>,
+    /// `--precision name`.
+    pub precision: Option<String>,
 }
 
 /// Elaborate the model of the program's first file. All that is wrong goes to `diags`; `None` if
@@ -49,7 +52,11 @@ pub fn elaborate<'a>(
         unused::check(module, map, diags);
     }
     let model = the_model(program, diags)?;
-    let tree = place::place(&modules, model, blocks(program), overrides, diags);
+    let mut tree = place::place(&modules, model, blocks(program), overrides, diags);
+    if let Some(name) = &overrides.precision {
+        let asked = format!("--precision {name}");
+        settings::choose_precision(&mut tree, name, (model.name.span, &asked), diags);
+    }
     diag::drop_repeated(diags);
     Some(tree)
 }

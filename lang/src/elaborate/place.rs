@@ -7,10 +7,11 @@ use indexmap::IndexMap;
 
 use super::consts::{Closure, Const};
 use super::eval::{Eval, Scope};
-use super::tree::{Body, InstId, Instance, Member, Prefix, StoreDecl, Tree};
+use super::tree::{Body, ComputeTypes, InstId, Instance, Member, Prefix, StoreDecl, Tree};
 use super::{Overrides, Reported, overrides};
 use crate::ast::{self, ConstantValue, ParamKind};
 use crate::diag::Diag;
+use crate::settings::Precision;
 use crate::source::Span;
 
 /// Place `model` and all that it holds.
@@ -56,7 +57,8 @@ pub fn place<'a>(
     let name = model.name.text.clone();
     let mut schedules = schedule_names(&model.members);
     schedules.extend(modules.iter().flat_map(|m| schedule_names(&m.members)));
-    Tree { name, instances, root, stores, loss, config, blocks, schedules }
+    let (precision, compute) = (Precision::default(), ComputeTypes::default());
+    Tree { name, instances, root, stores, loss, config, blocks, precision, compute, schedules }
 }
 
 /// The schedules that `members` declare, under any condition.

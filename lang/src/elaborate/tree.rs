@@ -13,6 +13,7 @@ use weft_ir::ty::DType;
 
 use super::consts::Const;
 use crate::ast;
+use crate::settings::Precision;
 use crate::source::Span;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -103,8 +104,27 @@ pub struct Tree<'a> {
     pub loss: Option<&'a ast::Loss>,
     pub config: Option<&'a ast::Config>,
     pub blocks: Vec<&'a ast::Block>,
+    /// The chosen precision block, and what it makes of the instances.
+    pub precision: Precision,
+    pub compute: ComputeTypes,
     /// Every schedule that the model or a module of the program declares, placed or not.
     pub schedules: Vec<&'a str>,
+}
+
+/// What named values are stored as, module by module: the chosen `precision` block, decided for
+/// every instance. Without one, f32.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ComputeTypes {
+    /// By instance; those beyond the end are f32.
+    pub of_instance: Vec<DType>,
+    /// What a decode step keeps, where that is not its module's type.
+    pub cache: Option<DType>,
+}
+
+impl ComputeTypes {
+    pub fn of(&self, inst: InstId) -> DType {
+        self.of_instance.get(inst.0 as usize).copied().unwrap_or(DType::F32)
+    }
 }
 
 impl<'a> Tree<'a> {

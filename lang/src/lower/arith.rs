@@ -14,6 +14,7 @@ use crate::source::Span;
 impl Lower<'_, '_> {
     pub fn unary(&mut self, op: Op, x: Value, span: Span) -> Lowering<Value> {
         let t = self.as_tensor(x, span)?;
+        let t = self.in_f32(t, span)?;
         let id = self.emit(span, op, &[t.id], Attrs::new())?;
         Ok(Value::Tensor(Tensor { id, ..t }))
     }
@@ -22,12 +23,19 @@ impl Lower<'_, '_> {
     pub fn pointwise(&mut self, op: Op, x: Value, y: Value, span: Span) -> Lowering<Value> {
         let (x, y) = match (x, y) {
             (Value::Poison, _) | (_, Value::Poison) => return Err(Reported),
-            (Value::Const(c), Value::Tensor(t)) => (self.number_like(&c, &t, span)?, t),
+            (Value::Const(c), Value::Tensor(t)) => {
+                let t = self.in_f32(t, span)?;
+                (self.number_like(&c, &t, span)?, t)
+            }
             (Value::Tensor(t), Value::Const(c)) => {
+                let t = self.in_f32(t, span)?;
                 let c = self.number_like(&c, &t, span)?;
                 (t, c)
             }
-            (x, y) => (self.as_tensor(x, span)?, self.as_tensor(y, span)?),
+            (x, y) => {
+                let (x, y) = (self.as_tensor(x, span)?, self.as_tensor(y, span)?);
+                (self.in_f32(x, span)?, self.in_f32(y, span)?)
+            }
         };
         let (x, y) = self.broadcast_pair(x, y, span)?;
         let id = self.emit(span, op, &[x.id, y.id], Attrs::new())?;

@@ -157,6 +157,7 @@ impl<'a> Lower<'a, '_> {
         let a = self.required(args, "a", env)?;
         let b = self.required(args, "b", env)?;
         let (a, b) = (self.scalar(a, span)?, self.scalar(b, span)?);
+        let (a, b) = (self.in_f32(a, span)?, self.in_f32(b, span)?);
         let (a, b) = self.broadcast_pair(a, b, span)?;
         let (c, a) = self.broadcast_pair(c, a, span)?;
         let (b, _) = self.broadcast_pair(b, a.clone(), span)?;

@@ -62,6 +62,7 @@ impl<'a> Lower<'a, '_> {
             each: None,
             lead: 0,
             emits_visible: false,
+            compute: self.tree.compute.of(inst),
         }
     }
 
@@ -92,13 +93,11 @@ impl<'a> Lower<'a, '_> {
         }
         for (arg, value) in forward.args.iter().zip(args) {
             let value = match value {
-                Value::Tensor(t) => Value::Tensor(self.fits(
-                    &t,
-                    &arg.ty,
-                    env,
-                    span,
-                    &format!("`{}`", arg.name.text),
-                )?),
+                Value::Tensor(t) => {
+                    let t = self.declared(t, &arg.ty, env.compute, span)?;
+                    let what = format!("`{}`", arg.name.text);
+                    Value::Tensor(self.fits(&t, &arg.ty, env, span, &what)?)
+                }
                 Value::Poison => return Err(Reported),
                 other => {
                     let why = format!("`{}` needs a tensor, found {}", arg.name.text, other.kind());
@@ -122,6 +121,7 @@ impl<'a> Lower<'a, '_> {
     ) -> Lowering<Tensor> {
         let found = self.ty(t.id);
         let dtype = match &ty.dtype {
+            None if found.dtype.is_float() => found.dtype,
             None => DType::F32,
             Some(n) => match DType::from_name(&n.text) {
                 Some(d) => d,
@@ -216,6 +216,7 @@ impl<'a> Lower<'a, '_> {
         let mut out = vec![];
         for (value, ty) in results.into_iter().zip(&forward.results) {
             let t = self.as_tensor(value, end)?;
+            let t = self.declared(t, ty, env.compute, end)?;
             out.push(Value::Tensor(self.fits(&t, ty, env, end, "the result")?));
         }
         Ok(out)

@@ -19,6 +19,7 @@ impl<'a> Lower<'a, '_> {
         let x = self.tensor_arg(args, env)?;
         let y = self.tensor_or_weights(args, env)?;
         self.contracts(&x, &y, span)?;
+        let (x, y) = (self.operand(x, env, span)?, self.operand(y, env, span)?);
         let id = if y.batched {
             let Some((_, ragged)) = self.ragged_of(&x) else {
                 return self.error(span, "inside `each`, `matmul` takes rows and a weight");
@@ -59,6 +60,7 @@ impl<'a> Lower<'a, '_> {
         let span = args.span;
         let x = self.tensor_arg(args, env)?;
         let g = self.tensor_arg(args, env)?;
+        let (x, g) = (self.in_f32(x, span)?, self.in_f32(g, span)?);
         let eps = self.number_arg_or(args, "eps", 1e-6, env)?;
         let attrs = Attrs::new().float("eps", eps);
         let id = self.emit_all(span, Op::RmsNorm, &[x.id, g.id], attrs)?[0];
@@ -70,6 +72,7 @@ impl<'a> Lower<'a, '_> {
         let x = self.tensor_arg(args, env)?;
         let positions = self.tensor_arg(args, env)?;
         let freq = self.tensor_arg(args, env)?;
+        let (x, freq) = (self.in_f32(x, span)?, self.in_f32(freq, span)?);
         let interleaved = self.flag_arg(args, "interleaved", true, env)?;
         let attrs = Attrs::new().flag("interleaved", interleaved);
         let id = self.emit(span, Op::Rotary, &[x.id, positions.id, freq.id], attrs)?;
@@ -82,12 +85,15 @@ impl<'a> Lower<'a, '_> {
         name: &'static str,
         env: &mut Env,
     ) -> Lowering<Vec<Tensor>> {
-        match self.required(args, name, env)? {
-            Value::Tuple(items) => {
-                items.into_iter().map(|i| self.as_tensor(i, args.span)).collect()
-            }
-            one => Ok(vec![self.as_tensor(one, args.span)?]),
-        }
+        let values = match self.required(args, name, env)? {
+            Value::Tuple(items) => items,
+            one => vec![one],
+        };
+        let part = |lower: &mut Self, value| {
+            let t = lower.as_tensor(value, args.span)?;
+            lower.operand(t, env, args.span)
+        };
+        values.into_iter().map(|value| part(self, value)).collect()
     }
 
     pub fn attention(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
@@ -96,6 +102,7 @@ impl<'a> Lower<'a, '_> {
         let k = self.parts(args, "k", env)?;
         let v = self.required(args, "v", env)?;
         let v = self.as_tensor(v, span)?;
+        let v = self.operand(v, env, span)?;
         let scale = self.required(args, "scale", env)?;
         let scale = self.finite(scale, "scale", span)?;
         let causal = self.flag_arg(args, "causal", true, env)?;
@@ -134,6 +141,7 @@ impl<'a> Lower<'a, '_> {
     pub fn cross_entropy(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
         let span = args.span;
         let logits = self.tensor_arg(args, env)?;
+        let logits = self.in_f32(logits, span)?;
         let targets = self.tensor_arg(args, env)?;
         let each =
             self.emit_all(span, Op::CrossEntropy, &[logits.id, targets.id], Attrs::new())?[0];

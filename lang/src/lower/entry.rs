@@ -10,7 +10,7 @@ use weft_ir::attr::{Attr, Attrs};
 use weft_ir::dim::{Dim, SymKind};
 use weft_ir::module::{Func, Module, Store, ValueId};
 use weft_ir::op::Op;
-use weft_ir::ty::Type;
+use weft_ir::ty::{DType, Type};
 
 use super::function::{Class, Function, Key};
 use super::update::Emitted;
@@ -157,6 +157,7 @@ impl<'a> Lower<'a, '_> {
             let ty = self.entry_type(arg, &env)?;
             let function = self.f();
             let id = function.builder.param(&arg.name.text, ty);
+            function.token_dims.set(id, arg.ty.dims.iter().map(counts_tokens).collect());
             function.params.insert(Key::Input(i), (id, Class::Carry));
             let mut t = self.tensor(id);
             t.labels = arg.ty.dims.iter().map(dim_span).collect();
@@ -202,6 +203,7 @@ impl<'a> Lower<'a, '_> {
             id = self.emit(span, Op::Add, &[id, start], Attrs::new())?;
         }
         self.b().name(id, "positions");
+        self.f().token_dims.set(id, vec![true, true]);
         self.f().positions = Some(id);
         Ok(id)
     }
@@ -241,7 +243,8 @@ impl<'a> Lower<'a, '_> {
         let mut results = vec![];
         for (i, v) in values.into_iter().enumerate() {
             let name = if i == 0 { "logits".to_string() } else { format!("result.{i}") };
-            results.push((name, self.as_tensor(v, span)?.id));
+            let t = self.as_tensor(v, span)?;
+            results.push((name, self.in_f32(t, span)?.id));
         }
         Ok(results)
     }
@@ -287,6 +290,7 @@ impl<'a> Lower<'a, '_> {
         };
         env.locals.insert("result".into(), result);
         env.emits_visible = true;
+        env.compute = DType::F32;
         let before: Vec<String> = env.locals.keys().cloned().collect();
         let objective = self.body(&block.body, &mut env)?;
         let objective = self.objective(objective, block)?;
@@ -305,9 +309,10 @@ impl<'a> Lower<'a, '_> {
                 "" => format!("emit.{}", e.name),
                 p => format!("emit.{p}.{}", e.name),
             };
-            let (name, ty) = (e.name.clone(), self.ty(e.value));
+            let value = self.id_in_f32(e.value, e.span)?;
+            let (name, ty) = (e.name.clone(), self.ty(value));
             emitted.push(Emitted { path: e.path, name, result: result.clone(), ty });
-            results.push((result.clone(), e.value));
+            results.push((result.clone(), value));
             emits.push(EmitInfo { result, name: e.name, starts: e.starts });
         }
         let func = self.close(results);
@@ -334,6 +339,18 @@ impl<'a> Lower<'a, '_> {
             return Err(Reported);
         }
         Ok(id)
+    }
+}
+
+/// Whether an input's dim is the batch or the positions.
+fn counts_tokens(dim: &ast::Dim) -> bool {
+    let name = |e: &ast::Expr| match &e.kind {
+        ast::ExprKind::Path(p) => p.single().map(|n| n.text.clone()),
+        _ => None,
+    };
+    match dim {
+        ast::Dim::Rest(_) => false,
+        ast::Dim::Expr(e) => matches!(name(e).as_deref(), Some("B" | "S" | "T")),
     }
 }
 

@@ -11,6 +11,7 @@ use weft_ir::builder::Builder;
 use weft_ir::dim::SymId;
 use weft_ir::module::{Def, Func, ValueId};
 
+use super::tokens::TokenDims;
 use super::value::Ragged;
 use crate::elaborate::InstId;
 use crate::source::Span;
@@ -59,6 +60,7 @@ pub struct Function {
     pub passing_names: BTreeSet<ValueId>,
     /// Positions of this call's tokens, in an entry.
     pub positions: Option<ValueId>,
+    pub token_dims: TokenDims,
 }
 
 impl Function {
@@ -72,6 +74,7 @@ impl Function {
             ragged: IndexMap::new(),
             passing_names: BTreeSet::new(),
             positions: None,
+            token_dims: TokenDims::default(),
         }
     }
 

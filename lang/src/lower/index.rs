@@ -15,7 +15,9 @@ impl<'a> Lower<'a, '_> {
         let id = self.emit(args.span, Op::Gather, &[table.id, ids.id], Attrs::new())?;
         let mut labels = ids.labels;
         labels.extend(table.labels.last().copied());
-        Ok(Value::Tensor(Tensor { id, labels, batched: false }))
+        // Rounded behind the table's rows, not the table: its derivative stays f32.
+        let rows = Tensor { id, labels, batched: false };
+        Ok(Value::Tensor(self.named(rows, env.compute, args.span)?))
     }
 
     pub fn take(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
@@ -41,6 +43,7 @@ impl<'a> Lower<'a, '_> {
 
     pub fn topk(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
         let x = self.tensor_arg(args, env)?;
+        let x = self.in_f32(x, args.span)?;
         let k = self.size_arg(args, "k", env)?;
         let id = self.emit(args.span, Op::Topk, &[x.id], Attrs::new().int("k", k as i64))?;
         Ok(self.value(id))
@@ -48,6 +51,7 @@ impl<'a> Lower<'a, '_> {
 
     pub fn grouped_topk(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
         let x = self.tensor_arg(args, env)?;
+        let x = self.in_f32(x, args.span)?;
         let k = self.size_arg(args, "k", env)?;
         let groups = self.size_arg(args, "groups", env)?;
         let kept = self.size_arg(args, "kept", env)?;
@@ -92,6 +96,7 @@ impl<'a> Lower<'a, '_> {
         let ragged = Ragged { offsets, order, tokens: tokens.to_vec(), active, experts };
         self.f().ragged.insert(sym, ragged);
         let attrs = Attrs::new().int("active", active as i64);
+        let x = self.operand(x, env, span)?;
         let rows = self.emit(span, Op::Dispatch, &[x.id, order], attrs)?;
         let labels = vec![None, x.labels.last().copied().flatten()];
         Ok(Value::Tensor(Tensor { id: rows, labels, batched: false }))
@@ -117,6 +122,7 @@ impl<'a> Lower<'a, '_> {
         if self.dims(&choice) != expected {
             return self.error(span, "`combine` takes the choice that the rows were made with");
         }
+        let (rows, weights) = (self.operand(rows, env, span)?, self.operand(weights, env, span)?);
         let attrs =
             Attrs::new().dims("tokens", ragged.tokens.clone()).int("active", ragged.active as i64);
         let id = self.emit(span, Op::Combine, &[rows.id, ragged.order, weights.id], attrs)?;

@@ -9,6 +9,7 @@ mod arith;
 mod builtin;
 mod call;
 mod composite;
+mod compute;
 mod entry;
 mod expr;
 mod function;
@@ -16,6 +17,7 @@ mod index;
 mod repeat;
 mod shape;
 mod stmt;
+mod tokens;
 mod update;
 mod value;
 
@@ -28,7 +30,7 @@ use weft_ir::dim::{Dim, SymId, SymKind};
 use weft_ir::module::{Module, ValueId};
 use weft_ir::op::Op;
 use weft_ir::rules::TypeError;
-use weft_ir::ty::Type;
+use weft_ir::ty::{DType, Type};
 
 use crate::ast;
 use crate::diag::Diag;
@@ -82,6 +84,8 @@ struct Env {
     lead: usize,
     /// Names of the loss block may be emits.
     emits_visible: bool,
+    /// What values with a name are stored as.
+    compute: DType,
 }
 
 type Lowering<T> = Result<T, Reported>;
@@ -272,8 +276,10 @@ impl<'a> Lower<'a, '_> {
             Key::Segments => ("segments", vec![self.batch, self.seq]),
             _ => ("positions", vec![self.batch, self.seq]),
         };
+        let n_dims = dims.len();
         let function = &mut self.functions[depth];
         let id = function.builder.param(name, Type::i32(dims));
+        function.token_dims.set(id, vec![true; n_dims]);
         function.params.insert(key, (id, Class::Shared));
         id
     }

@@ -8,6 +8,7 @@ use weft_ir::op::Op;
 
 use super::expr::one_or_tuple;
 use super::function::{Class, Emit, Function, Key};
+use super::tokens::Counts;
 use super::value::{Tensor, Value};
 use super::{Env, Lower, Lowering};
 use crate::ast;
@@ -55,9 +56,12 @@ impl<'a> Lower<'a, '_> {
         };
         for (i, value) in carried.into_iter().enumerate() {
             let t = self.as_tensor(value, span)?;
+            let t = self.handed(t, inst, i, span)?;
             let ty = self.ty(t.id);
+            let counts = self.token_dims(t.id);
             let arg = arg_names.get(i).map_or("x", String::as_str);
             let id = function.builder.param(arg, ty);
+            function.token_dims.set(id, counts);
             function.params.insert(Key::Input(i), (id, Class::Carry));
             inner.push(Value::Tensor(Tensor { id, ..t.clone() }));
             handed.push(t);
@@ -69,7 +73,7 @@ impl<'a> Lower<'a, '_> {
                 self.name_passing(t.id, "out");
             }
         }
-        let function = self.functions.pop().expect("pushed above");
+        let mut function = self.functions.pop().expect("pushed above");
         let results = results?;
         if results.len() != handed.len() {
             let why = format!(
@@ -90,6 +94,8 @@ impl<'a> Lower<'a, '_> {
         let carry = outs.len();
         let emits = function.emits.clone();
         outs.extend(function.emits.iter().map(|e| e.value));
+        let counts = outs.iter().map(|v| function.token_dims.of(&function.builder.func, *v));
+        let counts: Vec<Counts> = counts.collect();
         let caches: Vec<String> = function.caches.keys().cloned().collect();
         outs.extend(function.caches.values());
         let (mut func, keys) = function.finish(outs);
@@ -119,6 +125,12 @@ impl<'a> Lower<'a, '_> {
         let builder = &mut self.functions[depth].builder;
         let made = builder.emit_calling(&self.module, Op::Repeat, &operands, attrs);
         let made = self.typed(span, made)?;
+        for (i, (id, mut counts)) in made.iter().zip(counts).enumerate() {
+            if i >= carry {
+                counts.insert(0, false);
+            }
+            self.f().token_dims.set(*id, counts);
+        }
         let path = self.tree.get(inst).path.clone();
         made[..carry].iter().for_each(|id| self.name_passing(*id, &path));
         for (e, value) in emits.into_iter().zip(&made[carry..]) {

@@ -93,6 +93,7 @@ impl<'a> Lower<'a, '_> {
     ) -> Lowering<Value> {
         let span = args.span;
         let t = self.tensor_arg(args, env)?;
+        let t = self.in_f32(t, span)?;
         let axis = self.optional_number(args, "axis", env)?;
         let ty = self.ty(t.id);
         let over: Vec<usize> = match axis {
@@ -121,6 +122,7 @@ impl<'a> Lower<'a, '_> {
     pub fn sequence_mean(&mut self, args: &mut Args<'a>, env: &mut Env) -> Lowering<Value> {
         let span = args.span;
         let t = self.tensor_arg(args, env)?;
+        let t = self.in_f32(t, span)?;
         let dims = self.ty(t.id).dims;
         let all: Vec<i64> = (0..dims.len() as i64).collect();
         let sum = self.emit(span, Op::ReduceSum, &[t.id], Attrs::new().ints("dims", all))?;
@@ -186,6 +188,11 @@ impl<'a> Lower<'a, '_> {
             return self.error(span, "`concat` of nothing");
         };
         let axis = self.axis(&first, axis, env, span)?;
+        let types: Vec<DType> = tensors.iter().map(|t| self.ty(t.id).dtype).collect();
+        if types.iter().any(|dtype| *dtype != types[0]) {
+            let all: Lowering<Vec<_>> = tensors.into_iter().map(|t| self.in_f32(t, span)).collect();
+            tensors = all?;
+        }
         let ids: Vec<_> = tensors.iter().map(|t| t.id).collect();
         let id = self.emit(span, Op::Concat, &ids, Attrs::new().int("dim", axis as i64))?;
         let mut labels = first.labels;

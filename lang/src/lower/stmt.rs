@@ -66,6 +66,7 @@ impl<'a> Lower<'a, '_> {
     fn emission(&mut self, e: &'a ast::NamedValue, env: &mut Env) -> Lowering<()> {
         let value = self.expr(&e.value, env)?;
         let t = self.as_tensor(value, e.value.span)?;
+        let t = self.named(t, env.compute, e.value.span)?;
         let inst = self.tree.get(env.inst);
         let (path, starts) = (inst.path.clone(), inst.prefix.starts.clone());
         let name = e.name.text.clone();
@@ -106,6 +107,7 @@ impl<'a> Lower<'a, '_> {
             }
         };
         for (name, value) in bind.targets.iter().zip(values) {
+            let value = self.named_value(value, env.compute, bind.value.span)?;
             if let Value::Tensor(t) = &value {
                 self.name_value(t.id, &name.text);
             }
@@ -118,6 +120,8 @@ impl<'a> Lower<'a, '_> {
     fn cache(&mut self, c: &'a ast::NamedValue, env: &mut Env) -> Lowering<Value> {
         let value = self.expr(&c.value, env)?;
         let t = self.as_tensor(value, c.value.span)?;
+        let kept = self.tree.compute.cache.filter(|_| self.settings.cache.is_some());
+        let t = self.named(t, kept.unwrap_or(env.compute), c.value.span)?;
         let dims = self.dims(&t);
         if dims.len() < 2 || dims[..2] != [self.batch, self.seq] {
             let why = format!("a cached value is [B, S, ..], found {}", self.show_dims(&dims));

@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use weft_ir::attr::Attrs;
 use weft_ir::module::{StoreKind, ValueId};
 use weft_ir::op::Op;
-use weft_ir::ty::Type;
+use weft_ir::ty::{DType, Type};
 
 use super::function::{Class, Function, Key};
 use super::value::{Tensor, Value};
@@ -41,6 +41,7 @@ impl<'a> Lower<'a, '_> {
             }
             let mut env = self.env(InstId(i as u32));
             env.lead = inst.levels.len();
+            env.compute = DType::F32;
             self.read_emitted(emitted, &mut env);
             for rule in inst.updates.iter().flat_map(|u| &u.rules) {
                 failed |= self.update_rule(rule, &mut env, &mut results).is_err();
@@ -150,6 +151,7 @@ impl<'a> Lower<'a, '_> {
         }
         let mut total: Option<Value> = None;
         for id in all {
+            let id = self.id_in_f32(id, span)?;
             let rank = self.ty(id).rank() as i64;
             let dims: Vec<i64> = (0..rank).collect();
             let sum = match rank {

@@ -1,4 +1,4 @@
-//! The blocks `precision`, `parallel` and `serve`: their keys are known, and what this version does
+//! The blocks `parallel` and `serve`: their keys are known, and what this version does
 //! not do is refused.
 //!
 //! A key is available with the one value that says what is done anyway: f32, one device, one
@@ -27,14 +27,6 @@ enum Now {
     None,
 }
 
-const PRECISION: &[Known] = &[
-    Known { name: "compute", asks: "computing in another type than f32", now: Now::Type("f32") },
-    Known { name: "weights", asks: "weights of another type than f32", now: Now::Type("f32") },
-    Known { name: "moments", asks: "moments of another type than f32", now: Now::Type("f32") },
-    Known { name: "cache", asks: "a cache of another type than f32", now: Now::Type("f32") },
-    Known { name: "gemm", asks: "a precision of its own for some products", now: Now::None },
-];
-
 const PARALLEL: &[Known] = &[
     Known { name: "data", asks: "data parallelism", now: Now::Number(1.0) },
     Known { name: "pipeline", asks: "pipeline parallelism", now: Now::Number(1.0) },
@@ -55,10 +47,9 @@ const SERVE: &[Known] = &[
 /// Refuse every entry that means more than what this version does anyway.
 pub fn check(tree: &Tree, block: &ast::Block, diags: &mut Vec<Diag>) {
     let known = match block.kind {
-        BlockKind::Precision => PRECISION,
         BlockKind::Parallel => PARALLEL,
         BlockKind::Serve => SERVE,
-        BlockKind::Train => return,
+        BlockKind::Precision | BlockKind::Train => return,
     };
     let mut keys = Keys { tree, diags };
     keys.twice(&block.entries.iter().collect::<Vec<_>>());

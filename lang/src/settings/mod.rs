@@ -1,8 +1,9 @@
 //! What the blocks `train`, `precision`, `parallel` and `serve` say, typed and checked.
 //!
-//! `train` is one block's settings, `available` checks the other blocks and refuses what this
-//! version does not do, `published` writes the model's constants as a `config.json`. The structs
-//! here serialize to the form that the runtime reads back from an executable graph.
+//! `train` is one block's settings, `precision` another's, with the `selector`s of its rules;
+//! `available` checks the other blocks and refuses what this version does not do, `published`
+//! writes the model's constants as a `config.json`. The structs here serialize to the form that the
+//! runtime reads back from an executable graph.
 //!
 //! `--set NAME=VALUE` names a constant of the model first; a name that is no constant is a key of
 //! the train block. So `--set depth=4 --set steps=20` changes one of each, and a model with a
@@ -10,16 +11,20 @@
 
 mod available;
 mod keys;
+mod precision;
 mod published;
 mod schedule;
+mod selector;
 mod train;
 
+pub use precision::{Precision, choose as choose_precision};
 pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};
 pub use train::{AdamW, TrainSettings, train};
 
 use crate::ast;
 use crate::diag::Diag;
+use crate::elaborate::tree::Body;
 use crate::elaborate::{self, Tree};
 
 /// Check every block of the model, whether it will be used or not.
@@ -34,9 +39,25 @@ pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
             ast::BlockKind::Train => {
                 train::of_block(tree, block, &[], diags);
             }
+            ast::BlockKind::Precision => {
+                let precision = precision::read(tree, block, diags);
+                // A library's rules are for the models that choose them.
+                if beside_a_model(tree, block) {
+                    precision::resolve(&precision, tree, diags);
+                }
+            }
             _ => available::check(tree, block, diags),
         }
     }
+}
+
+/// Whether the block was written for this model or one it comes from.
+fn beside_a_model(tree: &Tree, block: &ast::Block) -> bool {
+    let members = match tree.root().body {
+        Body::Model(model) => &model.members[..],
+        Body::Module(module) => &module.members[..],
+    };
+    members.iter().any(|m| matches!(m, ast::Member::Block(b) if b.span == block.span))
 }
 
 /// `--set` values for the model's constants, and those for the train block.

@@ -362,12 +362,16 @@ impl Tape {
         l
     }
 
-    /// Made from nothing, or from one value whose elements are all there.
+    /// Made from nothing, or from one value whose elements are all there, perhaps in fewer bits.
     fn is_moved(&self, v: ValueId) -> bool {
         let Some(op) = self.func.def_op(v).map(|op| self.func.op(op)) else { return false };
         let source = op.operands.is_empty();
         let one = op.op.has(Trait::Movement) && op.operands.len() == 1 && op.op != Op::Slice;
-        source || one
+        let widened = op.op == Op::Convert && {
+            let (from, to) = (self.func.ty(op.operands[0]).dtype, self.func.ty(v).dtype);
+            from.is_float() && to.is_float() && from.bits() < to.bits()
+        };
+        source || one || widened
     }
 
     /// `saved` without what the rest and the parameters give back cheaply.

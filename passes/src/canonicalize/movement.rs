@@ -26,6 +26,8 @@ pub const RULES: &[Rule] = &[
         let perm: Vec<i64> = p.iter().map(|i| q[*i] as i64).collect();
         c.make(Op::Transpose, &[inner.operands[0]], Attrs::new().ints("perm", perm))
     }),
+    // what is done to each element is done before it moves: a product takes the transpose
+    (Op::Convert,   "convert.transpose", |c, n| { let t = c.def(n.x[0], Op::Transpose)?; let x = c.make(Op::Convert, &t.operands, n.attrs.clone())?; c.make(Op::Transpose, &[x], t.attrs) }),
     // nothing repeats
     (Op::Broadcast, "broadcast.same",   |c, n| when(n.attrs.get_dims("shape")? == c.dims(n.x[0]), n.x[0])),
     // dims of 1 are added: a reshape

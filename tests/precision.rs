@@ -1,0 +1,101 @@
+//! Compute types, on the interpreter: `nano` in bf16 computes what it computes in f32 but for its
+//! rounding.
+
+use std::path::Path;
+
+use weft_ir::interp::{Interp, Precision, Tensor};
+use weft_ir::module::{Func, Init, Module, ValueId};
+use weft_ir::ty::DType;
+use weft_lang::elaborate::{Overrides, elaborate};
+use weft_lang::lower::{Purpose, Settings, Size, lower};
+use weft_passes::{PassCx, run_pipeline};
+
+/// `@grad` of a shrunken model after every pass.
+fn gradients(precision: Option<&str>) -> Module {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano.model");
+    let (program, map, mut diags) = weft_lang::load(&path, &|p| std::fs::read_to_string(p));
+    let overrides = Overrides {
+        shrink: true,
+        precision: precision.map(str::to_string),
+        ..Overrides::default()
+    };
+    let tree = elaborate(&program, &map, &overrides, &mut diags).expect("a model");
+    let settings =
+        Settings { batch: Size::Fixed(2), seq: Size::Fixed(8), segments: false, cache: None };
+    let lowered = lower(&program, &tree, &map, Purpose::Train, settings, &mut diags);
+    assert!(diags.is_empty(), "{diags:?}");
+    let mut module = lowered.expect("no diagnostics").module;
+    let cx = PassCx { gradients: true, ..PassCx::default() };
+    run_pipeline(&mut module, &cx, &mut |_, _| {}).expect("passes run");
+    module
+}
+
+/// The same numbers for a name and size in every module.
+fn drawn(name: &str, dims: &[usize]) -> Vec<f64> {
+    let mut state = name.bytes().fold(17u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+    let mut unit = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..dims.iter().product()).map(|_| 0.6 * (unit() - 0.5)).collect()
+}
+
+fn argument(module: &Module, func: &Func, param: ValueId) -> Tensor {
+    let data = func.value(param);
+    let name = data.name.as_deref().unwrap_or("");
+    let fixed = |d: &weft_ir::dim::Dim| d.as_fixed().expect("fixed dims") as usize;
+    let dims: Vec<usize> = data.ty.dims.iter().map(fixed).collect();
+    match module.stores.get(name).map(|s| s.init) {
+        Some(Init::Constant(x)) => Tensor::full(data.ty.dtype, &dims, x),
+        _ if data.ty.dtype == DType::I32 => {
+            let n: usize = dims.iter().product();
+            Tensor::i32(&dims, (0..n as i64).map(|i| i * 7 % 32).collect())
+        }
+        _ => Tensor::float(data.ty.dtype, &dims, drawn(name, &dims)),
+    }
+}
+
+/// The results of `@grad` by name.
+fn run(module: &Module) -> Vec<(String, Tensor)> {
+    let id = module.find("grad").expect("an entry");
+    let func = module.func(id);
+    let args = func.params.iter().map(|p| argument(module, func, *p)).collect();
+    let results = Interp::new(module, Precision::Stated).run(id, args).expect("it runs");
+    func.result_names.iter().cloned().zip(results).collect()
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.numbers(), b.numbers());
+    assert_eq!(a.len(), b.len());
+    let moved: f64 = a.iter().zip(&b).map(|(x, y)| (x - y) * (x - y)).sum();
+    let norm: f64 = b.iter().map(|y| y * y).sum();
+    if norm == 0.0 { moved.sqrt() } else { (moved / norm).sqrt() }
+}
+
+#[test]
+fn a_model_in_bf16_computes_what_it_does_in_f32_but_for_rounding() {
+    let (f32, bf16) = (run(&gradients(None)), run(&gradients(Some("bf16"))));
+    let names = |all: &[(String, Tensor)]| all.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&f32), names(&bf16));
+    for ((name, a), (_, b)) in f32.iter().zip(&bf16) {
+        if name.starts_with("emit") && a.dtype == DType::I32 {
+            continue;
+        }
+        // Masters' gradients, losses and what an entry hands out are f32.
+        assert_eq!(b.dtype, a.dtype, "{name}");
+        let moved = distance(b, a);
+        // A rounding is 2⁻⁹; a value goes through a few dozen, a loss averages them away.
+        let bound = if a.dims.is_empty() { 1e-2 } else { 6e-2 };
+        assert!(moved < bound, "{name} moved by {moved:.1e}");
+        if name == "logits" {
+            assert!(moved > 1e-4, "nothing was rounded: {name} moved by {moved:.1e}");
+        }
+    }
+}
+
+#[test]
+fn the_block_f32_is_no_block() {
+    let text = |p| weft_ir::text::print(&gradients(p));
+    assert_eq!(text(Some("f32")), text(None));
+}
