@@ -2,8 +2,8 @@
 //! f32.
 //!
 //! Pointwise and row ops convert their operands to f32 (`in_f32`); products and attention round
-//! them to the module's type (`operand`), which is their result's too; and whatever counts tokens is
-//! rounded where it gets a name, is passed on or returned (`named`). Where every type is f32
+//! them to the module's type (`operand`), which is their result's too; and whatever counts tokens
+//! is rounded where it gets a name, is passed on or returned (`named`). Where every type is f32
 //! nothing is emitted.
 
 use weft_ir::module::ValueId;

@@ -27,7 +27,7 @@ pub const RULES: &[Rule] = &[
         c.make(Op::Transpose, &[inner.operands[0]], Attrs::new().ints("perm", perm))
     }),
     // what is done to each element is done before it moves: a product takes the transpose
-    (Op::Convert,   "convert.transpose", |c, n| { let t = c.def(n.x[0], Op::Transpose)?; let x = c.make(Op::Convert, &t.operands, n.attrs.clone())?; c.make(Op::Transpose, &[x], t.attrs) }),
+    (Op::Convert,   "convert.transpose", convert_of_transpose),
     // nothing repeats
     (Op::Broadcast, "broadcast.same",   |c, n| when(n.attrs.get_dims("shape")? == c.dims(n.x[0]), n.x[0])),
     // dims of 1 are added: a reshape
@@ -76,6 +76,12 @@ fn transpose_of_ones(c: &mut Cx, n: &Node) -> Option<ValueId> {
     when(moved.is_sorted(), ())?;
     let shape: Vec<Dim> = perm.iter().map(|p| dims[*p]).collect();
     c.reshape(n.x[0], &shape)
+}
+
+fn convert_of_transpose(c: &mut Cx, n: &Node) -> Option<ValueId> {
+    let t = c.def(n.x[0], Op::Transpose)?;
+    let x = c.make(Op::Convert, &t.operands, n.attrs.clone())?;
+    c.make(Op::Transpose, &[x], t.attrs)
 }
 
 /// The operand's dims that are not 1 are those of the reshape's source, in order: broadcast the
