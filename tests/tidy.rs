@@ -22,8 +22,8 @@ const CRATES: &[&str] = &[
 /// Files with lines over 100 columns, and how many: tables, a row a line. The numbers may only
 /// shrink.
 const WIDE: &[(&str, usize)] = &[
-    ("ir/src/op.rs", 11),
-    ("passes/src/autodiff/vjp.rs", 14),
+    ("ir/src/op.rs", 10),
+    ("passes/src/autodiff/vjp.rs", 13),
     ("passes/src/canonicalize/contract.rs", 5),
     ("passes/src/canonicalize/movement.rs", 7),
     ("passes/src/canonicalize/scalar.rs", 14),

@@ -28,6 +28,8 @@ pub enum Trait {
     Movement,
     /// Sums or folds dims away.
     Reduction,
+    /// Sums products of two operands over a dim they share.
+    Contraction,
     /// Has a decomposition into primitives (`decompose.rs`), which is its definition.
     Composite,
     /// No derivative flows through it.
@@ -241,14 +243,18 @@ ops! {
 
   // --- contractions ------------------------------------------------------------------------------
   /// `z[.., m, n] = Σ_k x[.., m, k] y[.., k, n]`, summed in f32. `tx`, `ty` swap the two last dims
-  /// of an operand first. `y` has the batch dims of `x`, or none and serves them all.
-  Matmul "matmul" ("x" "y") {; tx: Bool, ty: Bool} matmul [Pure] CostRule::Matmul;
+  /// of an operand first. `y` has the batch dims of `x`, or none and serves them all. The sum is
+  /// rounded to `dtype`; without it to the operands' type.
+  Matmul "matmul" ("x" "y") {; tx: Bool, ty: Bool, dtype: DType} matmul [Pure Contraction]
+    CostRule::Matmul;
   /// Row `r` of segment `e`: `z[r, n] = Σ_k x[r, k] w[e, k, n]`; `ty` swaps the two last dims of
-  /// `w`. `offsets`: i32[e + 1], the first row of each segment and the end.
-  GroupedMatmul "grouped_matmul" ("x" "w" "offsets") {; ty: Bool} grouped_matmul [Pure] CostRule::GroupedMatmul;
+  /// `w`. `offsets`: i32[e + 1], the first row of each segment and the end. `dtype` as in `matmul`.
+  GroupedMatmul "grouped_matmul" ("x" "w" "offsets") {; ty: Bool, dtype: DType} grouped_matmul
+    [Pure Contraction] CostRule::GroupedMatmul;
   /// Its weight derivative: `z[e, m, n] = Σ_(r in segment e) x[r, m] y[r, n]`; zero for an empty
-  /// segment.
-  GroupedOuter "grouped_outer" ("x" "y" "offsets") {} grouped_outer [Pure] CostRule::GroupedMatmul;
+  /// segment. `dtype` as in `matmul`.
+  GroupedOuter "grouped_outer" ("x" "y" "offsets") {; dtype: DType} grouped_outer
+    [Pure Contraction] CostRule::GroupedMatmul;
 
   // --- indexing ----------------------------------------------------------------------------------
   /// `y[.., d] = table[ids[..], d]`; zeros for a negative id.
@@ -279,7 +285,7 @@ ops! {
   /// `y[t] = Σ_slot weights[t, slot] rows[row of (t, slot)]`, slots in order; weight 1 if not
   /// given. `tokens`: the leading dims of the result.
   Combine "combine" ("rows" "order" "..") {tokens: Dims, active: Int} combine [Pure] CostRule::PerInput(2);
-  /// The derivative of `combine` for its weights:
+  /// The derivative of `combine` for its weights, in f32:
   /// `z[t, slot] = Σ_d dy[t, d] rows[row of (t, slot), d]`.
   CombineDot "combine_dot" ("rows" "order" "dy") {active: Int} combine_dot [Pure] CostRule::PerInput(2);
 

@@ -268,7 +268,15 @@ pub fn matmul(cx: &RuleCx) -> Types {
     cx.check(y.rank() == 2 || &y.dims[..y.rank() - 2] == batch, "the batch dims differ")?;
     let mut dims = batch.to_vec();
     dims.extend([m, n]);
-    one(x.with_dims(dims))
+    one(sum(cx, x)?.with_dims(dims))
+}
+
+/// The type of a contraction's sums: the attribute `dtype`, else the operands'.
+fn sum(cx: &RuleCx, x: &Type) -> Result<Type, TypeError> {
+    let dtype = cx.attrs.get_dtype("dtype").unwrap_or(x.dtype);
+    let wide = dtype == x.dtype || matches!(dtype, DType::F32 | DType::Bf16);
+    cx.check(wide, "sums are f32 or bf16, or of the operands' type")?;
+    Ok(x.with_dtype(dtype))
 }
 
 /// Checks `offsets: i32[segments + 1]`; returns the segments.
@@ -287,7 +295,7 @@ pub fn grouped_matmul(cx: &RuleCx) -> Types {
     cx.check(w.dims[0] == Dim::fixed(e), "w and offsets differ in the number of segments")?;
     let (k, n) = matrix(cx, w, cx.flag("ty"))?;
     cx.check(x.dims[1] == k, "the contracted dims differ")?;
-    one(x.with_dims([x.dims[0], n]))
+    one(sum(cx, x)?.with_dims([x.dims[0], n]))
 }
 
 pub fn grouped_outer(cx: &RuleCx) -> Types {
@@ -296,7 +304,7 @@ pub fn grouped_outer(cx: &RuleCx) -> Types {
     cx.check(x.dtype == y.dtype, "operands have different element types")?;
     cx.check(x.rank() == 2 && y.rank() == 2, "x is [rows, m] and y is [rows, n]")?;
     cx.check(x.dims[0] == y.dims[0], "x and y differ in their rows")?;
-    one(x.with_dims([Dim::fixed(e), x.dims[1], y.dims[1]]))
+    one(sum(cx, x)?.with_dims([Dim::fixed(e), x.dims[1], y.dims[1]]))
 }
 
 pub fn gather(cx: &RuleCx) -> Types {
@@ -412,7 +420,7 @@ pub fn combine_dot(cx: &RuleCx) -> Types {
     cx.check(cx.last(dy)? == rows.dims[1], "rows and dy differ in their last dim")?;
     let mut dims = dy.dims.clone();
     *dims.last_mut().expect("checked above") = Dim::fixed(cx.positive("active")?);
-    one(dy.with_dims(dims))
+    one(Type::f32(dims))
 }
 
 pub fn rms_norm(cx: &RuleCx) -> Types {

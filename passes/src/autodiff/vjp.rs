@@ -6,9 +6,10 @@
 use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
 use weft_ir::dim::{Dim, product};
-use weft_ir::module::{OpData, ValueId};
-use weft_ir::op::Op;
+use weft_ir::module::{Def, OpData, ValueId};
+use weft_ir::op::{Op, Trait};
 use weft_ir::rules::TypeError;
+use weft_ir::ty::DType;
 
 type One = Result<ValueId, TypeError>;
 type Grads = Result<Vec<Option<ValueId>>, TypeError>;
@@ -55,7 +56,7 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::Max       => { let p = c.b.binary(Op::Le, x(1), x(0))?; c.branches(p, dy) }
         Op::Min       => { let p = c.b.binary(Op::Le, x(0), x(1))?; c.branches(p, dy) }
         Op::Select    => { let mut g = c.branches(x(0), dy)?; g.insert(0, None); Ok(g) }
-        Op::Convert   => { let to = c.b.ty(x(0)).dtype; one(c.b.convert(dy, to)?) }
+        Op::Convert   => one(c.unconvert(dy)?),
 
         Op::Reshape   => one(c.reshape_like(dy, x(0))?),
         Op::Transpose => one(c.untranspose(dy)?),
@@ -69,12 +70,14 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::Matmul        => c.matmul(dy),
         Op::GroupedMatmul => {
             let ty = o.attrs.get_flag("ty");
+            let dy = c.as_operand(dy)?;
             let dx = c.b.emit(Op::GroupedMatmul, &[dy, x(1), x(2)], Attrs::new().flag("ty", !ty))?;
             let (m, n) = if ty { (dy, x(0)) } else { (x(0), dy) };
             let dw = c.b.emit(Op::GroupedOuter, &[m, n, x(2)], Attrs::new())?;
             Ok(vec![Some(dx), Some(dw), None])
         }
         Op::GroupedOuter  => {
+            let dy = c.as_operand(dy)?;
             let dx = c.b.emit(Op::GroupedMatmul, &[x(1), dy, x(2)], Attrs::new().flag("ty", true))?;
             let dn = c.b.emit(Op::GroupedMatmul, &[x(0), dy, x(2)], Attrs::new())?;
             Ok(vec![Some(dx), Some(dn), None])
@@ -91,14 +94,14 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
             let tokens = c.lead(x(0)); let active = c.active();
             let dx = c.b.emit(Op::Combine, &c.swap_first(dy), active.clone().dims("tokens", tokens))?;
             let mut g = vec![Some(dx), None];
-            if o.operands.len() == 3 { g.push(Some(c.b.emit(Op::CombineDot, &[dy, x(1), x(0)], active)?)) }
+            if o.operands.len() == 3 { g.push(Some(c.dot(&[dy, x(1), x(0)], active)?)) }
             Ok(g)
         }
         Op::Combine    => {
             let active = c.active();
             let drows = c.b.emit(Op::Dispatch, &c.swap_first(dy), active.clone())?;
             let mut g = vec![Some(drows), None];
-            if o.operands.len() == 3 { g.push(Some(c.b.emit(Op::CombineDot, &[x(0), x(1), dy], active)?)) }
+            if o.operands.len() == 3 { g.push(Some(c.dot(&[x(0), x(1), dy], active)?)) }
             Ok(g)
         }
         Op::CombineDot => {
@@ -251,6 +254,29 @@ impl Cx<'_> {
         self.b.reshape(sum, &from)
     }
 
+    /// In the type of what was converted. The derivative of a rounded parameter, a master weight, is
+    /// not rounded in turn: if it is one contraction, its sum stays as wide as the parameter.
+    fn unconvert(&mut self, dy: ValueId) -> One {
+        let (x, made) = (self.x(0), self.b.func.def_op(dy));
+        let to = self.b.ty(x).dtype;
+        let of_master = matches!(self.b.func.value(x).def, Def::Param(_)) && to == DType::F32;
+        let made = made.map(|id| self.b.func.op(id).clone());
+        match made.filter(|op| of_master && op.op.has(Trait::Contraction)) {
+            Some(sum) => {
+                let attrs = sum.attrs.with("dtype", Attr::DType(to));
+                self.b.emit(sum.op, &sum.operands, attrs)
+            }
+            _ => self.b.convert(dy, to),
+        }
+    }
+
+    /// `combine_dot`, in the type of the weights it is the derivative for.
+    fn dot(&mut self, xs: &[ValueId], active: Attrs) -> One {
+        let sums = self.b.emit(Op::CombineDot, xs, active)?;
+        let to = self.b.ty(self.x(2)).dtype;
+        self.b.convert(sums, to)
+    }
+
     fn unslice(&mut self, dy: ValueId) -> One {
         let a = self.ints(&["dim", "start", "len"]);
         let size = self.b.dims(self.x(0))[a[0] as usize].coeff() as i64;
@@ -293,6 +319,12 @@ impl Cx<'_> {
         self.b.emit(Op::Broadcast, &[dy], Attrs::new().dims("shape", dims).ints("dims", kept))
     }
 
+    /// The derivative of a contraction's sums, to be multiplied with its operands: of their type.
+    fn as_operand(&mut self, dz: ValueId) -> One {
+        let to = self.b.ty(self.x(0)).dtype;
+        self.b.convert(dz, to)
+    }
+
     fn product(&mut self, x: ValueId, y: ValueId, tx: bool, ty: bool) -> One {
         self.b.emit(Op::Matmul, &[x, y], Attrs::new().flag("tx", tx).flag("ty", ty))
     }
@@ -300,6 +332,7 @@ impl Cx<'_> {
     /// For `Z = X Y`: `dX = dZ Yᵀ` and `dY = Xᵀ dZ`, each written so that no operand is transposed
     /// first. Where one Y serves every batch, its derivative contracts all rows at once.
     fn matmul(&mut self, dz: ValueId) -> Grads {
+        let dz = self.as_operand(dz)?;
         let (mut x, y) = (self.x(0), self.x(1));
         let (mut tx, ty) = (self.o.attrs.get_flag("tx"), self.o.attrs.get_flag("ty"));
         let rank = self.b.ty(x).rank();
