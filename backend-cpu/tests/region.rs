@@ -9,7 +9,7 @@ mod random;
 use harness::{Tolerance, check, check_on, check_with, parse, sizes};
 use weft_ir::interp::{Range, Tensor, random_args};
 use weft_ir::module::FuncId;
-use weft_ir::ty::{DType, Type};
+use weft_ir::ty::Type;
 
 const ODD: [u64; 6] = [1, 3, 17, 40, 96, 257];
 
@@ -84,6 +84,60 @@ fn conversions() {
             let body = format!("%y = convert %x {{dtype = {to}}}\nreturn %y");
             check(&func(&format!("%x: {from}[53]"), &format!("{to}[53]"), &body), &[]);
         }
+    }
+}
+
+#[test]
+fn codes_of_narrow_floats() {
+    for n in [1, 2, 3, 16, 31, 32, 33, 53, 64, 127, 4099, 9000] {
+        for code in ["e4m3", "e5m2", "e5m6"] {
+            for float in ["f32", "bf16"] {
+                let body = format!("%y = convert %x {{dtype = {code}}}\nreturn %y");
+                let text = func(&format!("%x: {float}[{n}]"), &format!("{code}[{n}]"), &body);
+                check_with(&text, &[], &floats(-600.0, 600.0), harness::TIGHT);
+                check_with(&text, &[], &floats(-0.02, 0.02), harness::TIGHT);
+                let body = format!("%y = convert %x {{dtype = {float}}}\nreturn %y");
+                let text = func(&format!("%x: {code}[{n}]"), &format!("{float}[{n}]"), &body);
+                check_with(&text, &[], &floats(-600.0, 600.0), harness::TIGHT);
+            }
+        }
+        let text = func(
+            &format!("%x: f32[{n}]"),
+            &format!("ue8m0[{n}], f32[{n}]"),
+            "%s = convert %x {dtype = ue8m0}\n%f = convert %s {dtype = f32}\n\
+             %y = div %x, %f\nreturn %s, %y",
+        );
+        check_with(&text, &[], &floats(0.0, 900.0), harness::TIGHT);
+    }
+}
+
+/// A quantizer in primitives: the largest of a group, its scale, codes and back.
+#[test]
+fn groups_are_quantized_in_one_launch() {
+    let head = "%a = abs %x\n%g = reshape %a {shape = [S, 3, 128]}\n\
+        %m = reduce_max %g {dims = [2]}\n\
+        %k = constant {value = 448, type = f32[S, 3]}\n%r = div %m, %k\n\
+        %z = constant {value = 0, type = f32[S, 3]}\n%e = eq %m, %z\n\
+        %one = constant {value = 1, type = f32[S, 3]}\n%s = select %e, %one, %r\n";
+    let tail = "%b = broadcast %f {shape = [S, 3, 128], dims = [0, 1]}\n\
+        %w = reshape %b {shape = [S, 384]}\n%q = div %x, %w\n\
+        %c = convert %q {dtype = e4m3}\n";
+    for (scale, convert) in [
+        ("f32", "%f = convert %s {dtype = f32}\n"),
+        ("ue8m0", "%p = convert %s {dtype = ue8m0}\n%f = convert %p {dtype = f32}\n"),
+    ] {
+        let name = if scale == "f32" { "%s" } else { "%p" };
+        let body = format!("%x = mul %u, %v\n{head}{convert}{tail}return %x, %c, {name}");
+        let results = format!("f32[S, 384], e4m3[S, 384], {scale}[S, 3]");
+        let params = "%u: f32[S, 384], %v: f32[S, 384]";
+        let text = func(params, &results, &body);
+        for s in ODD {
+            check_with(&text, &[("S", s)], &floats(-3.0, 3.0), harness::TIGHT);
+        }
+        let module = parse(&text);
+        let dim = |d| harness::size(&module, d);
+        let region = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
+        assert_eq!(region.map(|r| r.launches.len()).ok(), Some(1));
     }
 }
 
@@ -551,12 +605,12 @@ fn refusals_name_op_and_reason() {
     let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
     assert_eq!(error.as_deref(), Some("matmul: it has a backend of its own"));
-    let text = unary("neg", "e4m3[4]");
+    let text = unary("neg", "e4m3<1x128, f32>[4, 128]");
     let module = parse(&text);
     let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
-    assert_eq!(error.as_deref(), Some("parameter: e4m3 in a region"));
-    assert_eq!(DType::E4m3.name(), "e4m3");
+    let why = "parameter: a quantized or sharded value in a region";
+    assert_eq!(error.as_deref(), Some(why));
 }
 
 #[test]

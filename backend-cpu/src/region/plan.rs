@@ -35,7 +35,8 @@ pub fn plan(
     label: &str,
     size: &dyn Fn(Dim) -> DimExpr,
 ) -> Result<Region, Unsupported> {
-    let graph = lower(func)?;
+    let mut graph = lower(func)?;
+    share_rows(&mut graph);
     let mut cuts = BTreeSet::new();
     loop {
         let max = |d: Dim| module.dim_max(d);
@@ -217,7 +218,7 @@ impl Planner<'_> {
 
     fn allocate(&mut self, dims: &[Dim], dtype: DType) -> Result<Buf, Stop> {
         let n = product(dims).ok_or_else(|| Unsupported::new("region", "a size overflows"))?;
-        self.workspaces.push((self.size)(n) * i64::from(dtype.bits() as u32 / 8));
+        self.workspaces.push(bytes((self.size)(n), dtype));
         Ok(Buf::Workspace(self.workspaces.len() as u32 - 1))
     }
 
@@ -339,7 +340,7 @@ impl Planner<'_> {
         let mut buffers: BTreeMap<Buf, DimExpr> = BTreeMap::new();
         let mut add = |buf: Buf, dims: &[Dim], dtype: DType| {
             let n = DimExpr::product(dims.iter().map(|d| (self.size)(*d)));
-            buffers.insert(buf, n * i64::from(dtype.bits() as u32 / 8));
+            buffers.insert(buf, self::bytes(n, dtype));
         };
         for node in &self.graph.nodes {
             if let Kind::Load(buf) = node.kind {
@@ -359,7 +360,7 @@ impl Planner<'_> {
         let width = |v: &weft_codegen::region::index::Var| (self.size)(nest.vars.extent(*v));
         let written = nest.roots.iter().map(|r| {
             let dims = nest.main.iter().filter(|v| r.deps.contains(v)).map(width);
-            DimExpr::product(dims) * i64::from(r.dtype.bits() as u32 / 8)
+            self::bytes(DimExpr::product(dims), r.dtype)
         });
         read.chain(written).fold(DimExpr::zero(), |sum, n| sum + n)
     }
@@ -374,6 +375,8 @@ impl Planner<'_> {
         let kernel = match &op.whole {
             Whole::Sort { groups } => WholeKernel::Sort { n: all(&first)?, groups: *groups },
             Whole::Invert => WholeKernel::Invert { n: all(&first)? },
+            Whole::Pack12 => WholeKernel::Pack12 { n: all(&first)? },
+            Whole::Unpack12 => WholeKernel::Unpack12 { n: all(&first)? },
             Whole::SegmentSum => {
                 let out = dims(self, op.outs[0]);
                 WholeKernel::SegmentSum { groups: out[0], width: out[1], dtype }
@@ -408,7 +411,7 @@ impl Planner<'_> {
         let n_elements = |s: &Self, x: &NodeId| {
             let dims = dims(s, *x);
             let n = DimExpr::product(dims.iter().map(|d| (s.size)(*d)));
-            n * i64::from(s.graph.node(*x).dtype.bits() as u32 / 8)
+            self::bytes(n, s.graph.node(*x).dtype)
         };
         let moved =
             op.operands[usize::from(append)..].iter().chain(&op.outs[usize::from(append)..]);
@@ -462,6 +465,46 @@ impl Planner<'_> {
         self.overwritten.insert(p);
         Ok(buf)
     }
+}
+
+/// Gives results whose rows are cut into groups somewhere in the region the groups' shape, where
+/// another result has one element for each group: codes and scales then come out of one loop. In
+/// memory nothing moves.
+fn share_rows(graph: &mut Graph) {
+    let dims = |graph: &Graph, n: NodeId| graph.node(n).dims.clone();
+    let shapes = graph.nodes.iter().map(|n| &n.dims);
+    let cut = shapes.into_iter().find(|grouped| {
+        let cuts = |r: &NodeId| {
+            let now = &graph.node(*r).dims;
+            now != *grouped && product(now) == product(grouped) && {
+                let of_groups = |other: &NodeId| {
+                    let of = &graph.node(*other).dims;
+                    is_prefix(of, grouped) && !is_prefix(of, now) && !is_prefix(grouped, of)
+                };
+                graph.results.iter().any(of_groups)
+            }
+        };
+        graph.results.iter().any(cuts)
+    });
+    let Some(grouped) = cut.cloned() else { return };
+    for r in 0..graph.results.len() {
+        let node = graph.results[r];
+        let (now, dtype) = (dims(graph, node), graph.node(node).dtype);
+        if now == grouped || product(&now) != product(&grouped) {
+            continue;
+        }
+        graph.results[r] = match graph.node(node).kind {
+            Kind::Reshape(x) if dims(graph, x) == grouped => x,
+            // What has a place in memory already keeps it.
+            Kind::Load(_) | Kind::Whole { .. } => node,
+            _ => graph.push(Kind::Reshape(node), &grouped, dtype),
+        };
+    }
+}
+
+/// Bytes of `n` elements.
+fn bytes(n: DimExpr, dtype: DType) -> DimExpr {
+    (n * dtype.bits() as i64).ceil_div(8)
 }
 
 /// Are the dims of `shape`, ones aside, leading dims of `of`?

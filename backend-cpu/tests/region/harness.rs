@@ -12,6 +12,7 @@ use weft_codegen::object::compile;
 use weft_graph::{CpuVariant, DimExpr, DimId, Scalar};
 use weft_ir::builder::infer;
 use weft_ir::dim::{Dim, SymId};
+use weft_ir::formats::{self, E4M3, E5M2, E5M6};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{Func, Module};
 use weft_ir::ty::{DType, Type};
@@ -71,10 +72,22 @@ impl Aligned {
 
 pub fn encode(t: &Tensor) -> Vec<u8> {
     match &t.data {
+        Data::Float(v) if t.dtype == DType::E5m6 => {
+            let code = |x: &f64| u32::from(E5M6.encode(*x as f32));
+            v.chunks(2)
+                .flat_map(|pair| {
+                    let word = code(&pair[0]) | pair.get(1).map_or(0, code) << 12;
+                    word.to_le_bytes()[..if pair.len() == 2 { 3 } else { 2 }].to_vec()
+                })
+                .collect()
+        }
         Data::Float(v) => v
             .iter()
             .flat_map(|x| match t.dtype {
                 DType::Bf16 => bf16::from_f32(*x as f32).to_le_bytes().to_vec(),
+                DType::E4m3 => vec![E4M3.encode(*x as f32) as u8],
+                DType::E5m2 => vec![E5M2.encode(*x as f32) as u8],
+                DType::Ue8m0 => vec![formats::encode_ue8m0(*x as f32)],
                 _ => (*x as f32).to_le_bytes().to_vec(),
             })
             .collect(),
@@ -98,6 +111,18 @@ pub fn decode(bytes: &[u8], dtype: DType) -> Vec<f64> {
         }
         DType::I32 => bytes.chunks(4).map(|c| i32::from_le_bytes(four(c)) as f64).collect(),
         DType::Bool => bytes.iter().map(|b| *b as f64).collect(),
+        DType::E4m3 => bytes.iter().map(|b| E4M3.decode(u16::from(*b)).into()).collect(),
+        DType::E5m2 => bytes.iter().map(|b| E5M2.decode(u16::from(*b)).into()).collect(),
+        DType::Ue8m0 => bytes.iter().map(|b| formats::decode_ue8m0(*b).into()).collect(),
+        DType::E5m6 => bytes
+            .chunks(3)
+            .flat_map(|c| {
+                let word = c.iter().rev().fold(0u32, |w, b| w << 8 | u32::from(*b));
+                let codes = [word & 0xfff, word >> 12];
+                let n = if c.len() == 3 { 2 } else { 1 };
+                codes[..n].iter().map(|c| E5M6.decode(*c as u16).into()).collect::<Vec<f64>>()
+            })
+            .collect(),
         other => panic!("{} is not stored in these tests", other.name()),
     }
 }
@@ -156,7 +181,7 @@ impl<'a> Runner<'a> {
         };
         for (r, v) in self.func.results.iter().enumerate() {
             let ty = self.func.ty(*v);
-            let bytes = self.len(ty) * ty.dtype.bits() as usize / 8;
+            let bytes = (self.len(ty) * ty.dtype.bits() as usize).div_ceil(8);
             memory.entry(storage(Buf::Result(r as u32))).or_insert_with(|| Aligned::new(bytes));
         }
         for (w, n) in self.region.workspaces.iter().enumerate() {
@@ -290,7 +315,7 @@ pub fn parse(text: &str) -> Module {
 fn outside_brackets(list: &str) -> usize {
     let mut depth = 0;
     let commas = list.chars().filter(|c| {
-        depth += i32::from(*c == '[') - i32::from(*c == ']');
+        depth += i32::from("[<".contains(*c)) - i32::from("]>".contains(*c));
         *c == ',' && depth == 0
     });
     commas.count() + 1
@@ -331,7 +356,9 @@ fn compare(what: &str, got: &[f64], want: &Tensor, tolerance: Tolerance) {
     // One unit of the last place of bf16, where the values before rounding differ in the last of
     // f32.
     let last = if want.dtype == DType::Bf16 { 1.0 / 128.0 } else { 0.0 };
-    let exact = !want.dtype.is_float();
+    // A code is right or wrong.
+    let code = matches!(want.dtype, DType::E4m3 | DType::E5m2 | DType::E5m6 | DType::Ue8m0);
+    let exact = !want.dtype.is_float() || code;
     for (i, (g, w)) in got.iter().zip(&numbers).enumerate() {
         let bound = (tolerance.relative + last) * w.abs() + tolerance.of_largest * largest;
         let close = g == w || (g.is_nan() && w.is_nan()) || (!exact && (g - w).abs() <= bound);

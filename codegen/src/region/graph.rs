@@ -27,6 +27,8 @@ pub enum Scalar {
     OneMinusPow(f64),
     /// The same value, rounded to the node's type.
     Round,
+    /// The value of a narrower type that is nearest.
+    Nearest(DType),
 }
 
 /// Where a lookup reads along one dim of its operand.
@@ -96,6 +98,10 @@ pub enum Whole {
     /// Indices of the `k` largest of rows of `n`, of `groups` groups only the `kept` of highest
     /// score if any.
     Topk { n: u64, k: u64, groups: Option<Groups> },
+    /// An array of bf16 that holds values of e5m6 → their codes in memory.
+    Pack12,
+    /// Codes of e5m6 in memory → their values as bf16.
+    Unpack12,
     /// The cache (a parameter), x, start → the cache's value and the cache, in place.
     CacheAppend,
 }

@@ -44,7 +44,7 @@ pub fn lower(func: &Func) -> Result<Graph, Unsupported> {
         let ty = func.ty(*p);
         storable("parameter", ty)?;
         let load = lower.graph.push(Kind::Load(Buf::Operand(i as u32)), &ty.dims, ty.dtype);
-        lower.of[p.0 as usize] = Some(load);
+        lower.of[p.0 as usize] = Some(lower.unpacked(load));
     }
     for (_, op) in func.body_ops() {
         if !supports(op.op) {
@@ -58,20 +58,19 @@ pub fn lower(func: &Func) -> Result<Graph, Unsupported> {
             lower.of[r.0 as usize] = Some(node);
         }
     }
-    let results: Result<Vec<NodeId>, Unsupported> =
-        func.results.iter().map(|r| lower.value(*r)).collect();
-    lower.graph.results = results?;
+    for r in &func.results {
+        let node = lower.value(*r)?;
+        let node = lower.packed(node, func.ty(*r));
+        lower.graph.results.push(node);
+    }
     Ok(lower.graph)
 }
 
 fn storable(op: &'static str, ty: &Type) -> Result<(), Unsupported> {
-    let plain =
-        matches!(ty.dtype, DType::F32 | DType::Bf16 | DType::I32 | DType::I64 | DType::Bool);
-    if plain && ty.quant.is_none() && ty.axes.iter().all(Option::is_none) {
+    if ty.quant.is_none() && ty.axes.iter().all(Option::is_none) {
         return Ok(());
     }
-    let what = if plain { "a quantized or sharded value" } else { ty.dtype.name() };
-    Err(Unsupported::new(op, format!("{what} in a region")))
+    Err(Unsupported::new(op, "a quantized or sharded value in a region"))
 }
 
 struct Lower<'a> {
@@ -84,6 +83,31 @@ impl Lower<'_> {
     fn value(&self, v: ValueId) -> Result<NodeId, Unsupported> {
         let defined = self.of[v.0 as usize];
         defined.ok_or_else(|| Unsupported::new("region", format!("%{} is not defined", v.0)))
+    }
+
+    /// The values of codes that lie two in three bytes.
+    fn unpacked(&mut self, x: NodeId) -> NodeId {
+        if self.dtype(x) != DType::E5m6 {
+            return x;
+        }
+        let out = (self.dims(x), DType::Bf16);
+        self.graph.push_whole(Whole::Unpack12, vec![x], &[out])[0]
+    }
+
+    /// A result as it lies in memory.
+    fn packed(&mut self, x: NodeId, ty: &Type) -> NodeId {
+        if ty.dtype != DType::E5m6 {
+            return x;
+        }
+        let values = self.nearest(x, DType::E5m6);
+        let out = (ty.dims.clone(), DType::E5m6);
+        self.graph.push_whole(Whole::Pack12, vec![values], &[out])[0]
+    }
+
+    /// Values of e5m6, which bf16 holds.
+    fn nearest(&mut self, x: NodeId, dtype: DType) -> NodeId {
+        let dims = self.dims(x);
+        self.graph.push(Kind::Scalar(Scalar::Nearest(dtype), vec![x]), &dims, DType::Bf16)
     }
 
     fn dims(&self, x: NodeId) -> Vec<Dim> {
@@ -136,8 +160,11 @@ impl Lower<'_> {
             | Op::And
             | Op::Or
             | Op::Not
-            | Op::Select
-            | Op::Convert => Kind::Scalar(Scalar::Ir(op.op), xs.clone()),
+            | Op::Select => Kind::Scalar(Scalar::Ir(op.op), xs.clone()),
+            Op::Convert if ty.dtype == DType::E5m6 => {
+                return Ok(vec![self.nearest(xs[0], ty.dtype)]);
+            }
+            Op::Convert => Kind::Scalar(Scalar::Ir(op.op), xs.clone()),
             Op::Reshape => Kind::Reshape(xs[0]),
             Op::Transpose => Kind::Transpose(xs[0], ints("perm")),
             Op::Broadcast => Kind::Broadcast(xs[0], ints("dims")),

@@ -17,6 +17,7 @@ pub mod graph;
 pub mod index;
 mod lower;
 mod merge;
+mod pack12;
 pub mod scalar;
 pub mod trace;
 pub mod whole;

@@ -1,13 +1,15 @@
 //! The meaning of pointwise ops on lanes.
 //!
-//! In registers a bf16 is an f32 that a bf16 can hold, a bool a bit; [`round`] makes the first so.
+//! In registers a narrow float is an f32 that its type can hold, a bool a bit; [`round`] makes the
+//! first so.
 
+use weft_ir::formats::{E4M3, E5M2, E5M6, Format};
 use weft_ir::op::Op;
 use weft_ir::ty::DType;
 
 use super::graph::Scalar;
 use crate::emit::{Cg, Cmp, Elem, Ty, Val};
-use crate::math;
+use crate::{math, narrow as codes};
 
 /// What a value of `dtype` is in a register.
 pub fn register(dtype: DType) -> Elem {
@@ -25,7 +27,8 @@ pub fn register(dtype: DType) -> Elem {
 pub fn memory(dtype: DType) -> Elem {
     match dtype {
         DType::Bf16 => Elem::BF16,
-        DType::Bool => Elem::I8,
+        // E5M6 is packed and unpacked by a kernel of its own (`pack12.rs`).
+        DType::Bool | DType::E4m3 | DType::E5m2 | DType::Ue8m0 => Elem::I8,
         other => register(other),
     }
 }
@@ -34,6 +37,8 @@ pub fn memory(dtype: DType) -> Elem {
 pub fn widen<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
     match dtype {
         DType::Bool => cg.cmp(Cmp::Ne, v, 0),
+        DType::Ue8m0 => codes::decode_scale(cg, cg.zext(v, Elem::I32)),
+        _ if code(dtype).is_some() => decoded(cg, cg.zext(v, Elem::I32), dtype),
         _ => cg.cast(v, register(dtype)),
     }
 }
@@ -42,6 +47,8 @@ pub fn widen<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
 pub fn narrow<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
     match dtype {
         DType::Bool => cg.zext(v, Elem::I8),
+        DType::Ue8m0 => cg.cast(codes::encode_scale(cg, v), Elem::I8),
+        _ if code(dtype).is_some() => cg.cast(encoded(cg, v, dtype), Elem::I8),
         _ => cg.cast(v, memory(dtype)),
     }
 }
@@ -50,8 +57,28 @@ pub fn narrow<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
 pub fn round<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
     match dtype {
         DType::Bf16 => cg.cast(cg.cast(v, Elem::BF16), Elem::F32),
+        DType::Ue8m0 => codes::decode_scale(cg, codes::encode_scale(cg, v)),
+        _ if code(dtype).is_some() => decoded(cg, encoded(cg, v, dtype), dtype),
         _ => v,
     }
+}
+
+/// The format of a type whose values are codes in memory.
+fn code(dtype: DType) -> Option<Format> {
+    match dtype {
+        DType::E4m3 => Some(E4M3),
+        DType::E5m2 => Some(E5M2),
+        DType::E5m6 => Some(E5M6),
+        DType::F32 | DType::Bf16 | DType::Ue8m0 | DType::I32 | DType::I64 | DType::Bool => None,
+    }
+}
+
+fn decoded<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
+    code(dtype).map_or(v, |format| codes::decode(cg, v, format))
+}
+
+fn encoded<'c>(cg: &Cg<'c>, v: Val<'c>, dtype: DType) -> Val<'c> {
+    code(dtype).map_or(v, |format| codes::encode(cg, v, format))
 }
 
 pub fn constant<'c>(cg: &Cg<'c>, value: f64, dtype: DType) -> Val<'c> {
@@ -68,7 +95,7 @@ pub fn constant<'c>(cg: &Cg<'c>, value: f64, dtype: DType) -> Val<'c> {
 pub fn is_expensive(scalar: Scalar) -> bool {
     match scalar {
         Scalar::OneMinusPow(_) => true,
-        Scalar::Round => false,
+        Scalar::Round | Scalar::Nearest(_) => false,
         Scalar::Ir(op) => {
             matches!(op, Op::Exp | Op::Log | Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos | Op::Erf)
         }
@@ -77,12 +104,17 @@ pub fn is_expensive(scalar: Scalar) -> bool {
 
 /// `scalar` on operands of as many lanes each; rounded to `dtype`.
 pub fn apply<'c>(cg: &Cg<'c>, scalar: Scalar, xs: &[Val<'c>], dtype: DType) -> Val<'c> {
-    let value = match scalar {
+    round(cg, unrounded(cg, scalar, xs, dtype), dtype)
+}
+
+/// The same before it is rounded.
+pub fn unrounded<'c>(cg: &Cg<'c>, scalar: Scalar, xs: &[Val<'c>], dtype: DType) -> Val<'c> {
+    match scalar {
         Scalar::Round => xs[0],
+        Scalar::Nearest(narrow) => round(cg, xs[0], narrow),
         Scalar::OneMinusPow(base) => one_minus_pow(cg, base, xs[0]),
         Scalar::Ir(op) => op_value(cg, op, xs, dtype),
-    };
-    round(cg, value, dtype)
+    }
 }
 
 fn op_value<'c>(cg: &Cg<'c>, op: Op, xs: &[Val<'c>], dtype: DType) -> Val<'c> {

@@ -106,6 +106,33 @@ impl Nest {
         of_exprs.chain(self.main.iter().copied()).collect()
     }
 
+    /// Which expressions others read, or an index.
+    pub fn read(&self) -> Vec<bool> {
+        let mut read = vec![false; self.exprs.len()];
+        let mut mark = |e: &ExprId| read[e.0 as usize] = true;
+        for data in &self.exprs {
+            match &data.expr {
+                Expr::Scalar(_, xs) => xs.iter().for_each(&mut mark),
+                Expr::Choose { then, other, .. } => [then, other].into_iter().for_each(&mut mark),
+                Expr::Fold { x, .. } => mark(x),
+                Expr::Swap { x, partner, .. } => [x, partner].into_iter().for_each(&mut mark),
+                Expr::Load { .. } | Expr::Constant(_) | Expr::Index(_) | Expr::Extent(_) => {}
+            }
+        }
+        for (opaque, _) in &self.opaques {
+            if let Opaque::Data(e) = opaque {
+                mark(e);
+            }
+        }
+        // Two roots of one value share it.
+        for (i, root) in self.roots.iter().enumerate() {
+            if self.roots[..i].iter().any(|r| r.value == root.value) {
+                mark(&root.value);
+            }
+        }
+        read
+    }
+
     /// Every index polynomial.
     pub fn indices(&self) -> impl Iterator<Item = &Ix> {
         let of_exprs = self.exprs.iter().flat_map(|e| match &e.expr {

@@ -7,7 +7,7 @@ use weft_ir::dim::{Dim, SymId};
 use weft_ir::ty::DType;
 
 use super::graph::Groups;
-use super::scalar;
+use super::{pack12, scalar};
 use crate::emit::{Cg, Cmp, Elem, Kernel, Ty, Val};
 
 /// A whole op with its sizes; buffers are the operands, then the results.
@@ -18,6 +18,12 @@ pub enum WholeKernel {
         groups: Dim,
     },
     Invert {
+        n: Dim,
+    },
+    Pack12 {
+        n: Dim,
+    },
+    Unpack12 {
         n: Dim,
     },
     SegmentSum {
@@ -51,6 +57,8 @@ impl WholeKernel {
         match self {
             WholeKernel::Sort { .. } => "sort_ids",
             WholeKernel::Invert { .. } => "invert_order",
+            WholeKernel::Pack12 { .. } => "pack_e5m6",
+            WholeKernel::Unpack12 { .. } => "unpack_e5m6",
             WholeKernel::SegmentSum { .. } => "segment_sum",
             WholeKernel::Topk { .. } => "topk",
             WholeKernel::CacheAppend { .. } => "cache_append",
@@ -60,7 +68,10 @@ impl WholeKernel {
     pub fn n_buffers(&self) -> usize {
         match self {
             WholeKernel::Sort { .. } | WholeKernel::CacheAppend { .. } => 3,
-            WholeKernel::Invert { .. } | WholeKernel::Topk { .. } => 2,
+            WholeKernel::Invert { .. }
+            | WholeKernel::Topk { .. }
+            | WholeKernel::Pack12 { .. }
+            | WholeKernel::Unpack12 { .. } => 2,
             WholeKernel::SegmentSum { .. } => 4,
         }
     }
@@ -69,7 +80,9 @@ impl WholeKernel {
     fn dims(&self) -> Vec<Dim> {
         match self {
             WholeKernel::Sort { n, groups } => vec![*n, *groups],
-            WholeKernel::Invert { n } => vec![*n],
+            WholeKernel::Invert { n } | WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => {
+                vec![*n]
+            }
             WholeKernel::SegmentSum { groups, width, .. } => vec![*groups, *width],
             WholeKernel::Topk { rows, .. } => vec![*rows],
             WholeKernel::CacheAppend { rows, s, positions, width, .. } => {
@@ -93,6 +106,7 @@ impl WholeKernel {
         match self {
             WholeKernel::Sort { .. } => (Dim::fixed(1), 1),
             WholeKernel::Invert { n } => (*n, PLACES),
+            WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => (*n, pack12::BLOCK),
             WholeKernel::SegmentSum { groups, .. } => (*groups, BLOCK),
             WholeKernel::Topk { rows, .. } => (*rows, BLOCK),
             WholeKernel::CacheAppend { rows, .. } => (*rows, BLOCK),
@@ -127,6 +141,15 @@ impl WholeKernel {
                 WholeKernel::Invert { n } => {
                     let n = size(*n);
                     units(cg, k, n, PLACES, |i| invert(cg, k, n, i));
+                }
+                WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => {
+                    let n = size(*n);
+                    let first = cg.mul(k.begin, pack12::BLOCK);
+                    let end = cg.min(cg.mul(k.end, pack12::BLOCK), n);
+                    match self {
+                        WholeKernel::Pack12 { .. } => pack12::pack(cg, k, (first, end)),
+                        _ => pack12::unpack(cg, k, (first, end)),
+                    }
                 }
                 WholeKernel::SegmentSum { groups, width, dtype } => {
                     let cols = size(*width);

@@ -107,6 +107,7 @@ pub fn kernel(cg: &Cg, name: &str, nest: &Nest, schedule: &Schedule, signature: 
             schedule,
             signature,
             kernel: k,
+            read: nest.read(),
             values: vec![None; nest.exprs.len()],
             opaques: vec![None; nest.opaques.len()],
             log: vec![],
@@ -145,6 +146,8 @@ struct Emitter<'a, 'c> {
     schedule: &'a Schedule,
     signature: &'a Signature,
     kernel: &'a Kernel<'c>,
+    /// Expressions that another reads.
+    read: Vec<bool>,
     values: Vec<Option<Val<'c>>>,
     opaques: Vec<Option<Val<'c>>>,
     log: Vec<Undo>,
@@ -321,6 +324,13 @@ impl<'c> Emitter<'_, 'c> {
         if v.ty.lanes == lanes { v } else { self.cg.splat(v, lanes) }
     }
 
+    /// Operands of a scalar op, with as many lanes each.
+    fn operands(&mut self, xs: &[ExprId]) -> Vec<Val<'c>> {
+        let mut xs: Vec<Val> = xs.iter().map(|x| self.eval(*x)).collect();
+        self.alike(&mut xs);
+        xs
+    }
+
     /// Scalars among vectors become vectors.
     fn alike(&self, xs: &mut [Val<'c>]) {
         let lanes = xs.iter().map(|x| x.ty.lanes).max().unwrap_or(1);
@@ -339,8 +349,7 @@ impl<'c> Emitter<'_, 'c> {
                 scalar::round(cg, size, dtype)
             }
             Expr::Scalar(op, xs) => {
-                let mut xs: Vec<Val> = xs.iter().map(|x| self.eval(*x)).collect();
-                self.alike(&mut xs);
+                let xs = self.operands(xs);
                 scalar::apply(cg, *op, &xs, dtype)
             }
             Expr::Choose { guard, then, other } => {

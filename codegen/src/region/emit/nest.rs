@@ -79,7 +79,7 @@ impl<'c> Emitter<'_, 'c> {
         self.hoist_roots(&later, &inner);
         for r in now {
             let root = &nest.roots[r];
-            let value = self.eval(root.value);
+            let value = self.narrowed(root);
             self.store(value, root.buf, root.dtype, &root.at);
         }
         if later.is_empty() {

@@ -10,7 +10,7 @@ use crate::emit::{Cmp, Elem, Val};
 use crate::region::graph::Buf;
 use crate::region::index::{Atom, Ix, Var};
 use crate::region::scalar;
-use crate::region::trace::{ExprId, Guard, Opaque};
+use crate::region::trace::{Expr, ExprId, Guard, Opaque, Root};
 
 /// An index: a scalar and what each lane adds to it.
 pub(super) struct Place<'c> {
@@ -283,13 +283,30 @@ impl<'c> Emitter<'_, 'c> {
         cg.bitcast(v, elem.x(lanes.n))
     }
 
-    /// Stores a root's value, rounded already.
+    /// A root's value as it lies in memory. What nothing else reads is not rounded first.
+    pub(super) fn narrowed(&mut self, root: &Root) -> Val<'c> {
+        let (cg, nest, e) = (self.cg, self.nest, root.value);
+        let known = self.values[e.0 as usize].is_some() || self.schedule.kept.contains_key(&e);
+        let data = &nest.exprs[e.0 as usize];
+        match &data.expr {
+            Expr::Scalar(op, xs) if !known && !self.read[e.0 as usize] => {
+                let xs = self.operands(xs);
+                let value = scalar::unrounded(cg, *op, &xs, data.dtype);
+                scalar::narrow(cg, value, root.dtype)
+            }
+            _ => {
+                let value = self.eval(e);
+                scalar::narrow(cg, value, root.dtype)
+            }
+        }
+    }
+
+    /// Stores a root's value, in memory's form.
     pub(super) fn store(&mut self, v: Val<'c>, buf: Buf, dtype: DType, at: &Ix) {
         let cg = self.cg;
         let elem = scalar::memory(dtype);
         let place = self.place(at);
         let ptr = self.buffer(buf);
-        let v = scalar::narrow(cg, v, dtype);
         match place.step {
             Step::Uniform => cg.store(cg.lane(v, 0), cg.at(ptr, elem, place.base)),
             Step::Contiguous => {
