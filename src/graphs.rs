@@ -103,6 +103,7 @@ pub fn for_training(
             eps: train.optimizer.eps,
             decay: train.optimizer.decay,
             clip: train.clip,
+            moments: tree.precision.moments,
         }),
         ..PassCx::default()
     };

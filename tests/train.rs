@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use weft_runtime::checkpoint::Dtype;
 use weft_runtime::checkpoint::tensor_file::TensorFile;
 use weft_runtime::train::metrics;
 
@@ -145,6 +146,42 @@ fn killed_and_resumed_equals_undisturbed_on_any_threads() {
     assert_same(&whole, &killed);
 }
 
+/// `nano` made tiny, with a block whose moments are bf16.
+fn narrow(out: &Path, model: &Path, steps: &str, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.arg("train").arg(model).arg("--data").arg(root().join("models")).arg("--out").arg(out);
+    TINY.iter().for_each(|set| drop(command.args(["--set", set])));
+    command.args(["--precision", "narrow", "--steps", steps]).args(more);
+    command
+}
+
+#[test]
+fn bf16_moments_are_stored_narrow_and_resumed_exactly() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = dir.path().join("narrow.model");
+    let text = format!(
+        "weft 1\nuse \"{}\"\nmodel Narrow from Nano {{\n  precision narrow {{ compute = bf16 \
+         moments = bf16 module \"**.gate\" {{ compute = f32 }} }}\n}}\n",
+        root().join("models/nano.model").display()
+    );
+    fs::write(&model, text).expect("it can be written");
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    done(narrow(&whole, &model, "6", &["--set", "keep=0"]));
+    done(narrow(&parts, &model, "3", &["--set", "keep=0"]));
+    done(narrow(&parts, &model, "6", &["--set", "keep=0", "--resume"]));
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        let read = |run: &Path| fs::read(run.join("step-000006").join(name)).expect("written");
+        assert_eq!(read(&whole), read(&parts), "{name}");
+    }
+    let moments = TensorFile::open(&whole.join("step-000006/optimizer.safetensors"));
+    let moments = moments.expect("a safetensors file");
+    assert!(moments.tensors().all(|t| t.dtype == Dtype::BF16), "moments are bf16");
+    // They moved, which zeros would not show.
+    let name = "model.layers.0.mlp.gate_proj.weight.m";
+    let m = moments.read_f32(name, &moments.info(name).expect(name).shape.clone());
+    assert!(m.expect(name).iter().any(|x| *x != 0.0));
+}
+
 #[test]
 fn micro_batches_add_up_to_the_batch() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -214,6 +251,9 @@ fn a_run_is_neither_overwritten_nor_resumed_from_damage_or_otherwise() {
     assert!(again.contains("holds a run already; give --resume"), "{again}");
     let other = refused(train(&run, 6, &["--resume", "--set", "clip=0.5"]));
     assert!(other.contains("started with clip = 1.0, and now clip = 0.5"), "{other}");
+    let precision = refused(train(&run, 6, &["--resume", "--precision", "bf16"]));
+    let expected = "started with precision = \"f32\", and now precision = \"bf16\"";
+    assert!(precision.contains(expected), "{precision}");
     let seed = refused(train(&run, 6, &["--resume", "--seed", "9"]));
     assert!(seed.contains("started with seed = 0, and now seed = 9"), "{seed}");
 

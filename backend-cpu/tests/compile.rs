@@ -3,6 +3,7 @@
 mod on_cpu;
 
 use weft_ir::module::Module;
+use weft_ir::ty::DType;
 use weft_passes::{PIPELINE, PassCx, Train, run_pass};
 
 use on_cpu::{Draw, check, module};
@@ -335,7 +336,8 @@ fn a_loss_and_its_gradients() {
 fn training_steps() {
     for micro_batches in [1, 3] {
         let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(0.05));
-        let train = Some(Train { micro_batches, beta1, beta2, eps, decay, clip });
+        let train =
+            Some(Train { micro_batches, beta1, beta2, eps, decay, clip, moments: DType::F32 });
         let m = planned(&PassCx { train, ..PassCx::default() });
         check(&m, "train_step", &[("B", 3), ("S", 5)], POSITIVE, 1e-5);
     }

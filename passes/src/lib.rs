@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use weft_ir::module::{Func, Module, OpData, Span};
 use weft_ir::op::Op;
 use weft_ir::rules::TypeError;
+use weft_ir::ty::DType;
 
 /// What holds of a module after a pass, until the pipeline's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +79,8 @@ pub struct Train {
     pub decay: f64,
     /// The largest norm of all gradients together.
     pub clip: Option<f64>,
+    /// What the optimizer's moments are stored as.
+    pub moments: DType,
 }
 
 /// What a pass did.

@@ -41,7 +41,7 @@ pub const PASS: Pass = Pass {
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let Some(train) = &cx.train else { return Ok(Stats::default()) };
     let grad = module.find("grad").ok_or_else(|| PassError::new("there is no @grad"))?;
-    add_moments(module, grad);
+    add_moments(module, grad, train.moments);
     let func = build(module, grad, train)?;
     let n_ops = func.body.len();
     module.add_func(func);
@@ -67,13 +67,13 @@ fn weights(module: &Module, grad: FuncId) -> Vec<String> {
     names.filter_map(|n| n.strip_prefix("grad.")).map(str::to_string).collect()
 }
 
-fn add_moments(module: &mut Module, grad: FuncId) {
+fn add_moments(module: &mut Module, grad: FuncId, dtype: DType) {
     for weight in weights(module, grad) {
         let Some(store) = module.stores.get(&weight).cloned() else { continue };
         for moment in ["m", "v"] {
             let suffixed = |t: &String| format!("{t}.{moment}");
             let store = Store {
-                ty: store.ty.as_value().with_dtype(DType::F32),
+                ty: store.ty.as_value().with_dtype(dtype),
                 kind: StoreKind::State,
                 templates: store.templates.iter().take(1).map(suffixed).collect(),
                 starts: store.starts.clone(),

@@ -5,6 +5,8 @@
 //! `NAME.v` of a weight `NAME`, are the optimizer's; buffers without a published name (caches) are
 //! stored nowhere.
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use weft_graph::{DType, Init, WeightInfo};
 
 use crate::checkpoint::reader::CheckpointReader;
@@ -54,12 +56,21 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
         if own != part {
             continue;
         }
-        if kept.dtype != DType::F32 {
+        if published(kept.dtype).is_none() {
             return Err(WeightsError::DType { name: name.clone(), dtype: kept.dtype });
         }
         found.push(Stored { name: name.clone(), kept: kept.clone(), info });
     }
     Ok(found)
+}
+
+/// What a checkpoint calls an element type that weights and states may have.
+fn published(dtype: DType) -> Option<Dtype> {
+    match dtype {
+        DType::F32 => Some(Dtype::F32),
+        DType::Bf16 => Some(Dtype::BF16),
+        _ => None,
+    }
 }
 
 impl Stored {
@@ -73,7 +84,7 @@ impl Stored {
         self.info.stored_names(&self.kept.dims).collect()
     }
 
-    /// `fill` makes the elements of each tensor.
+    /// `fill` makes the elements of each tensor, which are rounded to the buffer's type.
     fn write(
         &self,
         store: &Store,
@@ -81,10 +92,17 @@ impl Stored {
     ) -> Result<(), WeightsError> {
         let shape = self.shape();
         let mut values = vec![0.0f32; shape.iter().product::<u64>() as usize];
+        let mut narrow = vec![bf16::ZERO; values.len()];
         for (name, position) in self.tensors() {
             fill(&name, &shape, &mut values)?;
-            let offset = position * size_of_val(&values[..]);
-            store.write_bytes(&self.name, offset, as_bytes(&values))?;
+            let bytes = match self.kept.dtype {
+                DType::Bf16 => {
+                    narrow.convert_from_f32_slice(&values);
+                    as_bytes(&narrow)
+                }
+                _ => as_bytes(&values),
+            };
+            store.write_bytes(&self.name, position * bytes.len(), bytes)?;
         }
         Ok(())
     }
@@ -149,16 +167,17 @@ pub struct Snapshot {
     optimizer: Vec<Copied>,
 }
 
-/// A buffer and its values.
-type Copied = (Stored, Vec<f32>);
+/// A buffer and its values as they lie in memory, little endian as in a checkpoint.
+type Copied = (Stored, Vec<u8>);
 
 impl Snapshot {
     pub fn take(store: &Store) -> Result<Snapshot, WeightsError> {
         let read = |part| -> Result<Vec<Copied>, WeightsError> {
             let mut all = vec![];
             for stored in stored(store, part)? {
-                let values = store.read::<f32>(&stored.name)?;
-                all.push((stored, values));
+                let mut bytes = vec![0; stored.kept.size_bytes()];
+                store.read_bytes(&stored.name, 0, &mut bytes)?;
+                all.push((stored, bytes));
             }
             Ok(all)
         };
@@ -167,21 +186,22 @@ impl Snapshot {
 
     /// The model's tensors, duplicates too.
     pub fn weights(&self) -> Vec<NewTensor<'_>> {
-        self.model.iter().flat_map(|(stored, values)| tensors(stored, values)).collect()
+        self.model.iter().flat_map(|(stored, bytes)| tensors(stored, bytes)).collect()
     }
 
     pub fn optimizer(&self) -> Vec<NewTensor<'_>> {
-        self.optimizer.iter().flat_map(|(stored, values)| tensors(stored, values)).collect()
+        self.optimizer.iter().flat_map(|(stored, bytes)| tensors(stored, bytes)).collect()
     }
 }
 
-fn tensors<'a>(stored: &Stored, values: &'a [f32]) -> Vec<NewTensor<'a>> {
+fn tensors<'a>(stored: &Stored, bytes: &'a [u8]) -> Vec<NewTensor<'a>> {
+    const { assert!(cfg!(target_endian = "little"), "the file format is little endian") };
     let shape = stored.shape();
-    let len = shape.iter().product::<u64>() as usize;
+    let dtype = published(stored.kept.dtype).expect("others are not among those stored");
+    let len = shape.iter().product::<u64>() as usize * stored.kept.dtype.bits() as usize / 8;
     let names = stored.tensors().into_iter();
     names
         .chain(stored.info.duplicate_names(&stored.kept.dims))
-        .map(|(name, at)| NewTensor::f32(&name, &shape, &values[at * len..(at + 1) * len]))
-        .inspect(|t| debug_assert_eq!(t.dtype, Dtype::F32))
+        .map(|(name, at)| NewTensor::new(&name, dtype, &shape, &bytes[at * len..(at + 1) * len]))
         .collect()
 }

@@ -9,7 +9,7 @@ use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{Func, Module};
 use weft_ir::text;
-use weft_ir::ty::Type;
+use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::{PassCx, Save, Train, by_name, run_pass};
 
@@ -43,7 +43,8 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("micro_batches", n) => {
                 let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;
                 let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
-                cx.train = Some(Train { micro_batches, beta1, beta2, eps, decay, clip });
+                let moments = DType::F32;
+                cx.train = Some(Train { micro_batches, beta1, beta2, eps, decay, clip, moments });
             }
             _ => return Err(format!("no option `{option}`")),
         }

@@ -35,6 +35,8 @@ pub const KEYS: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainSettings {
     pub name: String,
+    /// The precision block that was chosen.
+    pub precision: String,
     pub optimizer: AdamW,
     /// The largest norm of all gradients together.
     pub clip: Option<f64>,
@@ -213,6 +215,7 @@ impl<'a> Reader<'a, '_> {
         let across = self.optional("attend_across_documents", |r, e| r.keys.boolean(e));
         Some(TrainSettings {
             name: self.block.name.text.clone(),
+            precision: self.keys.tree.precision.name.clone(),
             optimizer: optimizer?,
             clip,
             init: init?,

@@ -21,6 +21,9 @@ pub const VOCAB: &str = "vocab";
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
     pub name: String,
+    /// The precision block it is computed by; compiled into the step.
+    #[serde(default = "f32")]
+    pub precision: String,
     /// Compiled into the step; here to be compared when a run goes on.
     pub optimizer: AdamW,
     /// Compiled into the step, too.
@@ -52,6 +55,11 @@ pub struct AdamW {
     pub beta2: f64,
     pub eps: f64,
     pub decay: f64,
+}
+
+/// What runs were computed in before they could say so.
+fn f32() -> String {
+    "f32".into()
 }
 
 /// Settings that a resumed run may change: they do not change what is computed.
