@@ -33,6 +33,9 @@ pub fn run(args: Args) -> Result<()> {
         None => source.lower(&tree, Purpose::Infer, settings)?,
     };
     source.lower(&tree, Purpose::Infer, cached)?;
+    let mut diags = vec![];
+    weft_lang::settings::check_products(&tree, &lowered.sites, &mut diags);
+    frontend::show(&source.map, &diags)?;
     let parameters: u64 = tree
         .stores
         .values()

@@ -63,6 +63,7 @@ impl<'a> Lower<'a, '_> {
             lead: 0,
             emits_visible: false,
             compute: self.tree.compute.of(inst),
+            n_products: 0,
         }
     }
 

@@ -19,6 +19,7 @@ impl<'a> Lower<'a, '_> {
         let x = self.tensor_arg(args, env)?;
         let y = self.tensor_or_weights(args, env)?;
         self.contracts(&x, &y, span)?;
+        self.site(&x, &y, env, span);
         let (x, y) = (self.operand(x, env, span)?, self.operand(y, env, span)?);
         let id = if y.batched {
             let Some((_, ragged)) = self.ragged_of(&x) else {

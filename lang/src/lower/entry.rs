@@ -13,6 +13,7 @@ use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
 
 use super::function::{Class, Function, Key};
+use super::site::Site;
 use super::update::Emitted;
 use super::value::Value;
 use super::{Env, Lower, Lowering};
@@ -20,6 +21,7 @@ use crate::ast;
 use crate::diag::{self, Diag};
 use crate::elaborate::tree::Body;
 use crate::elaborate::{Reported, Tree};
+use crate::settings::recipe::{self, Recipe};
 use crate::source::{SourceMap, Span};
 
 /// A size that is decided now or at launch.
@@ -64,6 +66,10 @@ pub struct Lowered {
     pub emits: Vec<EmitInfo>,
     /// The share of a store that one token uses, where that is not all of it: (active, of).
     pub active: IndexMap<String, (u64, u64)>,
+    /// Every product of the text, also those that only training needs.
+    pub sites: Vec<Site>,
+    /// What the precision block makes of each, in their order.
+    pub recipes: Vec<Recipe>,
 }
 
 /// Lower the model's entries for `purpose`; `None` if anything was wrong (see `diags`).
@@ -120,6 +126,7 @@ pub fn lower(
         n_calls: 0,
         depth: 0,
         active: IndexMap::new(),
+        gemms: vec![],
         batch,
         seq,
         seen,
@@ -128,11 +135,12 @@ pub fn lower(
         Purpose::Train => lower.loss(),
         Purpose::Infer => lower.forward(),
     };
-    let (module, active) = (lower.module, lower.active);
+    let (module, active, sites) = (lower.module, lower.active, lower.gemms);
+    let recipes = recipe::recipes(&tree.precision, &sites, diags);
     diag::drop_repeated(diags);
     let failed = diags.iter().any(Diag::is_error);
     match emits {
-        Ok(emits) if !failed => Some(Lowered { module, emits, active }),
+        Ok(emits) if !failed => Some(Lowered { module, emits, active, sites, recipes }),
         _ => None,
     }
 }

@@ -16,12 +16,14 @@ mod function;
 mod index;
 mod repeat;
 mod shape;
+mod site;
 mod stmt;
 mod tokens;
 mod update;
 mod value;
 
 pub use entry::{EmitInfo, Lowered, Purpose, Settings, Size, lower};
+pub use site::{Site, Weight};
 
 use indexmap::IndexMap;
 use weft_ir::attr::Attrs;
@@ -66,6 +68,8 @@ struct Lower<'a, 't> {
     depth: usize,
     /// Shares of a stack's weights that one token uses, by store: `active / experts`.
     active: IndexMap<String, (u64, u64)>,
+    /// Products met so far.
+    gemms: Vec<Site>,
     batch: Dim,
     seq: Dim,
     /// Positions that attention sees.
@@ -86,6 +90,8 @@ struct Env {
     emits_visible: bool,
     /// What values with a name are stored as.
     compute: DType,
+    /// Products of this body so far.
+    n_products: u32,
 }
 
 type Lowering<T> = Result<T, Reported>;

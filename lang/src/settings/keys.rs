@@ -135,7 +135,8 @@ impl Keys<'_, '_> {
 
     /// A key that the block does not have.
     pub fn unknown(&mut self, key: &ast::Key, block: &str, known: &[&str]) {
-        let why = format!("a {block} block has no key `{}`", key.text);
+        let article = if block.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        let why = format!("{article} {block} block has no key `{}`", key.text);
         let mut diag = Diag::error(key.span, why).did_you_mean(&key.text, known.iter().copied());
         if diag.hint.is_none() {
             diag = diag.hint(format!("keys: {}", known.join(", ")));

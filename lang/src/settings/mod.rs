@@ -10,9 +10,11 @@
 //! constant `steps` keeps it to itself.
 
 mod available;
+pub mod gemm;
 mod keys;
 mod precision;
 mod published;
+pub mod recipe;
 mod schedule;
 mod selector;
 mod train;
@@ -23,9 +25,10 @@ pub use schedule::{Phase, Schedule, Shape, Unit};
 pub use train::{AdamW, TrainSettings, train};
 
 use crate::ast;
-use crate::diag::Diag;
+use crate::diag::{self, Diag};
 use crate::elaborate::tree::Body;
 use crate::elaborate::{self, Tree};
+use crate::lower::Site;
 
 /// Check every block of the model, whether it will be used or not.
 pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
@@ -49,6 +52,17 @@ pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
             _ => available::check(tree, block, diags),
         }
     }
+}
+
+/// Check the rules of every precision block of the model against its products.
+pub fn check_products(tree: &Tree, sites: &[Site], diags: &mut Vec<Diag>) {
+    let blocks = tree.blocks.iter().filter(|b| b.kind == ast::BlockKind::Precision);
+    for block in blocks.filter(|b| beside_a_model(tree, b)) {
+        // What is wrong with the block itself has been told.
+        let precision = precision::read(tree, block, &mut vec![]);
+        recipe::recipes(&precision, sites, diags);
+    }
+    diag::drop_repeated(diags);
 }
 
 /// Whether the block was written for this model or one it comes from.

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 use weft_ir::ty::DType;
 
+use super::gemm;
 use super::keys::Keys;
 use super::selector::Selectors;
 use crate::ast::{self, BlockKind, EntryValue};
@@ -34,6 +35,7 @@ pub struct Precision {
     pub moments: DType,
     /// Of what a decode step keeps; its module's compute type if not said.
     pub cache: Option<DType>,
+    pub gemms: Vec<gemm::Rule>,
 }
 
 /// `module "SELECTOR" { compute = .. }`.
@@ -52,6 +54,7 @@ impl Default for Precision {
             modules: vec![],
             moments: DType::F32,
             cache: None,
+            gemms: vec![],
         }
     }
 }
@@ -123,10 +126,7 @@ pub fn read(tree: &Tree, block: &ast::Block, diags: &mut Vec<Diag>) -> Precision
             "cache" => precision.cache = float(&mut keys, entry),
             "weights" => masters(&mut keys, entry),
             "module" => precision.modules.extend(module(&mut keys, entry)),
-            "gemm" => {
-                let diag = Diag::error(entry.span, "not available yet: formats of products");
-                keys.diags.push(diag.hint("leave `gemm` out"));
-            }
+            "gemm" => precision.gemms.extend(gemm::rule(&mut keys, entry)),
             _ => keys.unknown(&entry.key, "precision", KEYS),
         }
     }
