@@ -79,7 +79,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }
-    let mut module = source.lower(&tree, purpose, settings)?.module;
+    let mut module = frontend::to_compile(&tree, source.lower(&tree, purpose, settings)?)?;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
     pipeline::run(&mut module, &cx, args.stop_after.as_deref(), &mut recorder)?;
@@ -126,7 +126,7 @@ fn verify(
         cache: settings.cache.map(|_| Size::Fixed(8)),
         ..settings.clone()
     };
-    let mut module = source.lower(&tree, purpose, settings)?.module;
+    let mut module = frontend::to_compile(&tree, source.lower(&tree, purpose, settings)?)?;
     let compared = verify_passes::run(&mut module, cx, weft_passes::PIPELINE)?;
     eprintln!("verify-passes: {compared} values compared, none moved");
     Ok(())

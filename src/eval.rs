@@ -67,7 +67,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
     weights::check_stored(&tree, &lowered.module, &checkpoint)?;
-    let mut module = lowered.module;
+    let emits = lowered.emits.clone();
+    let mut module = frontend::to_compile(&tree, lowered)?;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
     let cx = PassCx { gradients: args.grads, ..PassCx::default() };
@@ -77,7 +78,7 @@ pub fn run(args: Args) -> Result<()> {
         Device::Cpu => compute(&module, args.grads, &tokens, &checkpoint)?,
         Device::Interp => interpret(&module, args.grads, &tokens, &checkpoint)?,
     };
-    let outputs = named_outputs(&module, &lowered.emits, results)?;
+    let outputs = named_outputs(&module, &emits, results)?;
     for name in ["loss", "mtp_loss", "total"] {
         if let Some(t) = outputs.get(name) {
             println!("{name} {:.7}", t.numbers()[0]);

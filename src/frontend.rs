@@ -5,11 +5,13 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use weft_ir::module::Module;
 use weft_lang::ast::Program;
 use weft_lang::diag::{self, Diag};
 use weft_lang::elaborate::{self, Overrides, Tree};
 use weft_lang::lower::{self, Lowered, Purpose, Settings};
-use weft_lang::source::SourceMap;
+use weft_lang::settings;
+use weft_lang::source::{SourceMap, Span};
 
 /// Which model, and what to change in it.
 #[derive(clap::Args, Clone, Debug)]
@@ -75,6 +77,16 @@ impl Source {
         }
     }
 
+    /// Compute as the block that a train block names.
+    pub fn choose_precision(&self, tree: &mut Tree, name: &str) -> Result<()> {
+        if tree.precision.name == name {
+            return Ok(());
+        }
+        let (mut diags, asked) = (vec![], (Span::default(), "precision"));
+        settings::choose_precision(tree, name, asked, &mut diags);
+        show(&self.map, &diags)
+    }
+
     pub fn lower(&self, tree: &Tree, purpose: Purpose, settings: Settings) -> Result<Lowered> {
         let mut diags = vec![];
         let lowered = lower::lower(&self.program, tree, &self.map, purpose, settings, &mut diags);
@@ -84,6 +96,15 @@ impl Source {
             None => bail!(""),
         }
     }
+}
+
+/// The module to be compiled, where there are passes for what its precision block asks of it.
+pub fn to_compile(tree: &Tree, lowered: Lowered) -> Result<Module> {
+    if let Some(recipe) = lowered.recipes.iter().find(|r| r.has_formats()) {
+        let name = &tree.precision.name;
+        bail!("not available yet: products in formats of `--precision {name}` (`{}`)", recipe.site);
+    }
+    Ok(lowered.module)
 }
 
 /// Print diagnostics; an error among them ends the command.

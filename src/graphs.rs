@@ -77,8 +77,12 @@ pub fn for_training(
         None => None,
     };
     let (overrides, sets) = split(&source, model.overrides(config)?);
-    let tree = source.elaborate(&overrides)?;
-    let (train, published) = checked(&source, &tree, block, &sets)?;
+    let mut tree = source.elaborate(&overrides)?;
+    let (mut train, published) = checked(&source, &tree, block, &sets)?;
+    match &overrides.precision {
+        Some(name) => train.precision = name.clone(),
+        None => source.choose_precision(&mut tree, &train.precision)?,
+    }
 
     let settings = Settings {
         batch: Size::Fixed(train.micro_batch),
@@ -86,7 +90,8 @@ pub fn for_training(
         segments: !train.attend_across_documents,
         cache: None,
     };
-    let mut module = source.lower(&tree, Purpose::Train, settings)?.module;
+    let lowered = source.lower(&tree, Purpose::Train, settings)?;
+    let mut module = frontend::to_compile(&tree, lowered)?;
     if let Some(Taken::Weights(folder)) = checkpoint {
         weights::check_stored(&tree, &module, &CheckpointReader::open(folder)?)?;
     }
@@ -160,7 +165,8 @@ pub fn for_generation(
             segments: false,
             cache: Some(Size::Fixed(context)),
         };
-        let mut module = source.lower(&tree, Purpose::Infer, settings)?.module;
+        let lowered = source.lower(&tree, Purpose::Infer, settings)?;
+        let mut module = frontend::to_compile(&tree, lowered)?;
         let entry = module.find("forward").context("the module has no @forward")?;
         keep_results(&mut module, entry, &|result| result == "logits");
         module.func_mut(entry).name = name.into();

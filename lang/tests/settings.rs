@@ -140,10 +140,6 @@ fn a_schedule_of_a_module_that_is_not_placed_may_be_set() {
 fn what_later_versions_bring_is_refused() {
     assert_eq!(said("precision p { compute = f32 }\nparallel q { data = 1 }"), [""; 0]);
     assert_eq!(
-        said("precision p { gemm \"layers.*\" { format = e4m3 } }"),
-        ["not available yet: formats of products; leave `gemm` out"]
-    );
-    assert_eq!(
         said("parallel p { pipeline = 16 }"),
         ["not available yet: pipeline parallelism; `pipeline = 1` is what there is"]
     );

@@ -230,7 +230,9 @@ fn product(keys: &mut Keys, role: Role, entry: &Entry, found: &mut Vec<(Key, Val
             "accumulate" => push(found, inner, Key::Accumulate(role), accumulate(keys, inner)),
             "promote" => push(found, inner, Key::Promote(role), promote(keys, inner)),
             name => match known[..2].iter().position(|k| *k == name) {
-                Some(i) => push(found, inner, Key::Operand(role, i), operand(keys, (role, i), inner)),
+                Some(i) => {
+                    push(found, inner, Key::Operand(role, i), operand(keys, (role, i), inner))
+                }
                 None => keys.unknown(&inner.key, role.name(), &known),
             },
         }

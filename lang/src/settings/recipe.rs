@@ -45,6 +45,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Whether anything is not as it would be without rules.
+    pub fn has_formats(&self) -> bool {
+        let saved = [self.saved_input, self.saved_output, self.dispatched];
+        saved.iter().any(Option::is_some) || self.products.iter().any(Product::is_quantized)
+    }
+
     pub fn product(&self, role: Role) -> &Product {
         &self.products[role as usize]
     }
@@ -122,9 +128,7 @@ impl Resolver<'_, '_> {
 
     /// A recipe must be one that the site's product can be computed by.
     fn check(&mut self, site: &Site, recipe: &Recipe) {
-        let formats = [recipe.saved_input, recipe.saved_output, recipe.dispatched];
-        let any = recipe.products.iter().any(Product::is_quantized);
-        if site.weight.is_none() && (any || formats.iter().any(Option::is_some)) {
+        if site.weight.is_none() && recipe.has_formats() {
             let at = recipe.places.values().next().copied().unwrap_or(site.span);
             let why = format!("`{}` is a product of two activations", site.path);
             let hint = "formats are for products with a weight: select around it, or give it none";

@@ -29,13 +29,14 @@ pub const KEYS: &[&str] = &[
     "held_out_batches",
     "checkpoint_every",
     "keep",
+    "precision",
 ];
 
 /// A train block as the compiler and the runtime use it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainSettings {
     pub name: String,
-    /// The precision block that was chosen.
+    /// The precision block to train in: the one that is chosen already, or the block's own.
     pub precision: String,
     pub optimizer: AdamW,
     /// The largest norm of all gradients together.
@@ -212,10 +213,11 @@ impl<'a> Reader<'a, '_> {
         let held_out_batches = count("held_out_batches", 1, 4);
         let checkpoint_every = count("checkpoint_every", 1, 100);
         let keep = count("keep", 0, 2);
+        let chosen = &self.keys.tree.precision.name.clone();
+        let precision = self.optional("precision", |r, e| r.precision(e));
         let across = self.optional("attend_across_documents", |r, e| r.keys.boolean(e));
         Some(TrainSettings {
             name: self.block.name.text.clone(),
-            precision: self.keys.tree.precision.name.clone(),
             optimizer: optimizer?,
             clip,
             init: init?,
@@ -232,6 +234,7 @@ impl<'a> Reader<'a, '_> {
             held_out_batches,
             checkpoint_every,
             keep,
+            precision: precision.unwrap_or_else(|| chosen.clone()),
         })
     }
 
@@ -341,6 +344,19 @@ impl<'a> Reader<'a, '_> {
             return self.keys.error(entry.span, "`clip` is above 0, or none");
         }
         Some(Some(clip))
+    }
+
+    /// The name of a precision block.
+    fn precision(&mut self, entry: &ast::Entry) -> Option<String> {
+        let blocks = self.keys.tree.blocks.iter();
+        let blocks = blocks.filter(|b| b.kind == ast::BlockKind::Precision);
+        let names: Vec<&str> = blocks.map(|b| b.name.text.as_str()).collect();
+        if names.is_empty() {
+            let diag = Diag::error(entry.span, "the model has no precision blocks");
+            self.keys.diags.push(diag.hint("`use \"lib/precision.model\"` brings some"));
+            return None;
+        }
+        self.keys.word(entry, &names)
     }
 
     /// Sequences in a step.
