@@ -67,7 +67,8 @@ fn planned(path: &str) -> Module {
     let text = std::fs::read_to_string(path).expect("the module can be read");
     let mut module = text::parse(&text).unwrap_or_else(|e| panic!("{}", e[0]));
     let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
-    let train = Some(Train { micro_batches: 1, beta1, beta2, eps, decay, clip });
+    let moments = weft_ir::ty::DType::F32;
+    let train = Some(Train { micro_batches: 1, beta1, beta2, eps, decay, clip, moments });
     let cx = PassCx { gradients: true, train, ..PassCx::default() };
     let start = Instant::now();
     run_pipeline(&mut module, &cx, &mut |step, _| println!("{step}")).expect("the passes run");

@@ -163,11 +163,23 @@ fn lanes_fit(nest: &Nest, var: Var) -> bool {
             continue;
         }
         for inner in reachable(nest, std::iter::once(*x), false) {
-            let Expr::Load { at, .. } = &nest.exprs[inner.0 as usize].expr else { continue };
+            let data = &nest.exprs[inner.0 as usize];
+            let Expr::Load { at, .. } = &data.expr else { continue };
+            // What the fold does not run over is loaded once.
+            if vars.iter().all(|v| !data.deps.contains(v)) {
+                continue;
+            }
             let stride = |v: &Var| at.coefficient(Atom::Var(*v)).as_constant();
+            // Where data says which row is read, neighbours along `var` are anywhere.
+            let scattered = at.atoms().iter().any(|atom| match atom {
+                Atom::Opaque(o) => nest.opaques[*o as usize].1.contains(&var),
+                Atom::Var(_) | Atom::One => false,
+            });
             if stride(&var) == Some(1) {
                 along_var += 1;
-            } else if vars.last().and_then(stride) == Some(1) && stride(&var) != Some(0) {
+            } else if vars.last().and_then(stride) == Some(1)
+                && (scattered || stride(&var) != Some(0))
+            {
                 along_fold += 1;
             }
         }
