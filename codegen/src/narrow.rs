@@ -77,6 +77,12 @@ pub fn decode_bf16<'c>(cg: &Cg<'c>, codes: Val<'c>, format: Format) -> Val<'c> {
 /// The bf16 bits of magnitudes below the normal range. A magnitude between 2^j and 2^(j + 1) is
 /// normal in bf16 with the exponent that j says.
 fn subnormal<'c>(cg: &Cg<'c>, magnitude: Val<'c>, format: Format) -> Val<'c> {
+    let lanes = magnitude.ty.lanes;
+    if cg.target.bf16_dot && matches!(lanes, 8 | 16 | 32) {
+        let bits = |lane: u32| format.decode((lane % (1 << format.mantissa_bits)) as u16).to_bits();
+        let table = cg.lanes_of(magnitude.ty, |lane| i64::from(bits(lane) >> 16));
+        return cg.permute_i16(table, magnitude);
+    }
     let least = F32_BIAS + 1 - bias(format) - format.mantissa_bits;
     (0..format.mantissa_bits).fold(cg.zero(magnitude.ty), |found, j| {
         let rest = cg.sub(magnitude, 1i64 << j);

@@ -282,6 +282,12 @@ impl<'c> Cg<'c> {
         self.constant_lanes(ty, &(0..ty.lanes).map(lane).collect::<Vec<_>>())
     }
 
+    /// An integer constant with a value for each lane.
+    pub fn lanes_of(&self, ty: Ty, value: impl Fn(u32) -> i64) -> Val<'c> {
+        let lane = |i| self.int(ty.elem.x(1), value(i)).raw;
+        self.constant_lanes(ty, &(0..ty.lanes).map(lane).collect::<Vec<_>>())
+    }
+
     fn constant_lanes(&self, ty: Ty, lanes: &[BasicValueEnum<'c>]) -> Val<'c> {
         let raw = if ty.lanes == 1 { lanes[0] } else { VectorType::const_vector(lanes).into() };
         Val { ty, raw }

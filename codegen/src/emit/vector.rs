@@ -43,6 +43,14 @@ impl<'c> Cg<'c> {
         Val { ty: a.ty.elem.x(indices.len() as u32), raw: raw.into() }
     }
 
+    /// The lane of `table` that the low bits of each lane of `index` name; both of i16, for targets
+    /// with `bf16_dot`, which have this operation.
+    pub fn permute_i16(&self, table: Val<'c>, index: Val<'c>) -> Val<'c> {
+        assert!(self.target.bf16_dot, "{} does not permute 16-bit lanes", self.target.name);
+        let name = format!("llvm.x86.avx512.permvar.hi.{}", 8 * table.ty.bytes());
+        self.intrinsic(&name, &[], &[table, index], table.ty)
+    }
+
     /// `lanes` lanes of `v` from `first` on.
     pub fn slice(&self, v: Val<'c>, first: u32, lanes: u32) -> Val<'c> {
         if lanes == 1 {

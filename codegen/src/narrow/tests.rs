@@ -1,5 +1,5 @@
 //! Every code, and every f32 near a rounding decision, against `weft_ir::formats`; on AVX2 and, if
-//! the machine has it, on AVX-512.
+//! the machine has it, on AVX-512, without and with what comes with its products of bf16.
 //!
 //! `WEFT_ALL=1 cargo test --release -p weft-codegen narrow` runs over all 2^32 floats.
 
@@ -15,8 +15,9 @@ use crate::emit::Target;
 fn run(x: &[u32], f: impl for<'c> Fn(&Cg<'c>, Val<'c>) -> Val<'c>) -> Vec<(u32, Vec<u32>)> {
     LlvmTarget::initialize_x86(&InitializationConfig::default());
     let wide = std::arch::is_x86_feature_detected!("avx512bw");
-    let lanes = [Some((8, "x86-64-v3")), wide.then_some((16, "x86-64-v4"))];
-    let on = |(lanes, cpu): (u32, &'static str)| {
+    let wide = |dot| wide.then_some((16, "x86-64-v4", dot));
+    let lanes = [Some((8, "x86-64-v3", false)), wide(false), wide(true)];
+    let on = |(lanes, cpu, bf16_dot): (u32, &'static str, bool)| {
         let target = Target {
             name: "test",
             triple: "x86_64-unknown-linux-gnu",
@@ -25,7 +26,7 @@ fn run(x: &[u32], f: impl for<'c> Fn(&Cg<'c>, Val<'c>) -> Val<'c>) -> Vec<(u32, 
             lanes,
             vector_registers: 16,
             bf16_convert: false,
-            bf16_dot: false,
+            bf16_dot,
         };
         let ctx = Context::create();
         let cg = Cg::new(&ctx, "test", &target);
