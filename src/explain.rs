@@ -7,8 +7,12 @@ use weft_ir::{cost, dim};
 use weft_lang::elaborate::Tree;
 use weft_lang::lower::{Lowered, Purpose, Settings, Size};
 use weft_lang::parameters::{self, Count, Part};
+use weft_runtime::checkpoint::Dtype;
+use weft_runtime::checkpoint::fp8::SCALE_SUFFIX;
 
 use crate::frontend::{self, ModelArgs, Source};
+use crate::precision_table::{Table, scale_shape};
+use crate::published::Published;
 use crate::weights;
 
 /// Print parameters, flops and cache bytes of a model
@@ -33,14 +37,26 @@ const TENSORS_MAX: u128 = 10_000_000;
 pub fn run(args: Args) -> Result<()> {
     let source = frontend::load(&args.model.model)?;
     let tree = source.elaborate(&args.model.overrides(None)?)?;
+    let precision = args.model.precision.as_deref();
     let text = match (args.weights, args.json) {
+        (false, json) if precision.is_some() => {
+            let purpose = if tree.loss.is_some() { Purpose::Train } else { Purpose::Infer };
+            let lowered = source.lower(&tree, purpose, settings(args.sequence, None))?;
+            let name = &tree.precision.name;
+            let table = Table::of(&lowered, name, args.sequence, &source.map)?;
+            if json { pretty(&table.json())? } else { table.text() }
+        }
         (false, json) => {
             let facts = Facts::of(&source, &tree, args.sequence)?;
             if json { pretty(&facts.json())? } else { facts.table() }
         }
         (true, json) => {
             let lowered = source.lower(&tree, Purpose::Infer, settings(1, None))?;
-            let tensors = tensors(&lowered.module)?;
+            let published = match precision {
+                Some(_) => Published::of(&tree, &lowered)?,
+                None => Published::default(),
+            };
+            let tensors = tensors(&lowered.module, &published)?;
             if json { pretty(&tensors_json(&tensors))? } else { tensors_table(&tensors) }
         }
     };
@@ -176,7 +192,7 @@ fn cached(module: &Module, tree: &Tree) -> Result<u128> {
 }
 
 /// Exact in JSON up to 2^64; no count of a checked model is larger but a product of two.
-fn number(n: u128) -> Value {
+pub fn number(n: u128) -> Value {
     u64::try_from(n).map_or_else(|_| json!(n as f64), |n| json!(n))
 }
 
@@ -219,7 +235,7 @@ fn columns(rows: &[[String; 4]]) -> String {
 }
 
 /// `671,026,419,200`
-fn digits(n: u128) -> String {
+pub fn digits(n: u128) -> String {
     let plain = n.to_string();
     let first = plain.len() % 3;
     let mut out = plain[..first].to_string();
@@ -253,23 +269,31 @@ fn short_flops(n: u128) -> String {
 /// A tensor of a checkpoint.
 struct Tensor {
     name: String,
-    dtype: &'static str,
+    dtype: String,
     shape: Vec<u64>,
 }
 
 /// Every tensor a checkpoint holds, stored copies after their original.
-fn tensors(module: &Module) -> Result<Vec<Tensor>> {
-    let stored: Vec<&Store> =
-        module.stores.values().filter(|s| s.kind != StoreKind::Schedule).collect();
-    let n: u128 = stored.iter().map(|s| n_slices(s) * s.templates.len() as u128).sum();
+fn tensors(module: &Module, published: &Published) -> Result<Vec<Tensor>> {
+    let stored = module.stores.iter().filter(|(_, s)| s.kind != StoreKind::Schedule);
+    let stored: Vec<(&String, &Store)> = stored.collect();
+    let n: u128 = stored.iter().map(|(_, s)| n_slices(s) * s.templates.len() as u128).sum();
     if n > TENSORS_MAX {
         bail!("{} tensors are too many to list", digits(n));
     }
     let mut all = vec![];
-    for store in stored {
+    for (path, store) in stored {
+        let shape = weights::slice_dims(store);
+        let format = published.format(path);
         for name in (0..store.templates.len()).flat_map(|which| weights::names(store, which)) {
-            let (dtype, shape) = (store.ty.dtype.name(), weights::slice_dims(store));
-            all.push(Tensor { name, dtype, shape });
+            let scales = format.map(|f| Tensor {
+                name: format!("{name}{SCALE_SUFFIX}"),
+                dtype: Dtype::F32.to_string(),
+                shape: scale_shape(&f, &shape),
+            });
+            let dtype = published.dtype(path, store).to_string();
+            all.push(Tensor { name, dtype, shape: shape.clone() });
+            all.extend(scales);
         }
     }
     Ok(all)

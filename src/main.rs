@@ -13,6 +13,8 @@ mod kernel_dump;
 mod opt;
 mod pipeline;
 mod plot;
+mod precision_table;
+mod published;
 mod train;
 mod verify_passes;
 mod weights;

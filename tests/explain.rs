@@ -124,6 +124,76 @@ fn weights_are_listed_as_published() {
 }
 
 #[test]
+fn the_weights_of_671_billion_parameters_in_fp8_are_the_published_ones() {
+    let args = ["explain", "models/deepseek_v3.model", "--precision", "deepseek_fp8"];
+    let listed = json(&[&args[..], &["--weights", "--json"]].concat());
+    let listed = listed.as_array().expect("an array");
+    let shape = |t: &Value| -> Vec<u64> {
+        t["shape"].as_array().expect("dims").iter().filter_map(Value::as_u64).collect()
+    };
+    let size_bytes = |t: &Value| {
+        let element = match t["dtype"].as_str() {
+            Some("F8_E4M3") => 1,
+            Some("BF16") => 2,
+            Some("F32") => 4,
+            other => panic!("no published tensor is {other:?}"),
+        };
+        shape(t).iter().product::<u64>() * element
+    };
+    assert_eq!(listed.len(), 91_991);
+    assert_eq!(listed.iter().map(size_bytes).sum::<u64>(), 688_574_839_360);
+    let found = |name: &str| {
+        let tensor = listed.iter().find(|t| t["name"] == name).expect(name);
+        (tensor["dtype"].as_str().expect("a type"), shape(tensor))
+    };
+    let attention = "model.layers.7.self_attn.kv_a_proj_with_mqa.weight";
+    assert_eq!(found(attention), ("F8_E4M3", vec![576, 7168]));
+    assert_eq!(found(&format!("{attention}_scale_inv")), ("F32", vec![5, 56]));
+    assert_eq!(found("model.layers.7.mlp.gate.weight"), ("BF16", vec![256, 7168]));
+    let bias = "model.layers.7.mlp.gate.e_score_correction_bias";
+    assert_eq!(found(bias), ("F32", vec![256]));
+    assert_eq!(found("model.layers.61.eh_proj.weight"), ("BF16", vec![7168, 14336]));
+    assert_eq!(found("lm_head.weight"), ("BF16", vec![129_280, 7168]));
+}
+
+#[test]
+fn a_precision_says_what_every_product_is_computed_in() {
+    let args = ["explain", "models/deepseek_v3.model", "--precision", "deepseek_fp8"];
+    let table = json(&[&args[..], &["--json"]].concat());
+    let products = table["products"].as_array().expect("products");
+    let site = |path: &str| products.iter().find(|p| p["site"] == path).expect(path);
+    let role = |path: &str, i: usize| &site(path)["products"][i];
+
+    // o_proj: 4096 tokens of 128 heads of 128.
+    let o_proj = "layers.1.self_attn.o_proj";
+    let forward = role(o_proj, 0);
+    assert_eq!([&forward["m"], &forward["n"], &forward["k"]], [4096, 7168, 16384]);
+    let x = &forward["operands"][0];
+    assert_eq!((&x["dtype"], &x["scale"]), (&Value::from("e4m3"), &Value::from("ue8m0")));
+    assert_eq!(x["scale_shape"], Value::from(vec![4096, 128]));
+    assert_eq!(forward["operands"][1]["scale_shape"], Value::from(vec![56, 128]));
+    assert_eq!(forward["promote"], 128);
+    let saved = &site(o_proj)["kept"][0];
+    assert_eq!((&saved["what"], &saved["dtype"]), (&"saved_input".into(), &"e5m6".into()));
+    // 12 bits an element and a byte for 128 of them, in 58 layers.
+    assert_eq!(saved["bytes"], 58u64 * (4096 * 16384 * 3 / 2 + 4096 * 128));
+    assert_eq!(saved["bf16_bytes"], 58u64 * 4096 * 16384 * 2);
+
+    let gradient = role("layers.1.mlp.experts.down_proj", 1);
+    assert_eq!(gradient["operands"][0]["scale"], "ue8m0");
+    assert_eq!(gradient["operands"][0]["shape"], Value::from(vec![8 * 4096, 7168]));
+    let weight = role("layers.0.mlp.up_proj", 2);
+    assert_eq!(weight["operands"][1]["group"], Value::from(vec![128, 1]));
+    for path in ["layers.1.mlp.gate", "lm_head", "mtp.eh_proj"] {
+        assert!(role(path, 0)["operands"][0]["group"].is_null(), "{path} is quantized");
+    }
+    assert_eq!(role("layers.1.mlp.gate", 0)["operands"][0]["dtype"], "f32");
+    assert_eq!(role("lm_head", 0)["operands"][0]["dtype"], "bf16");
+    let why = &role("lm_head", 0)["why"][0];
+    assert_eq!(why, "compute = bf16");
+}
+
+#[test]
 fn checking_671_billion_parameters_takes_no_time() {
     let start = Instant::now();
     weft(&["check", "models/deepseek_v3.model"]);

@@ -4,6 +4,9 @@
 //! Blocks are 128x128 unless `config.json` says otherwise; those at the right and lower edge may be
 //! partial. "inv" is history: the stored number is multiplied with, weight = code · scale.
 
+/// What the name of a weight's scales ends in.
+pub const SCALE_SUFFIX: &str = "_scale_inv";
+
 /// Rows and columns that share a scale, when the config names none.
 pub const BLOCK: [u64; 2] = [128, 128];
 

@@ -8,14 +8,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::fp8::SCALE_SUFFIX;
 use super::tensor_file::TensorFile;
 use super::{
     CONFIG, CheckpointError, Dtype, OPTIMIZER, STATE, TensorInfo, WEIGHTS, WEIGHTS_INDEX, digests,
     fp8,
 };
-
-/// What the name of a weight's scales ends in.
-const SCALE_SUFFIX: &str = "_scale_inv";
 
 /// A checkpoint opened for reading.
 #[derive(Debug)]
