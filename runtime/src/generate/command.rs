@@ -93,9 +93,10 @@ pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
     let prompt = args.prompt_ids(&folder)?;
     if args.token_ids.is_some() {
         let go_on = &mut |_| ControlFlow::Continue(());
-        let ids = generator.run(&prompt, args.max_new, args.sampling(), go_on)?;
-        let texts: Vec<String> = ids.iter().map(u32::to_string).collect();
+        let made = generator.run(&prompt, args.max_new, args.sampling(), go_on)?;
+        let texts: Vec<String> = made.ids.iter().map(u32::to_string).collect();
         println!("{}", texts.join(","));
+        eprintln!("{made}");
         return Ok(());
     }
     let tokenizer = tokenizer(args.tokenizer.as_deref(), &folder)?;
@@ -108,7 +109,7 @@ pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
     // A reader that closed the pipe has seen enough.
     let mut show = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
     let mut open = show(args.prompt.as_deref().unwrap_or(""));
-    generator.run(&prompt, args.max_new, args.sampling(), &mut |id| {
+    let made = generator.run(&prompt, args.max_new, args.sampling(), &mut |id| {
         if Some(id) == eos || !open {
             return ControlFlow::Break(());
         }
@@ -117,5 +118,6 @@ pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
     })?;
     let rest = decoder.finish() + "\n";
     show(&rest);
+    eprintln!("{made}");
     Ok(())
 }

@@ -7,9 +7,11 @@
 pub mod command;
 mod sample;
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -57,6 +59,28 @@ pub enum GenerateError {
     Option { name: &'static str, expected: &'static str, found: String },
 }
 
+/// A continuation, and what it took.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    pub ids: Vec<u32>,
+    /// Tokens of the prompt and the time until their logits were there.
+    pub prompt: (usize, Duration),
+    /// Tokens that were read back one by one, and the time they took with choosing and showing.
+    pub decoded: (usize, Duration),
+}
+
+/// `prompt of 16 tokens: 4100 tokens/s, then 127 tokens: 1500 tokens/s`.
+impl fmt::Display for Generated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = |(n, time): (usize, Duration)| n as f64 / time.as_secs_f64().max(1e-9);
+        write!(f, "prompt of {} tokens: {:.0} tokens/s", self.prompt.0, rate(self.prompt))?;
+        match self.decoded {
+            (0, _) => Ok(()),
+            decoded => write!(f, ", then {} tokens: {:.0} tokens/s", decoded.0, rate(decoded)),
+        }
+    }
+}
+
 /// A model with its weights, ready to continue texts.
 pub struct Generator {
     prefill: Session,
@@ -97,7 +121,7 @@ impl Generator {
         max_new: usize,
         sampling: Sampling,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
-    ) -> Result<Vec<u32>, GenerateError> {
+    ) -> Result<Generated, GenerateError> {
         if prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
@@ -109,6 +133,7 @@ impl Generator {
             return Err(GenerateError::OutsideVocabulary { id: i64::from(*id), vocab: self.vocab });
         }
         let sampler = Sampler::new(sampling)?;
+        let start = Instant::now();
         let ids: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
         if self.prefill.entry().find_dim("S").is_some() {
             self.prefill.set_dim("S", ids.len() as i64)?;
@@ -118,7 +143,9 @@ impl Generator {
         self.prefill.run()?;
         let all = self.prefill.read_output::<f32>("logits")?;
         let mut logits = all[all.len() - self.vocab..].to_vec();
+        let prefilled = Instant::now();
         let mut made = vec![];
+        let mut decoded = 0;
         while made.len() < max_new {
             let id = sampler.choose(&logits, made.len() as u64);
             made.push(id);
@@ -130,8 +157,13 @@ impl Generator {
             self.decode.write_input("start", &[place as i32])?;
             self.decode.run()?;
             self.decode.read_into("logits", &mut logits)?;
+            decoded += 1;
         }
-        Ok(made)
+        Ok(Generated {
+            ids: made,
+            prompt: (prompt.len(), prefilled - start),
+            decoded: (decoded, prefilled.elapsed()),
+        })
     }
 }
 
