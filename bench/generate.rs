@@ -2,7 +2,8 @@
 //! one by one after a prompt of 16. After a run to warm up; each the best of several.
 //!
 //!     weft compile models/small.model --for decode --sequence 1024 -o small.weft
-//!     cargo bench -p weft-runtime --bench generate -- small.weft CHECKPOINT [--runs 5] [--threads N]
+//!     cargo bench -p weft-runtime --bench generate -- small.weft CHECKPOINT
+//!         [--runs 5] [--threads N]
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;

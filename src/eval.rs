@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
 use weft_backend_cpu::compile::{self, Options};
 use weft_graph::Role;
+use weft_ir::formats;
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
 use weft_ir::module::{Init, Module, StoreKind};
 use weft_ir::ty::DType;
@@ -126,8 +127,10 @@ fn interpret(
         args.push(match (store.kind, store.init) {
             (StoreKind::Schedule, Init::Constant(x)) => Tensor::full(DType::F32, &dims, x),
             _ => {
-                let data = weights::read(store, checkpoint)?;
-                Tensor::f32(&dims, data.into_iter().map(f64::from).collect())
+                let dtype = store.ty.dtype;
+                let data = weights::read(store, checkpoint)?.into_iter();
+                let rounded = data.map(|x| f64::from(formats::round(dtype, x)));
+                Tensor::float(dtype, &dims, rounded.collect())
             }
         });
     }

@@ -12,6 +12,7 @@ pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod fuse;
+pub mod hoist;
 pub mod inline;
 pub mod keep_results;
 pub mod rewrite;
@@ -191,6 +192,7 @@ pub const PIPELINE: &[Pass] = &[
     autodiff::PASS,     // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS,   // around `@grad`: accumulate, clip, update
     absorb::PASS,       // before `fuse`: the products it makes are there to be fused
+    hoist::PASS,        // before `inline`: what is done to weights is done once a step
     inline::PASS,       // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
     fold::PASS,         // zeros and ones of cotangents
