@@ -5,6 +5,7 @@ mod compile;
 mod devices;
 mod eval;
 mod explain;
+mod export;
 mod fmt;
 mod frontend;
 mod generate;
@@ -38,6 +39,7 @@ enum Command {
     Explain(explain::Args),
     Compile(compile::Args),
     Eval(eval::Args),
+    Export(export::Args),
     Opt(opt::Args),
     Plot(plot::Args),
     Train(train::Args),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Export(args) => export::run(args),
         Command::Opt(args) => opt::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Train(args) => train::run(args),

@@ -43,6 +43,19 @@ impl Published {
         self.formats.get(store).copied()
     }
 
+    /// The group that all codes have, which must be e4m3: a checkpoint says it once.
+    pub fn block(&self) -> Result<Option<[u32; 2]>> {
+        let Some((first, format)) = self.formats.first() else { return Ok(None) };
+        let same = |f: &Format| f.dtype == DType::E4m3 && f.group == format.group;
+        if let Some((other, f)) = self.formats.iter().find(|(_, f)| !same(f)) {
+            bail!(
+                "a published checkpoint has blocks of one size in e4m3: `{first}` is {format}, \
+                 `{other}` {f}"
+            );
+        }
+        Ok(Some(format.group))
+    }
+
     pub fn dtype(&self, name: &str, store: &Store) -> Dtype {
         match self.format(name).map(|f| f.dtype) {
             Some(DType::E5m2) => Dtype::F8_E5M2,

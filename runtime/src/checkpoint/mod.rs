@@ -15,6 +15,7 @@ pub mod digests;
 pub mod fp8;
 pub mod reader;
 pub mod run_folder;
+pub mod shards;
 pub mod tensor_file;
 pub mod writer;
 
@@ -38,6 +39,8 @@ pub const DIGESTS: &str = "digests.json";
 pub enum CheckpointError {
     #[error("cannot {action} {}: {error}", path.display())]
     Io { action: &'static str, path: PathBuf, error: io::Error },
+    #[error("{} is there already: give another name, or remove it", folder.display())]
+    Exists { folder: PathBuf },
 
     #[error("{} is not a whole safetensors file: {reason}", path.display())]
     Safetensors { path: PathBuf, reason: String },

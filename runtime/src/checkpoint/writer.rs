@@ -74,22 +74,22 @@ fn fill(folder: &Path, contents: &Contents<'_>) -> Result<(), CheckpointError> {
     sync(folder)
 }
 
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), CheckpointError> {
+pub(super) fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), CheckpointError> {
     let text = serde_json::to_string_pretty(value).map_err(CheckpointError::json(path))?;
     fs::write(path, text + "\n").map_err(CheckpointError::io("write", path))
 }
 
 /// Flushes a file's contents, or a folder's entries, to the disk.
-fn sync(path: &Path) -> Result<(), CheckpointError> {
+pub(super) fn sync(path: &Path) -> Result<(), CheckpointError> {
     let file = File::open(path).map_err(CheckpointError::io("open", path))?;
     file.sync_all().map_err(CheckpointError::io("sync", path))
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
     fs::rename(from, to).map_err(CheckpointError::io("rename", from))
 }
 
-fn remove_if_there(folder: &Path) -> Result<(), CheckpointError> {
+pub(super) fn remove_if_there(folder: &Path) -> Result<(), CheckpointError> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(CheckpointError::io("remove", folder)(error))
@@ -98,11 +98,11 @@ fn remove_if_there(folder: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-fn parent_of(folder: &Path) -> &Path {
+pub(super) fn parent_of(folder: &Path) -> &Path {
     folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn temporary_name(folder: &Path, prefix: &str) -> PathBuf {
+pub(super) fn temporary_name(folder: &Path, prefix: &str) -> PathBuf {
     let mut name = folder.as_os_str().to_owned();
     name.push(format!(".{prefix}{TEMPORARY}{}", std::process::id()));
     PathBuf::from(name)
