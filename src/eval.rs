@@ -9,7 +9,7 @@ use weft_backend_cpu::compile::{self, Options};
 use weft_graph::Role;
 use weft_ir::formats;
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
-use weft_ir::module::{Init, Module, StoreKind};
+use weft_ir::module::{FuncId, Init, Module, StoreKind};
 use weft_ir::ty::DType;
 use weft_lang::lower::{EmitInfo, Purpose, Settings, Size};
 use weft_passes::PassCx;
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn read_tokens(path: &Path) -> Result<Tensor> {
+pub fn read_tokens(path: &Path) -> Result<Tensor> {
     let file = TensorFile::open(path)?;
     let Some(info) = file.info("tokens") else {
         bail!("{}: expected a tensor `tokens`, found none", path.display());
@@ -111,7 +111,19 @@ fn interpret(
 ) -> Result<IndexMap<String, Tensor>> {
     let entry = if grads { "grad" } else { "loss" };
     let id = module.find(entry).with_context(|| format!("the module has no @{entry}"))?;
-    let func = module.func(id);
+    let args = arguments(module, id, tokens, checkpoint)?;
+    let results = Interp::new(module, Precision::Stated).run(id, args)?;
+    Ok(module.func(id).result_names.iter().cloned().zip(results).collect())
+}
+
+/// What the interpreter hands an entry: tokens, schedules, weights and states.
+pub fn arguments(
+    module: &Module,
+    entry: FuncId,
+    tokens: &Tensor,
+    checkpoint: &CheckpointReader,
+) -> Result<Vec<Tensor>> {
+    let func = module.func(entry);
     let mut args = vec![];
     for param in &func.params {
         let name = func.value(*param).name.as_deref().unwrap_or("");
@@ -120,7 +132,7 @@ fn interpret(
             continue;
         }
         let Some(store) = module.stores.get(name) else {
-            bail!("@{entry} has the input `{name}`, which eval does not know");
+            bail!("@{} has the input `{name}`, which is nowhere to be read", func.name);
         };
         let dims: Vec<usize> =
             store.ty.dims.iter().map(|d| d.as_fixed().unwrap_or(1) as usize).collect();
@@ -134,12 +146,11 @@ fn interpret(
             }
         });
     }
-    let results = Interp::new(module, Precision::Stated).run(id, args)?;
-    Ok(func.result_names.iter().cloned().zip(results).collect())
+    Ok(args)
 }
 
 /// The same with compiled kernels.
-fn compute(
+pub fn compute(
     module: &Module,
     grads: bool,
     tokens: &Tensor,

@@ -1,6 +1,7 @@
 //! The `weft` command: one file a subcommand, no compiler logic.
 
 mod check;
+mod compare;
 mod compile;
 mod devices;
 mod eval;
@@ -37,6 +38,7 @@ enum Command {
     Check(check::Args),
     Fmt(fmt::Args),
     Explain(explain::Args),
+    Compare(compare::Args),
     Compile(compile::Args),
     Eval(eval::Args),
     Export(export::Args),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Fmt(args) => fmt::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),

@@ -66,7 +66,7 @@ type Fault = String;
 /// A tensor dimension larger than this is a mistake of the IR, not a machine's lack of memory.
 const ELEMENTS_MAX: usize = 1 << 33;
 
-/// Told of every value that an op makes, in the order of the run.
+/// Told of every value that a function is handed or an op makes, in the order of the run.
 pub type Watch<'a> = &'a dyn Fn(&Func, ValueId, &Tensor);
 
 pub struct Interp<'a> {
@@ -188,6 +188,9 @@ impl Run<'_> {
         let f = self.module.func(id);
         let mut values: Vec<Option<Rc<Tensor>>> = vec![None; f.n_values()];
         for (p, arg) in f.params.iter().zip(args) {
+            if let Some(watch) = self.watch {
+                watch(f, *p, &arg);
+            }
             values[p.0 as usize] = Some(arg);
         }
         for (_, op) in f.body_ops() {
