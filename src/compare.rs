@@ -335,23 +335,25 @@ impl Report<'_> {
     }
 
     fn json(&self) -> serde_json::Value {
-        let losses: Vec<_> = self
-            .rows()
-            .into_iter()
-            .map(|(name, a, b, relative)| json!({"name": name, "a": a, "b": b, "relative": relative}))
-            .collect();
+        let loss = |(name, a, b, relative): (&str, f64, f64, f64)| -> serde_json::Value {
+            let rows = [("name", name.into()), ("a", a.into()), ("b", b.into())];
+            let rows = rows.into_iter().chain([("relative", relative.into())]);
+            rows.map(|(key, v): (&str, serde_json::Value)| (key.to_string(), v)).collect()
+        };
         let beyond = |b: &Beyond| {
             json!({
                 "value": b.name, "function": b.func, "run": b.run,
                 "difference": b.found, "bound": b.bound, "op": b.op,
             })
         };
+        let strayed = self.strayed.as_ref();
+        let all_beyond: Option<Vec<_>> = strayed.map(|s| s.beyond.iter().map(beyond).collect());
         json!({
             "a": self.args.a, "b": self.args.b,
             "tokens": self.tokens,
-            "losses": losses,
-            "compared": self.strayed.as_ref().map(|s| s.n_compared),
-            "beyond": self.strayed.as_ref().map(|s| s.beyond.iter().map(beyond).collect::<Vec<_>>()),
+            "losses": self.rows().into_iter().map(loss).collect::<Vec<_>>(),
+            "compared": strayed.map(|s| s.n_compared),
+            "beyond": all_beyond,
         })
     }
 }
