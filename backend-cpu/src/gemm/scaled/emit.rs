@@ -13,7 +13,7 @@ use super::super::tile::{
     A_BYTES, B_BYTES, Panel, SUM_BYTES, TILE_COLS_MAX, TILE_ROWS_MAX, Tile, a_block, b_block,
     by_size, n_tiles, resting_place, store_rows, tile_of, tiles_of,
 };
-use super::super::{Args, Group, Grouping, N_SCALARS, Shape};
+use super::super::{Args, Group, Grouping, N_SCALARS, Shape, Unit};
 use super::{Coded, ScaledShape, Sum, hopper};
 
 /// Words a piece takes are a multiple of this, so that vectors are stored aligned.
@@ -23,8 +23,11 @@ const PIECES_MAX: i64 = CHUNK_WORDS as i64 / PIECE_STEP;
 
 const A_SCALE_BYTES: u64 = PIECES_MAX as u64 * TILE_ROWS_MAX as u64 * 4;
 const B_SCALE_BYTES: u64 = PIECES_MAX as u64 * TILE_COLS_MAX as u64 * 4;
+/// A panel pair of zeros: the sums before the first.
+const ZERO_BYTES: u64 = 12 * 32 * 4;
 /// Packed A and B, sums, partial sums, scales.
-pub const SCRATCH_BYTES: u64 = A_BYTES + B_BYTES + 2 * SUM_BYTES + A_SCALE_BYTES + B_SCALE_BYTES;
+pub const SCRATCH_BYTES: u64 =
+    A_BYTES + B_BYTES + 2 * SUM_BYTES + A_SCALE_BYTES + B_SCALE_BYTES + ZERO_BYTES;
 
 /// How k is cut.
 #[derive(Clone, Copy)]
@@ -86,6 +89,7 @@ struct Scratch<'c> {
     b: Val<'c>,
     sums: Val<'c>,
     partials: Val<'c>,
+    zeros: Val<'c>,
     /// f32 `[piece, row of the tile]`, `[piece, column of the tile]`.
     scales: [Val<'c>; 2],
 }
@@ -184,6 +188,7 @@ fn scratch<'c>(cg: &Cg<'c>, kernel: &Kernel<'c>) -> Scratch<'c> {
         sums: take(SUM_BYTES),
         partials: take(SUM_BYTES),
         scales: [take(A_SCALE_BYTES), take(B_SCALE_BYTES)],
+        zeros: take(ZERO_BYTES),
     }
 }
 
@@ -224,29 +229,34 @@ fn scale_sources<'c>(
 
 impl<'c> Work<'_, 'c> {
     fn tile(&self, cg: &Cg<'c>, tile: &Tile<'c>) {
-        self.clear(cg, tile);
-        // At least once, so that the sum of nothing is stored too.
-        cg.do_while(cg.i1(true), &[cg.i64(0)], |first| {
+        let words = i64::from(self.p.rows * self.p.cols);
+        self.clear(cg, self.scratch.zeros, cg.i64(words));
+        let down = cg.div_ceil(tile.rows, i64::from(self.p.rows));
+        let panels = cg.mul(down, cg.div_ceil(tile.cols, i64::from(self.p.cols)));
+        let nothing = cg.cmp(Cmp::Eq, self.group.k, 0);
+        let rest = self.pieces.ends != Ends::EachPiece;
+        cg.when(cg.or(nothing, cg.i1(rest)), || {
+            self.clear(cg, self.scratch.sums, cg.mul(panels, words));
+        });
+        let some_left = |first: &[Val<'c>]| cg.cmp(Cmp::Lt, first[0], self.group.k);
+        cg.while_(&[cg.i64(0)], some_left, |first| {
             let next = self.pack(cg, tile, first[0]);
             self.panels(cg, tile, |meeting| {
                 self.each_piece(cg, first[0], |piece| self.sum(cg, meeting, &piece));
             });
-            (cg.cmp(Cmp::Lt, next, self.group.k), vec![next])
+            vec![next]
         });
-        self.panels(cg, tile, |meeting| {
-            let panel = &meeting.panel;
-            store_rows(cg, &self.p, &self.s.shape, self.args, self.group, panel);
-        });
+        cg.when(nothing, || self.panels(cg, tile, |meeting| self.store(cg, &meeting.panel)));
     }
 
-    /// Sums start at zero.
-    fn clear(&self, cg: &Cg<'c>, tile: &Tile<'c>) {
-        let (height, width) = (i64::from(self.p.rows), i64::from(self.p.cols));
-        let panels = cg.mul(cg.div_ceil(tile.rows, height), cg.div_ceil(tile.cols, width));
+    fn store(&self, cg: &Cg<'c>, panel: &Panel<'c>) {
+        store_rows(cg, &self.p, &self.s.shape, self.args, self.group, panel);
+    }
+
+    fn clear(&self, cg: &Cg<'c>, ptr: Val<'c>, words: Val<'c>) {
         let zero = cg.zero(Elem::F32.x(self.p.lanes));
-        let words = cg.mul(panels, height * width);
         cg.for_each(cg.i64(0), words, i64::from(self.p.lanes), |i| {
-            cg.store_aligned(zero, cg.at(self.scratch.sums, Elem::F32, i), 4 * self.p.lanes);
+            cg.store_aligned(zero, cg.at(ptr, Elem::F32, i), 4 * self.p.lanes);
         });
     }
 
@@ -353,9 +363,12 @@ impl<'c> Work<'_, 'c> {
         let panel =
             Panel { a: self.in_a(cg, panel.a, piece), b: self.in_b(cg, panel.b, piece), ..*panel };
         let at = &Meeting { panel, ..*meeting };
+        let last = cg.cmp(Cmp::Ge, piece.end, self.group.k);
         if self.s.sum == Sum::Hopper14 {
-            return hopper::sum(cg, self, at, piece);
+            hopper::sum(cg, self, at, piece);
+            return cg.when(last, || self.store(cg, &panel));
         }
+        let whole = self.is_whole(cg, &panel);
         let terms = cg.sub(piece.end, piece.first);
         let words = cg.div_ceil(terms, i64::from(self.p.k_per_word));
         by_size(cg, &self.p, panel.left, |rows, vectors| {
@@ -376,12 +389,25 @@ impl<'c> Work<'_, 'c> {
             };
             let acc =
                 micro::accumulate(cg, &self.p, (rows, vectors), (panel.a, panel.b), words, &acc);
+            let place = |i: u32| (cg.i64((i / vectors).into()), i % vectors);
             let fold = || {
                 for (i, x) in (0..).zip(&acc) {
-                    self.fold(cg, at, piece, (cg.i64((i / vectors).into()), i % vectors), *x);
+                    self.fold(cg, at, piece, place(i), *x);
                 }
             };
+            // The last sums of a whole panel pair go to C from registers.
+            let finish = || {
+                let (row, col) = panel.corner;
+                for (i, x) in (0..).zip(&acc) {
+                    let sum = self.folded(cg, at, piece, place(i), *x);
+                    let row = cg.add(row, i64::from(i / vectors));
+                    let col = cg.add(col, i64::from(i % vectors * self.p.lanes));
+                    self.s.shape.finish(cg, self.args, self.group, (row, col), None, sum);
+                }
+            };
+            let all = rows == self.p.rows && vectors * self.p.lanes == self.p.cols;
             match self.closes(cg, piece) {
+                None if all => either(cg, cg.and(last, whole), finish, fold),
                 None => fold(),
                 Some(closes) => {
                     let store = || {
@@ -393,6 +419,21 @@ impl<'c> Work<'_, 'c> {
                 }
             }
         });
+        let stored = match self.pieces.ends {
+            Ends::EachPiece => whole,
+            Ends::EachBlock | Ends::Once => cg.i1(false),
+        };
+        cg.when(cg.and(last, cg.not(stored)), || self.store(cg, &panel));
+    }
+
+    /// Does a panel pair lie in C as a rectangle of vectors?
+    fn is_whole(&self, cg: &Cg<'c>, panel: &Panel<'c>) -> Val<'c> {
+        let (rows, cols) = panel.left;
+        let fits = cg.and(
+            cg.cmp(Cmp::Ge, rows, i64::from(self.p.rows)),
+            cg.cmp(Cmp::Ge, cols, i64::from(self.p.cols)),
+        );
+        cg.and(fits, cg.i1(self.s.shape.c_unit == Unit::Col))
     }
 
     /// Does a partial sum start with the piece? `None` is always.
@@ -453,19 +494,42 @@ impl<'c> Work<'_, 'c> {
         cg: &Cg<'c>,
         at: &Meeting<'c>,
         piece: &Piece<'c>,
-        (row, vector): (Val<'c>, u32),
+        place: (Val<'c>, u32),
         partial: Val<'c>,
     ) {
-        let to = cg.at(at.panel.sums, Elem::F32, cg.mul(row, i64::from(self.p.cols)));
-        let to = cg.at(to, Elem::F32, i64::from(vector * self.p.lanes));
-        let sum = cg.load_aligned(partial.ty, to, 4 * self.p.lanes);
+        let sum = self.folded(cg, at, piece, place, partial);
+        cg.store_aligned(sum, self.sum_at(cg, at.panel.sums, place), 4 * self.p.lanes);
+    }
+
+    /// Where a row's vector of sums is in those of a panel pair.
+    fn sum_at(&self, cg: &Cg<'c>, sums: Val<'c>, (row, vector): (Val<'c>, u32)) -> Val<'c> {
+        let row = cg.at(sums, Elem::F32, cg.mul(row, i64::from(self.p.cols)));
+        cg.at(row, Elem::F32, i64::from(vector * self.p.lanes))
+    }
+
+    fn folded(
+        &self,
+        cg: &Cg<'c>,
+        at: &Meeting<'c>,
+        piece: &Piece<'c>,
+        (row, vector): (Val<'c>, u32),
+        partial: Val<'c>,
+    ) -> Val<'c> {
+        let sums = match self.pieces.ends {
+            Ends::EachPiece => {
+                let first = cg.cmp(Cmp::Eq, piece.first, 0);
+                cg.select(first, self.scratch.zeros, at.panel.sums)
+            }
+            Ends::EachBlock | Ends::Once => at.panel.sums,
+        };
+        let from = self.sum_at(cg, sums, (row, vector));
+        let sum = cg.load_aligned(partial.ty, from, 4 * self.p.lanes);
         let scale =
             if self.s.scaled_products { None } else { self.scale(cg, at, piece, (row, vector)) };
-        let sum = match scale {
+        match scale {
             Some(scale) => cg.fma(partial, scale, sum),
             None => cg.add(partial, sum),
-        };
-        cg.store_aligned(sum, to, 4 * self.p.lanes);
+        }
     }
 
     /// Terms of a piece.
