@@ -11,6 +11,7 @@ use weft_passes::PassCx;
 use crate::frontend::{self, ModelArgs, Source};
 use crate::graphs::{self, Taken, Target};
 use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::policy;
 use crate::verify_passes;
 
 /// Compile a model; with --stop-after, print the IR there
@@ -79,7 +80,9 @@ pub fn run(args: Args) -> Result<()> {
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }
-    let mut module = frontend::to_compile(&tree, source.lower(&tree, purpose, settings)?)?;
+    let lowered = source.lower(&tree, purpose, settings)?;
+    let cx = PassCx { policy: policy::policy(&lowered), ..cx.clone() };
+    let mut module = lowered.module;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
     pipeline::run(&mut module, &cx, args.stop_after.as_deref(), &mut recorder)?;
@@ -126,8 +129,10 @@ fn verify(
         cache: settings.cache.map(|_| Size::Fixed(8)),
         ..settings.clone()
     };
-    let mut module = frontend::to_compile(&tree, source.lower(&tree, purpose, settings)?)?;
-    let compared = verify_passes::run(&mut module, cx, weft_passes::PIPELINE)?;
+    let lowered = source.lower(&tree, purpose, settings)?;
+    let cx = PassCx { policy: policy::policy(&lowered), ..cx.clone() };
+    let mut module = lowered.module;
+    let compared = verify_passes::run(&mut module, &cx, weft_passes::PIPELINE)?;
     eprintln!("verify-passes: {compared} values compared, none moved");
     Ok(())
 }

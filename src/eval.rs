@@ -21,6 +21,7 @@ use weft_runtime::weights as stored;
 
 use crate::frontend::{self, ModelArgs};
 use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::policy;
 use crate::weights;
 
 /// Compute logits and losses (and gradients) of a checkpoint in f32
@@ -69,10 +70,11 @@ pub fn run(args: Args) -> Result<()> {
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
     weights::check_stored(&tree, &lowered.module, &checkpoint)?;
     let emits = lowered.emits.clone();
-    let mut module = frontend::to_compile(&tree, lowered)?;
+    let policy = policy::policy(&lowered);
+    let mut module = lowered.module;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
-    let cx = PassCx { gradients: args.grads, ..PassCx::default() };
+    let cx = PassCx { gradients: args.grads, policy, ..PassCx::default() };
     pipeline::run(&mut module, &cx, None, &mut recorder)?;
     recorder.finish(&module)?;
     let results = match args.device {

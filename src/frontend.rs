@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use weft_ir::module::Module;
 use weft_lang::ast::Program;
 use weft_lang::diag::{self, Diag};
 use weft_lang::elaborate::{self, Overrides, Tree};
@@ -96,15 +95,6 @@ impl Source {
             None => bail!(""),
         }
     }
-}
-
-/// The module to be compiled, where there are passes for what its precision block asks of it.
-pub fn to_compile(tree: &Tree, lowered: Lowered) -> Result<Module> {
-    if let Some(recipe) = lowered.recipes.iter().find(|r| r.has_formats()) {
-        let name = &tree.precision.name;
-        bail!("not available yet: products in formats of `--precision {name}` (`{}`)", recipe.site);
-    }
-    Ok(lowered.module)
 }
 
 /// Print diagnostics; an error among them ends the command.

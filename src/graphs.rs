@@ -26,6 +26,7 @@ use weft_runtime::train::settings::{CONFIG, MODEL, TRAIN, VOCAB};
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
 use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::policy;
 use crate::weights;
 
 /// Which machines a graph is for.
@@ -91,7 +92,8 @@ pub fn for_training(
         cache: None,
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
-    let mut module = frontend::to_compile(&tree, lowered)?;
+    let policy = policy::policy(&lowered);
+    let mut module = lowered.module;
     if let Some(Taken::Weights(folder)) = checkpoint {
         weights::check_stored(&tree, &module, &CheckpointReader::open(folder)?)?;
     }
@@ -110,6 +112,7 @@ pub fn for_training(
             clip: train.clip,
             moments: tree.precision.moments,
         }),
+        policy,
         ..PassCx::default()
     };
     pipeline::run(&mut module, &cx, None, &mut recorder)?;
@@ -166,12 +169,13 @@ pub fn for_generation(
             cache: Some(Size::Fixed(context)),
         };
         let lowered = source.lower(&tree, Purpose::Infer, settings)?;
-        let mut module = frontend::to_compile(&tree, lowered)?;
+        let cx = PassCx { policy: policy::policy(&lowered), ..PassCx::default() };
+        let mut module = lowered.module;
         let entry = module.find("forward").context("the module has no @forward")?;
         keep_results(&mut module, entry, &|result| result == "logits");
         module.func_mut(entry).name = name.into();
         recorder.input(name, &module)?;
-        pipeline::run(&mut module, &PassCx::default(), None, &mut recorder)?;
+        pipeline::run(&mut module, &cx, None, &mut recorder)?;
         forget_caches(&mut module, name);
         let command = command(model, "decode", None) + &format!(" --sequence {context}");
         let mut graph = compile(&module, &[name], model, command, target)?;

@@ -15,6 +15,7 @@ mod kernel_dump;
 mod opt;
 mod pipeline;
 mod plot;
+mod policy;
 mod precision_table;
 mod published;
 mod train;

@@ -13,6 +13,8 @@ pub enum AttrKind {
     Bool,
     /// One of the listed words.
     Word(&'static [&'static str]),
+    /// Any name, held as a word.
+    Name,
     Ints,
     Dim,
     Dims,
@@ -49,6 +51,7 @@ impl Attr {
             | (Attr::Type(_), AttrKind::Type)
             | (Attr::Func(_), AttrKind::Func) => true,
             (Attr::Word(w), AttrKind::Word(words)) => words.contains(&w.as_str()),
+            (Attr::Word(_), AttrKind::Name) => true,
             _ => false,
         }
     }
@@ -70,6 +73,11 @@ impl Attrs {
             None => self.0.push((name, value)),
         }
         self
+    }
+
+    /// These, then those of `other`.
+    pub fn and(self, other: Attrs) -> Attrs {
+        other.0.into_iter().fold(self, |attrs, (name, value)| attrs.with(name, value))
     }
 
     pub fn int(self, name: &'static str, v: i64) -> Attrs {

@@ -18,6 +18,7 @@ mod pointwise;
 mod random;
 mod reduce;
 mod row;
+mod scaled;
 mod state;
 mod tensor;
 
@@ -179,7 +180,8 @@ struct Run<'a> {
 struct Cx<'a> {
     run: &'a Run<'a>,
     attrs: &'a Attrs,
-    /// The types of the results.
+    /// The types of the operands, and of the results.
+    operands: Vec<&'a Type>,
     types: Vec<&'a Type>,
 }
 
@@ -203,8 +205,9 @@ impl Run<'_> {
                 control::run(self, id, f, op, xs)?
             } else {
                 let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
+                let operands = op.operands.iter().map(|x| f.ty(*x)).collect();
                 let types = op.results.iter().map(|r| f.ty(*r)).collect();
-                let ys = eval(op.op, &Cx { run: self, attrs: &op.attrs, types }, &xs);
+                let ys = eval(op.op, &Cx { run: self, attrs: &op.attrs, operands, types }, &xs);
                 ys.map_err(fault)?.into_iter().map(|y| Rc::new(self.rounded(y))).collect()
             };
             if results.len() != op.results.len() {
@@ -257,10 +260,23 @@ impl Run<'_> {
             let (want, found) = (ty.dtype.name(), x.dtype.name());
             return Err(format!("expected {want}{dims:?}, found {found}{:?}", x.dims));
         }
+        match (&ty.quant, &x.scales) {
+            (None, None) => {}
+            (Some(quant), Some(scales)) => {
+                let grid = scaled::grid(&x.dims, quant.group);
+                if scales.dtype != quant.scale || scales.dims != grid {
+                    return Err("there is not a scale for each group".into());
+                }
+                scales.well_formed()?;
+            }
+            (Some(_), None) => return Err("a quantized value has no scales".into()),
+            (None, Some(_)) => return Err("a plain value has scales".into()),
+        }
         x.well_formed()
     }
 
     fn rounded(&self, mut x: Tensor) -> Tensor {
+        x.scales = x.scales.map(|s| Box::new(self.rounded(*s)));
         match &mut x.data {
             Data::Float(v) if self.precision == Precision::Stated => {
                 v.iter_mut().for_each(|v| *v = formats::round(x.dtype, *v as f32) as f64);
@@ -295,6 +311,16 @@ impl Cx<'_> {
         usize::try_from(n).map_err(|_| format!("`{name}` is negative"))
     }
 
+    fn dtype(&self, name: &str) -> Result<DType, Fault> {
+        self.attrs.get_dtype(name).ok_or_else(|| format!("needs `{name}`"))
+    }
+
+    /// The group of a quantized operand.
+    fn group_of(&self, i: usize) -> Result<[u32; 2], Fault> {
+        let quant = self.operands.get(i).and_then(|ty| ty.quant.as_ref());
+        Ok(quant.ok_or("an operand is not quantized")?.group)
+    }
+
     fn int(&self, name: &str) -> i64 {
         self.attrs.get_int(name).unwrap_or(0)
     }
@@ -322,7 +348,7 @@ impl Cx<'_> {
     /// A tensor of the type of result `i`.
     fn result(&self, i: usize, data: Data) -> Result<Tensor, Fault> {
         let ty = self.types.get(i).ok_or("an op has fewer results than its rule")?;
-        Ok(Tensor { dtype: ty.dtype, dims: self.run.dims(&ty.dims)?, data })
+        Ok(Tensor { dtype: ty.dtype, dims: self.run.dims(&ty.dims)?, data, scales: None })
     }
 
     fn floats(&self, i: usize, data: Vec<f64>) -> Result<Tensor, Fault> {
@@ -364,6 +390,8 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         Op::Not => pointwise::logic(cx, xs, |c| !c[0]),
         Op::Select => pointwise::select(cx, xs),
         Op::Convert => pointwise::convert(cx, xs),
+        Op::Quantize => scaled::quantize(cx, xs[0]),
+        Op::Dequantize => scaled::dequantize(cx, xs[0]),
         Op::StopGradient => Ok(xs[0].clone()),
 
         Op::Reshape => cx.result(0, xs[0].data.clone()),

@@ -6,7 +6,7 @@
 
 use indexmap::IndexMap;
 
-use crate::attr::Attrs;
+use crate::attr::{Attr, Attrs};
 use crate::dim::{Dim, Sym, SymId, SymKind};
 use crate::op::Op;
 use crate::ty::{AxisId, Type};
@@ -193,6 +193,20 @@ impl Func {
 
     pub fn value(&self, id: ValueId) -> &ValueData {
         &self.values[id.0 as usize]
+    }
+
+    /// Every dim of types and attributes through `map`.
+    pub fn map_dims(&mut self, map: &dyn Fn(Dim) -> Dim) {
+        let typed = |ty: &mut Type| ty.dims.iter_mut().for_each(|d| *d = map(*d));
+        self.values.iter_mut().for_each(|v| typed(&mut v.ty));
+        for (_, attr) in self.ops.iter_mut().flat_map(|op| op.attrs.iter_mut()) {
+            match attr {
+                Attr::Dim(d) => *d = map(*d),
+                Attr::Dims(dims) => dims.iter_mut().for_each(|d| *d = map(*d)),
+                Attr::Type(ty) => typed(ty),
+                _ => {}
+            }
+        }
     }
 
     pub fn value_mut(&mut self, id: ValueId) -> &mut ValueData {

@@ -5,7 +5,7 @@ use crate::attr::Attrs;
 use crate::dim::{Dim, product};
 use crate::module::Func;
 use crate::op::Op;
-use crate::ty::{DType, Type};
+use crate::ty::{DType, Quant, ScaleLayout, Type};
 
 /// Why an op cannot be typed, in a sentence without the op's place.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -38,6 +38,15 @@ impl RuleCx<'_> {
     fn value(&self, i: usize) -> Result<&Type, TypeError> {
         let ty = self.operands[i];
         self.check(!ty.state, "an operand is a state; `read` it first")?;
+        self.check(ty.quant.is_none(), "an operand is quantized; `dequantize` it first")?;
+        Ok(ty)
+    }
+
+    /// A float, perhaps quantized.
+    fn factor(&self, i: usize) -> Result<&Type, TypeError> {
+        let ty = self.operands[i];
+        self.check(!ty.state, "an operand is a state; `read` it first")?;
+        self.check(ty.dtype.is_float(), "needs a floating-point operand")?;
         Ok(ty)
     }
 
@@ -259,8 +268,7 @@ fn matrix(cx: &RuleCx, ty: &Type, swap: bool) -> Result<(Dim, Dim), TypeError> {
 }
 
 pub fn matmul(cx: &RuleCx) -> Types {
-    let (x, y) = (cx.float(0)?, cx.float(1)?);
-    cx.check(x.dtype == y.dtype, "operands have different element types")?;
+    let (x, y) = factors(cx, 2)?;
     let (m, k) = matrix(cx, x, cx.flag("tx"))?;
     let (k2, n) = matrix(cx, y, cx.flag("ty"))?;
     cx.check(k == k2, "the contracted dims differ")?;
@@ -271,12 +279,96 @@ pub fn matmul(cx: &RuleCx) -> Types {
     one(sum(cx, x)?.with_dims(dims))
 }
 
+/// The two factors of a contraction with `n` operands before any scales: both plain, both
+/// quantized, or both codes with scales behind all other operands.
+fn factors<'a>(cx: &'a RuleCx, n: usize) -> Result<(&'a Type, &'a Type), TypeError> {
+    let (x, y) = (cx.factor(0)?, cx.factor(1)?);
+    let split = cx.operands.len() == n + 2;
+    cx.check(split || cx.operands.len() == n, "scales of both operands stand last, or none")?;
+    let quantized = x.quant.is_some();
+    cx.check(y.quant.is_some() == quantized, "one operand is quantized and the other is not")?;
+    if quantized || split {
+        cx.check(!(quantized && split), "a quantized operand has its scales in it")?;
+        let codes = |ty: &Type| matches!(ty.dtype, DType::E4m3 | DType::E5m2);
+        cx.check(codes(x) && codes(y), "codes that are multiplied are e4m3 or e5m2")?;
+        cx.check(cx.attrs.get_dtype("dtype").is_some(), "a product of codes needs `dtype`")?;
+        if let Some(n) = cx.attrs.get_int("promote") {
+            cx.check(n > 0, "`promote` must be positive")?;
+        }
+    } else {
+        cx.check(x.dtype == y.dtype, "operands have different element types")?;
+        let told =
+            cx.attrs.get_int("promote").is_some() || cx.attrs.get_word("accumulate").is_some();
+        cx.check(!told, "only sums of codes are promoted or accumulated otherwise")?;
+    }
+    for (i, name) in [(0, "x_group"), (1, "y_group")] {
+        let group = cx.attrs.get_ints(name);
+        cx.check(group.is_some() == split, "scales of their own need `x_group` and `y_group`")?;
+        if let Some(group) = group {
+            scales_fit(cx, &cx.operands[i].dims, group, n + i)?;
+        }
+    }
+    Ok((x, y))
+}
+
+/// Whether operand `i` holds a scale for each group of a value of `dims`.
+fn scales_fit(cx: &RuleCx, dims: &[Dim], group: &[i64], i: usize) -> Result<(), TypeError> {
+    let scales = cx.value(i)?;
+    let kind = matches!(scales.dtype, DType::F32 | DType::Ue8m0);
+    cx.check(kind, "scales are f32 or ue8m0")?;
+    let sides = group.len() == 2 && group.iter().all(|g| *g > 0);
+    cx.check(sides && dims.len() >= 2, "a group has rows and columns")?;
+    let grid = grid(dims, [group[0] as u64, group[1] as u64]);
+    cx.check(grid.as_deref() == Some(&scales.dims[..]), "there is a scale for each group")
+}
+
+/// How many groups there are along each dim; `None` if a dim that is cut has no fixed size.
+pub fn grid(dims: &[Dim], group: [u64; 2]) -> Option<Vec<Dim>> {
+    let lead = dims.len().checked_sub(2)?;
+    let mut all = dims[..lead].to_vec();
+    for (dim, side) in dims[lead..].iter().zip(group) {
+        all.push(match side {
+            1 => *dim,
+            _ => Dim::fixed(dim.as_fixed()?.div_ceil(side)),
+        });
+    }
+    Some(all)
+}
+
 /// The type of a contraction's sums: the attribute `dtype`, else the operands'.
 fn sum(cx: &RuleCx, x: &Type) -> Result<Type, TypeError> {
     let dtype = cx.attrs.get_dtype("dtype").unwrap_or(x.dtype);
     let wide = dtype == x.dtype || matches!(dtype, DType::F32 | DType::Bf16);
     cx.check(wide, "sums are f32 or bf16, or of the operands' type")?;
     Ok(x.with_dtype(dtype))
+}
+
+pub fn quantize(cx: &RuleCx) -> Types {
+    let x = cx.float(0)?;
+    let dtype = cx.attrs.get_dtype("dtype").expect("required by the row");
+    let scale = cx.attrs.get_dtype("scale").expect("required by the row");
+    let small = matches!(dtype, DType::E4m3 | DType::E5m2 | DType::E5m6);
+    cx.check(small, "codes are e4m3, e5m2 or e5m6")?;
+    cx.check(matches!(scale, DType::F32 | DType::Ue8m0), "scales are f32 or ue8m0")?;
+    let sides: Option<Vec<u32>> = cx
+        .attrs
+        .get_ints("group")
+        .and_then(|g| g.iter().map(|n| u32::try_from(*n).ok().filter(|n| *n > 0)).collect());
+    let Some([rows, cols]) = sides.as_deref() else {
+        return cx.err("`group` has rows and columns");
+    };
+    cx.check(x.rank() >= 2, "a group has more sides than the value dims")?;
+    cx.check(cx.attrs.get_float("floor").unwrap_or(0.0) >= 0.0, "`floor` is at least 0")?;
+    let quant = Quant { group: [*rows, *cols], scale, layout: ScaleLayout::RowMajor };
+    one(Type { quant: Some(quant), ..x.with_dtype(dtype) })
+}
+
+pub fn dequantize(cx: &RuleCx) -> Types {
+    let x = cx.factor(0)?;
+    let dtype = cx.attrs.get_dtype("dtype").expect("required by the row");
+    cx.check(x.quant.is_some(), "needs a quantized operand")?;
+    cx.check(matches!(dtype, DType::F32 | DType::Bf16), "codes are read as f32 or bf16")?;
+    one(x.with_dtype(dtype))
 }
 
 /// Checks `offsets: i32[segments + 1]`; returns the segments.
@@ -288,9 +380,8 @@ fn segments(cx: &RuleCx, i: usize) -> Result<u64, TypeError> {
 }
 
 pub fn grouped_matmul(cx: &RuleCx) -> Types {
-    let (x, w) = (cx.float(0)?, cx.float(1)?);
+    let (x, w) = factors(cx, 3)?;
     let e = segments(cx, 2)?;
-    cx.check(x.dtype == w.dtype, "operands have different element types")?;
     cx.check(x.rank() == 2 && w.rank() == 3, "x is [rows, k] and w is [segments, k, n]")?;
     cx.check(w.dims[0] == Dim::fixed(e), "w and offsets differ in the number of segments")?;
     let (k, n) = matrix(cx, w, cx.flag("ty"))?;
@@ -299,9 +390,8 @@ pub fn grouped_matmul(cx: &RuleCx) -> Types {
 }
 
 pub fn grouped_outer(cx: &RuleCx) -> Types {
-    let (x, y) = (cx.float(0)?, cx.float(1)?);
+    let (x, y) = factors(cx, 3)?;
     let e = segments(cx, 2)?;
-    cx.check(x.dtype == y.dtype, "operands have different element types")?;
     cx.check(x.rank() == 2 && y.rank() == 2, "x is [rows, m] and y is [rows, n]")?;
     cx.check(x.dims[0] == y.dims[0], "x and y differ in their rows")?;
     one(sum(cx, x)?.with_dims([Dim::fixed(e), x.dims[1], y.dims[1]]))

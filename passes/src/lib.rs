@@ -15,11 +15,15 @@ pub mod fuse;
 pub mod hoist;
 pub mod inline;
 pub mod keep_results;
+pub mod policy;
+pub mod quantize;
 pub mod rewrite;
+pub mod split_quantized;
 pub mod train_step;
 
 use std::time::{Duration, Instant};
 
+use policy::Policy;
 use weft_ir::module::{Func, Module, OpData, Span};
 use weft_ir::op::Op;
 use weft_ir::rules::TypeError;
@@ -53,6 +57,8 @@ pub struct PassCx {
     pub train: Option<Train>,
     /// What the backward pass finds saved.
     pub save: Save,
+    /// The formats that products are computed in, by site.
+    pub policy: Policy,
     /// Run the two halves of a repeat's backward in two repeats, so that they can be scheduled
     /// apart; costs memory for what passes between them. Otherwise each run of a body does both.
     pub apart: bool,
@@ -184,21 +190,25 @@ impl std::fmt::Display for PassError {
 
 /// The order of the passes.
 pub const PIPELINE: &[Pass] = &[
-    canonicalize::PASS, // so that constants meet constants
-    fold::PASS,         // before `autodiff`: what is constant has no derivative
-    cse::PASS,          // before `autodiff`: a value computed twice would be saved twice
-    dce::PASS,          // leaves what the entries need
-    batch_sums::PASS,   // before `autodiff`: the counts of a batch are parameters of its loss
-    autodiff::PASS,     // on whole ops: their derivatives are simpler than those of their parts
-    train_step::PASS,   // around `@grad`: accumulate, clip, update
-    absorb::PASS,       // before `fuse`: the products it makes are there to be fused
-    hoist::PASS,        // before `inline`: what is done to weights is done once a step
-    inline::PASS,       // both halves of a run in one body: what they share is computed once
+    canonicalize::PASS,    // so that constants meet constants
+    fold::PASS,            // before `autodiff`: what is constant has no derivative
+    cse::PASS,             // before `autodiff`: a value computed twice would be saved twice
+    dce::PASS,             // leaves what the entries need
+    batch_sums::PASS,      // before `autodiff`: the counts of a batch are parameters of its loss
+    autodiff::PASS,        // on whole ops: their derivatives are simpler than those of their parts
+    train_step::PASS,      // around `@grad`: accumulate, clip, update
+    absorb::PASS,          // before `fuse`: the products it makes are there to be fused
+    quantize::PASS,        // on the differentiated graph: all three products of a map are there
+    hoist::PASS,           // before `inline`: what is done to weights is done once a step
+    inline::PASS,          // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
     fold::PASS,         // zeros and ones of cotangents
     canonicalize::PASS, // sums with the zeros that are constants now
     cse::PASS,          // what both halves of a backward compute again
     dce::PASS,          // saved values that no one reads, functions that no one calls
+    split_quantized::PASS, // after all that looks at products; what makes codes can be fused
+    cse::PASS,          // what several quantizations of one value share
+    dce::PASS,          // what only a quantized value was read for
     fuse::PASS,         // last: what the others match is whole ops
 ];
 

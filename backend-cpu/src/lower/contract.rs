@@ -6,6 +6,7 @@ use weft_ir::op::Op;
 
 use super::view::{View, row_major};
 use super::{Fault, Frame, Lower, Work, dims};
+use crate::gemm::scaled::{self, Operand, ScaledGemm, Scales, Sum};
 use crate::gemm::{self, Form, Gemm, Matrix};
 
 /// A batch of matrices: leading dims as one, and the two last.
@@ -45,13 +46,15 @@ impl<'a> Lower<'a> {
             epilogue: None,
         };
         gemm.c.row_stride = b.cols;
-        self.product(f, op, gemm, &[x, y])
+        self.product(f, op, gemm, (2, [tx, ty]))
     }
 
     pub(super) fn grouped(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
         let (x, w, offsets) = (op.operands[0], op.operands[1], op.operands[2]);
         let groups = f.func.ty(offsets).dims[0].as_fixed().unwrap_or(1).saturating_sub(1);
         let groups = DimExpr::constant(groups as i64);
+        let outer = op.op == Op::GroupedOuter;
+        let swapped = [outer, op.attrs.get_flag("ty")];
         let gemm = if op.op == Op::GroupedMatmul {
             let (a, b) = (self.batch(f, x, false)?, self.batch(f, w, op.attrs.get_flag("ty"))?);
             let mut c = matrix(self, f, op.results[0], 0.into());
@@ -67,30 +70,45 @@ impl<'a> Lower<'a> {
             let (m, n, k) = (a.rows, b.cols, a.cols);
             Gemm { m, n, k, a: a.matrix, b: b.matrix, c, form, accumulate: false, epilogue: None }
         };
-        self.product(f, op, gemm, &[x, w, offsets])
+        self.product(f, op, gemm, (3, swapped))
     }
 
+    /// The launch of a product whose first `n` operands are not scales; `swapped` says which factor
+    /// is read transposed.
     fn product(
         &mut self,
         f: &mut Frame<'a>,
         op: &OpData,
         gemm: Gemm,
-        operands: &[ValueId],
+        (n, swapped): (usize, [bool; 2]),
     ) -> Result<(), Fault> {
-        for matrix in [&gemm.a, &gemm.b, &gemm.c] {
-            if !matches!(matrix.dtype, DType::F32 | DType::Bf16) {
-                return Err(format!("no kernel multiplies matrices of {}", matrix.dtype).into());
-            }
-        }
         let place = self.place(op);
-        let planned = gemm::plan(&gemm, &self.dims.decls(), &place);
-        let mut args = vec![self.view(f, operands[0])?.at, self.view(f, operands[1])?.at];
-        let offsets = match operands.get(2) {
-            Some(v) => Some(self.plain(f, *v)?),
-            None => None,
+        let scales = &op.operands[n..];
+        let planned = match scales {
+            [] => {
+                for matrix in [&gemm.a, &gemm.b, &gemm.c] {
+                    if !matches!(matrix.dtype, DType::F32 | DType::Bf16) {
+                        let why = format!("no kernel multiplies matrices of {}", matrix.dtype);
+                        return Err(why.into());
+                    }
+                }
+                gemm::plan(&gemm, &self.dims.decls(), &place)
+            }
+            _ => {
+                let scaled = self.scaled(f, op, gemm, n, swapped)?;
+                scaled::plan(&scaled, &self.dims.decls(), &place)?
+            }
         };
+        let mut args = vec![];
+        for x in &op.operands[..2] {
+            args.push(self.view(f, *x)?.at);
+        }
+        let mut behind = vec![];
+        for v in scales.iter().chain(&op.operands[2..n]) {
+            behind.push(self.plain(f, *v)?);
+        }
         args.push(self.result_room(f, op.results[0])?);
-        args.extend(offsets);
+        args.extend(behind);
         let kernel = self.kernels.add(planned.kernel, planned.scratch_bytes);
         let work = Work {
             kernel,
@@ -102,6 +120,54 @@ impl<'a> Lower<'a> {
         };
         self.launch(f, op, work);
         Ok(())
+    }
+
+    /// A product of codes, whose scales are operands `n` and `n + 1`.
+    fn scaled(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+        gemm: Gemm,
+        n: usize,
+        swapped: [bool; 2],
+    ) -> Result<ScaledGemm, Fault> {
+        let mut scales = vec![];
+        for (i, name) in ["x_group", "y_group"].into_iter().enumerate() {
+            let Some([rows, cols]) = op.attrs.get_ints(name) else {
+                return Err(format!("its scales have no `{name}`").into());
+            };
+            let v = op.operands[n + i];
+            let ty = f.func.ty(v);
+            let strides = row_major(&self.dims, &ty.dims);
+            let (dtype, rank) = (dims::dtype(ty.dtype), ty.rank());
+            let (row, col) = (strides[rank - 2].clone(), strides[rank - 1].clone());
+            let matrix = match rank {
+                2 => 0.into(),
+                _ => strides[rank - 3].clone(),
+            };
+            let (group, row_stride, col_stride) = match swapped[i] {
+                false => ([*rows, *cols], row, col),
+                true => ([*cols, *rows], col, row),
+            };
+            scales.push(Scales { dtype, group, row_stride, col_stride, group_stride: matrix });
+        }
+        let operand =
+            |codes: Matrix, scales: &Scales| Operand { codes, scales: Some(scales.clone()) };
+        Ok(ScaledGemm {
+            m: gemm.m,
+            n: gemm.n,
+            k: gemm.k,
+            a: operand(gemm.a, &scales[0]),
+            b: operand(gemm.b, &scales[1]),
+            c: gemm.c,
+            form: gemm.form,
+            accumulate: gemm.accumulate,
+            promote: op.attrs.get_int("promote"),
+            sum: match op.attrs.get_word("accumulate") {
+                Some("hopper14") => Sum::Hopper14,
+                _ => Sum::F32,
+            },
+        })
     }
 
     /// All dims but the last as rows.

@@ -141,7 +141,7 @@ fn read(session: &Session, name: &str, dtype: DType, dims: &[usize]) -> Tensor {
         }
         other => panic!("{other} in a test"),
     };
-    Tensor { dtype: of, dims: dims.to_vec(), data }
+    Tensor { dtype: of, dims: dims.to_vec(), data, scales: None }
 }
 
 /// Whether CPU and interpreter agree on an entry, to `tolerance` of the norm of each result.

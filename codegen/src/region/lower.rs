@@ -14,6 +14,7 @@ pub fn supports(op: Op) -> bool {
     match op {
         Op::Matmul | Op::GroupedMatmul | Op::GroupedOuter => false,
         Op::Attention | Op::AttentionGrad => false,
+        Op::Quantize | Op::Dequantize => false,
         Op::Call | Op::Repeat | Op::Fused => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
@@ -199,6 +200,8 @@ impl Lower<'_> {
             | Op::GroupedOuter
             | Op::Attention
             | Op::AttentionGrad
+            | Op::Quantize
+            | Op::Dequantize
             | Op::Call
             | Op::Repeat
             | Op::Fused => {

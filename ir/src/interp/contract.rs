@@ -1,5 +1,6 @@
 //! Contractions. `M`, `K`, `N` are the rows, the summed dim and the columns.
 
+use super::scaled::{self, Coded, scales_len, scales_of};
 use super::{Cx, Fault, Tensor};
 
 /// `x y` for `x` of `K` columns and `y` of `N`, row by row of `y` so that memory is read in its
@@ -35,6 +36,23 @@ pub(super) fn matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let k_len = if tx { x_rows } else { x_cols };
     let n_len = if ty { y_rows } else { y_cols };
     let batch: usize = xs[0].dims[..rank - 2].iter().product();
+    if let (Some((xs_of, x_group)), Some((ys_of, y_group))) =
+        (scales_of(cx, xs, 0, 2)?, scales_of(cx, xs, 1, 2)?)
+    {
+        let m_len = if tx { x_cols } else { x_rows };
+        let (x_grid, y_grid) =
+            (scales_len(x_rows, x_cols, x_group), scales_len(y_rows, y_cols, y_group));
+        let mut out = vec![];
+        for b in 0..batch {
+            let own = if y_rank == 2 { 0 } else { b };
+            let (codes, scales) = (&x[b * x_rows * x_cols..], &xs_of[b * x_grid..]);
+            let x = Coded { codes, scales, cols: x_cols, group: x_group, swap: tx };
+            let (codes, scales) = (&y[own * y_rows * y_cols..], &ys_of[own * y_grid..]);
+            let y = Coded { codes, scales, cols: y_cols, group: y_group, swap: ty };
+            out.extend(scaled::product(cx, &x, &y, (m_len, n_len), 0..k_len));
+        }
+        return cx.floats(0, out);
+    }
     let shared = if y_rank == 2 { matrix(y, y_cols, ty) } else { vec![] };
     let mut out = vec![];
     for b in 0..batch {
@@ -65,6 +83,26 @@ pub(super) fn grouped_matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let (rows, k_len) = (xs[0].dims[0], xs[0].dims[1]);
     let w_cols = xs[1].dims[2];
     let n_len = if ty { xs[1].dims[1] } else { w_cols };
+    if let (Some((xs_of, x_group)), Some((ws_of, w_group))) =
+        (scales_of(cx, xs, 0, 3)?, scales_of(cx, xs, 1, 3)?)
+    {
+        let (w_rows, x_grid) = (xs[1].dims[1], k_len.div_ceil(x_group[1] as usize));
+        let w_grid = scales_len(w_rows, w_cols, w_group);
+        let mut out = vec![];
+        for (e, (from, to)) in segments(xs[2], rows)?.into_iter().enumerate() {
+            // A row's place among groups of rows is that in the whole array.
+            for row in from..to {
+                let scales = &xs_of[row / x_group[0] as usize * x_grid..];
+                let group = [1, x_group[1]];
+                let codes = &x[row * k_len..];
+                let x = Coded { codes, scales, cols: k_len, group, swap: false };
+                let (codes, scales) = (&w[e * w_rows * w_cols..], &ws_of[e * w_grid..]);
+                let w = Coded { codes, scales, cols: w_cols, group: w_group, swap: ty };
+                out.extend(scaled::product(cx, &x, &w, (1, n_len), 0..k_len));
+            }
+        }
+        return cx.floats(0, out);
+    }
     let mut out = vec![];
     for (e, (from, to)) in segments(xs[2], rows)?.into_iter().enumerate() {
         let w = matrix(&w[e * k_len * n_len..(e + 1) * k_len * n_len], w_cols, ty);
@@ -77,6 +115,16 @@ pub(super) fn grouped_outer(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let (x, y) = (xs[0].floats()?, xs[1].floats()?);
     let (rows, m_len, n_len) = (xs[0].dims[0], xs[0].dims[1], xs[1].dims[1]);
     let mut out = vec![];
+    if let (Some((scales, group)), Some((y_scales, y_group))) =
+        (scales_of(cx, xs, 0, 3)?, scales_of(cx, xs, 1, 3)?)
+    {
+        let x = Coded { codes: x, scales, cols: m_len, group, swap: true };
+        let y = Coded { codes: y, scales: y_scales, cols: n_len, group: y_group, swap: false };
+        for (from, to) in segments(xs[2], rows)? {
+            out.extend(scaled::product(cx, &x, &y, (m_len, n_len), from..to));
+        }
+        return cx.floats(0, out);
+    }
     for (from, to) in segments(xs[2], rows)? {
         let x = matrix(&x[from * m_len..to * m_len], m_len, true);
         // A segment of no rows has a product of zeros, whose size its operands do not tell.

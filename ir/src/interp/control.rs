@@ -64,5 +64,8 @@ fn stacked(slices: &[Rc<Tensor>]) -> Result<Tensor, Fault> {
         data.append(&slice.data, 0, slice.len())?;
     }
     let dims = [&[slices.len()], &first.dims[..]].concat();
-    Ok(Tensor { dtype: first.dtype, dims, data })
+    let scales: Option<Vec<Rc<Tensor>>> =
+        slices.iter().map(|s| s.scales.as_ref().map(|s| Rc::new((**s).clone()))).collect();
+    let scales = scales.map(|all| stacked(&all)).transpose()?.map(Box::new);
+    Ok(Tensor { dtype: first.dtype, dims, data, scales })
 }

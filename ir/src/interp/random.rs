@@ -38,7 +38,7 @@ pub fn random_args(
         } else {
             Data::Bool((0..n).map(|_| draw.unit() < 0.5).collect())
         };
-        args.push(Tensor { dtype: ty.dtype, dims, data });
+        args.push(Tensor { dtype: ty.dtype, dims, data, scales: None });
     }
     Ok(args)
 }

@@ -16,6 +16,8 @@ pub struct Tensor {
     pub dtype: DType,
     pub dims: Vec<usize>,
     pub data: Data,
+    /// Of a quantized value: `data` holds its codes, and this a scale for each group.
+    pub scales: Option<Box<Tensor>>,
 }
 
 impl Data {
@@ -67,7 +69,7 @@ impl Data {
 
 impl Tensor {
     pub fn float(dtype: DType, dims: &[usize], data: Vec<f64>) -> Tensor {
-        Tensor { dtype, dims: dims.to_vec(), data: Data::Float(data) }
+        Tensor { dtype, dims: dims.to_vec(), data: Data::Float(data), scales: None }
     }
 
     pub fn f32(dims: &[usize], data: Vec<f64>) -> Tensor {
@@ -75,11 +77,11 @@ impl Tensor {
     }
 
     pub fn i32(dims: &[usize], data: Vec<i64>) -> Tensor {
-        Tensor { dtype: DType::I32, dims: dims.to_vec(), data: Data::Int(data) }
+        Tensor { dtype: DType::I32, dims: dims.to_vec(), data: Data::Int(data), scales: None }
     }
 
     pub fn bool(dims: &[usize], data: Vec<bool>) -> Tensor {
-        Tensor { dtype: DType::Bool, dims: dims.to_vec(), data: Data::Bool(data) }
+        Tensor { dtype: DType::Bool, dims: dims.to_vec(), data: Data::Bool(data), scales: None }
     }
 
     pub fn scalar(x: f64) -> Tensor {
@@ -96,7 +98,7 @@ impl Tensor {
         } else {
             Data::Bool(vec![value != 0.0; n])
         };
-        Tensor { dtype, dims: dims.to_vec(), data }
+        Tensor { dtype, dims: dims.to_vec(), data, scales: None }
     }
 
     pub fn len(&self) -> usize {
@@ -170,7 +172,8 @@ impl Tensor {
         let n = dims.iter().product();
         let mut data = self.data.none();
         data.append(&self.data, i * n, n)?;
-        Ok(Tensor { dtype: self.dtype, dims: dims.to_vec(), data })
+        let scales = self.scales.as_ref().map(|s| s.slice_of_stack(i)).transpose()?;
+        Ok(Tensor { dtype: self.dtype, dims: dims.to_vec(), data, scales: scales.map(Box::new) })
     }
 }
 

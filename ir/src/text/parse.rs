@@ -446,6 +446,7 @@ impl<'a> Parser<'a> {
             AttrKind::Float => Attr::Float(self.float()?),
             AttrKind::Bool => Attr::Bool(self.word(&["true", "false"])? == "true"),
             AttrKind::Word(words) => Attr::Word(self.word(words)?.to_string()),
+            AttrKind::Name => Attr::Word(self.name("a name")?),
             AttrKind::Ints => Attr::Ints(self.brackets(|p| p.number("an integer"))?),
             AttrKind::Dim => Attr::Dim(self.dim()?),
             AttrKind::Dims => Attr::Dims(self.brackets(|p| p.dim())?),

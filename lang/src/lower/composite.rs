@@ -19,16 +19,21 @@ impl<'a> Lower<'a, '_> {
         let x = self.tensor_arg(args, env)?;
         let y = self.tensor_or_weights(args, env)?;
         self.contracts(&x, &y, span)?;
-        self.site(&x, &y, env, span);
+        let site = self.site(&x, &y, env, span);
+        // Only rules for products speak of sites.
+        let attrs = match self.tree.precision.gemms.is_empty() {
+            true => Attrs::new(),
+            false => Attrs::new().word("site", &site),
+        };
         let (x, y) = (self.operand(x, env, span)?, self.operand(y, env, span)?);
         let id = if y.batched {
             let Some((_, ragged)) = self.ragged_of(&x) else {
                 return self.error(span, "inside `each`, `matmul` takes rows and a weight");
             };
             let operands = [x.id, y.id, ragged.offsets];
-            self.emit(span, Op::GroupedMatmul, &operands, Attrs::new())?
+            self.emit(span, Op::GroupedMatmul, &operands, attrs)?
         } else {
-            self.emit(span, Op::Matmul, &[x.id, y.id], Attrs::new())?
+            self.emit(span, Op::Matmul, &[x.id, y.id], attrs)?
         };
         let mut labels = x.labels;
         labels.pop();

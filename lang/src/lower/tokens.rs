@@ -85,6 +85,8 @@ impl TokenDims {
             | Op::Not
             | Op::Select
             | Op::Convert
+            | Op::Quantize
+            | Op::Dequantize
             | Op::StopGradient
             | Op::Concat => {
                 let all = (0..op.operands.len()).map(x);

@@ -71,9 +71,8 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::GroupedMatmul => {
             let ty = o.attrs.get_flag("ty");
             let dy = c.as_operand(dy)?;
-            let dx = c.b.emit(Op::GroupedMatmul, &[dy, x(1), x(2)], Attrs::new().flag("ty", !ty))?;
-            let (m, n) = if ty { (dy, x(0)) } else { (x(0), dy) };
-            let dw = c.b.emit(Op::GroupedOuter, &[m, n, x(2)], Attrs::new())?;
+            let dx = c.b.emit(Op::GroupedMatmul, &[dy, x(1), x(2)], c.role("input_grad").flag("ty", !ty))?;
+            let dw = c.grouped_weight_grad(dy, ty)?;
             Ok(vec![Some(dx), Some(dw), None])
         }
         Op::GroupedOuter  => {
@@ -130,7 +129,7 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::Call | Op::Repeat => c.refuse("the derivative of a call is made of its callee's"),
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),
 
-        Op::Constant | Op::Iota | Op::Extent | Op::Sign | Op::Floor | Op::Eq | Op::Lt | Op::Le | Op::And | Op::Or
+        Op::Quantize | Op::Dequantize | Op::Constant | Op::Iota | Op::Extent | Op::Sign | Op::Floor | Op::Eq | Op::Lt | Op::Le | Op::And | Op::Or
         | Op::Not | Op::StopGradient | Op::ReduceMax | Op::BatchSum | Op::OneHot | Op::Topk | Op::GroupedTopk
         | Op::Route => Ok(vec![None; want.len()]),
     }
@@ -325,8 +324,29 @@ impl Cx<'_> {
         self.b.convert(dz, to)
     }
 
-    fn product(&mut self, x: ValueId, y: ValueId, tx: bool, ty: bool) -> One {
-        self.b.emit(Op::Matmul, &[x, y], Attrs::new().flag("tx", tx).flag("ty", ty))
+    /// Rows of `dy` and x, summed by segment.
+    fn grouped_weight_grad(&mut self, dy: ValueId, ty: bool) -> One {
+        let (x, offsets, role) = (self.x(0), self.x(2), self.role("weight_grad"));
+        if ty || role == Attrs::new() {
+            let (m, n) = if ty { (dy, x) } else { (x, dy) };
+            return self.b.emit(Op::GroupedOuter, &[m, n, offsets], role);
+        }
+        // A recipe speaks of dy, then x.
+        let transposed = self.b.emit(Op::GroupedOuter, &[dy, x, offsets], role)?;
+        self.swap_last(transposed)
+    }
+
+    /// The attributes of a derivative of the product at hand: its site, if it has one.
+    fn role(&self, role: &str) -> Attrs {
+        match self.o.attrs.get_word("site") {
+            Some(site) => Attrs::new().word("site", site).word("role", role),
+            None => Attrs::new(),
+        }
+    }
+
+    fn product(&mut self, xy: [ValueId; 2], flags: [bool; 2], role: &str) -> One {
+        let attrs = Attrs::new().flag("tx", flags[0]).flag("ty", flags[1]);
+        self.b.emit(Op::Matmul, &xy, attrs.and(self.role(role)))
     }
 
     /// For `Z = X Y`: `dX = dZ Yᵀ` and `dY = Xᵀ dZ`, each written so that no operand is transposed
@@ -340,10 +360,10 @@ impl Cx<'_> {
         let mut grads = vec![None, None];
         if self.want[0] {
             grads[0] = Some(match (tx, shared) {
-                (false, _) => self.product(dz, y, false, !ty)?,
-                (true, false) => self.product(y, dz, ty, true)?,
+                (false, _) => self.product([dz, y], [false, !ty], "input_grad")?,
+                (true, false) => self.product([y, dz], [ty, true], "input_grad")?,
                 (true, true) => {
-                    let dx = self.product(dz, y, false, !ty)?;
+                    let dx = self.product([dz, y], [false, !ty], "input_grad")?;
                     self.swap_last(dx)?
                 }
             });
@@ -358,9 +378,15 @@ impl Cx<'_> {
                 x = self.flatten(x)?;
                 rows = self.flatten(rows)?;
             }
-            grads[1] = Some(match ty {
-                false => self.product(x, rows, !tx, false)?,
-                true => self.product(rows, x, true, tx)?,
+            let has_site = self.o.attrs.get_word("site").is_some();
+            grads[1] = Some(match (ty, has_site) {
+                (false, false) => self.product([x, rows], [!tx, false], "weight_grad")?,
+                (true, _) => self.product([rows, x], [true, tx], "weight_grad")?,
+                // A recipe speaks of dy, then x.
+                (false, true) => {
+                    let transposed = self.product([rows, x], [true, tx], "weight_grad")?;
+                    self.swap_last(transposed)?
+                }
             });
         }
         Ok(grads)

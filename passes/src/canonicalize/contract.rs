@@ -44,9 +44,10 @@ fn transpose_of_matmul(c: &mut Cx, n: &Node) -> Option<ValueId> {
     when(swaps_last(&places(n.attrs, "perm")?), ())?;
     let m = c.def(n.x[0], Op::Matmul)?;
     let (x, y) = (m.operands[0], m.operands[1]);
-    when(c.ty(x).rank() == c.ty(y).rank(), ())?;
+    // The order of operands is that of a recipe, where one is asked for.
+    when(c.ty(x).rank() == c.ty(y).rank() && m.attrs.get_word("site").is_none(), ())?;
     let (tx, ty) = (m.attrs.get_flag("tx"), m.attrs.get_flag("ty"));
-    c.make(Op::Matmul, &[y, x], Attrs::new().flag("tx", !ty).flag("ty", !tx))
+    c.make(Op::Matmul, &[y, x], m.attrs.flag("tx", !ty).flag("ty", !tx))
 }
 
 /// The product with every dim of x but the last `keep` as one; y's too, if it has them.

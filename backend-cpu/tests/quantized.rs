@@ -1,0 +1,123 @@
+//! Products of quantized values on this machine's kernels, against the interpreter on the module
+//! before `split_quantized`: what makes the codes and what multiplies them.
+
+mod on_cpu;
+
+use weft_passes::{PassCx, by_name, run_pass};
+
+use on_cpu::{Draw, arguments, distance, graph, interpret, module, run};
+
+/// Codes differ nowhere, and sums by the rounding of f32 alone.
+const TOLERANCE: f64 = 1e-6;
+
+fn check(text: &str) {
+    let before = module(text);
+    let f = before.find("f").expect("the entry");
+    let draw = Draw { low: -3.0, high: 3.0, ints: 4.0 };
+    let sizes = Default::default();
+    let mut args = arguments(&before, f, &sizes, 3, draw);
+    // Offsets of four segments, one of them empty.
+    for (p, arg) in before.func(f).params.iter().zip(&mut args) {
+        let ty = before.func(f).ty(*p);
+        if ty.dtype.is_int() {
+            *arg = weft_ir::interp::Tensor::i32(&[5], vec![0, 3, 3, 140, 150]);
+        }
+    }
+    let expected = interpret(&before, f, &args, &sizes);
+    let mut after = before.clone();
+    for (i, name) in ["split_quantized", "cse", "dce", "fuse"].into_iter().enumerate() {
+        let pass = by_name(name).expect("a pass");
+        run_pass(i + 1, pass, &mut after, &PassCx::default()).expect("it runs");
+    }
+    let f = after.find("f").expect("the entry");
+    let found = run(&graph(&after, &["f"]), &after, f, &args, &sizes);
+    for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+        let off = distance(a, b);
+        assert!(off <= TOLERANCE, "result {i} is off by {off:.1e}\n{text}");
+        assert!(b.numbers().iter().any(|x| *x != 0.0), "result {i} is zeros");
+    }
+}
+
+fn quantize(x: &str, group: &str, scale: &str, ty: &str) -> String {
+    format!("quantize {x} {{dtype = e4m3, group = {group}, scale = {scale}}} : e4m3<{ty}")
+}
+
+/// The three products of `y = x wᵀ` for every kind of scale, with partial groups everywhere.
+#[test]
+fn a_linear_map_forward_and_backward() {
+    for scale in ["f32", "ue8m0"] {
+        for (rows, k, n) in [(5, 200, 300), (150, 130, 80), (1, 256, 128)] {
+            for how in ["promote = 128", "promote = 128, accumulate = hopper14", "site = s"] {
+                let q = |x: &str, group: &str, shape: &str| {
+                    let ty = group.trim_matches(['[', ']']).replace(", ", "x");
+                    quantize(x, group, scale, &format!("{ty}, {scale}>[{shape}]"))
+                };
+                let x = q("%x", "[1, 128]", &format!("{rows}, {k}"));
+                let w = q("%w", "[128, 128]", &format!("{n}, {k}"));
+                let dy = q("%dy", "[1, 128]", &format!("{rows}, {n}"));
+                let (xt, dyt) = (
+                    q("%x", "[128, 1]", &format!("{rows}, {k}")),
+                    q("%dy", "[128, 1]", &format!("{rows}, {n}")),
+                );
+                check(&format!(
+                    "func @f(%x: f32[{rows}, {k}], %w: f32[{n}, {k}], %dy: f32[{rows}, {n}])
+                        -> (y: f32[{rows}, {n}], dx: f32[{rows}, {k}], dw: f32[{n}, {k}]) {{
+                      %xq = {x}
+                      %wq = {w}
+                      %dyq = {dy}
+                      %xt = {xt}
+                      %dyt = {dyt}
+                      %y = matmul %xq, %wq {{ty = true, dtype = f32, {how}}} : f32[{rows}, {n}]
+                      %dx = matmul %dyq, %wq {{dtype = f32, {how}}} : f32[{rows}, {k}]
+                      %dw = matmul %dyt, %xt {{tx = true, dtype = f32, {how}}} : f32[{n}, {k}]
+                      return %y, %dx, %dw
+                    }}"
+                ));
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_forward_and_backward() {
+    let q = |x: &str, group: &str, ty: &str| quantize(x, group, "f32", ty);
+    let (x, w) = (
+        q("%x", "[1, 128]", "1x128, f32>[150, 140]"),
+        q("%w", "[128, 128]", "128x128, f32>[4, 136, 140]"),
+    );
+    let dy = q("%dy", "[1, 128]", "1x128, f32>[150, 136]");
+    let (xt, dyt) = (
+        q("%x", "[128, 1]", "128x1, f32>[150, 140]"),
+        q("%dy", "[128, 1]", "128x1, f32>[150, 136]"),
+    );
+    check(&format!(
+        "func @f(%x: f32[150, 140], %w: f32[4, 136, 140], %dy: f32[150, 136], %o: i32[5])
+            -> (y: f32[150, 136], dx: f32[150, 140], dw: f32[4, 136, 140]) {{
+          %xq = {x}
+          %wq = {w}
+          %dyq = {dy}
+          %xt = {xt}
+          %dyt = {dyt}
+          %y = grouped_matmul %xq, %wq, %o {{ty = true, dtype = f32, promote = 128}} : f32[150, 136]
+          %dx = grouped_matmul %dyq, %wq, %o {{dtype = f32, promote = 128}} : f32[150, 140]
+          %dw = grouped_outer %dyt, %xt, %o {{dtype = f32, promote = 128}} : f32[4, 136, 140]
+          return %y, %dx, %dw
+        }}"
+    ));
+}
+
+#[test]
+fn what_is_dequantized_again() {
+    for dtype in ["e4m3", "e5m2", "e5m6"] {
+        for (group, ty) in [("[1, 128]", "1x128"), ("[128, 1]", "128x1"), ("[64, 32]", "64x32")] {
+            check(&format!(
+                "func @f(%x: bf16[70, 384]) -> (y: bf16[70, 384]) {{
+                  %q = quantize %x {{dtype = {dtype}, group = {group}, scale = ue8m0}} : \
+                 {dtype}<{ty}, ue8m0>[70, 384]
+                  %y = dequantize %q {{dtype = bf16}} : bf16[70, 384]
+                  return %y
+                }}"
+            ));
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Make codes and scales values of their own.
+//!
+//! ```text
+//! %1 = quantize %x {dtype = e4m3, group = [1, 128], scale = f32} : e4m3<1x128, f32>[B, 256]
+//! %y = matmul %1, %2 {dtype = bf16, promote = 128}
+//! =>
+//! %s = ..the largest of each group over 448.. : f32[B, 2]
+//! %c = ..%x over its scale, as e4m3..         : e4m3[B, 256]
+//! %y = matmul %c, %d, %s, %t {dtype = bf16, promote = 128, x_group = [1, 128], y_group = [128, 128]}
+//! ```
+//!
+//! Why: from here on a quantized value is two ordinary ones, so that regions compute them where
+//! their source is made, and loops, calls and buffers need to know nothing of groups. What makes
+//! them are primitives: the definition of `quantize` (`ir/src/op.rs`) spelled out. Ragged dims whose
+//! total is a number become that number, since groups of rows count from the first.
+//! Cost: about twenty ops for each quantization. Requires: `quantize` has run.
+
+use weft_ir::attr::{Attr, Attrs};
+use weft_ir::builder::Builder;
+use weft_ir::dim::{Dim, SymId, SymKind};
+use weft_ir::formats::Format;
+use weft_ir::module::{Func, Module, OpData, ValueId};
+use weft_ir::op::{Op, Trait};
+use weft_ir::rules::grid;
+use weft_ir::ty::{DType, Quant, Type};
+
+use crate::rewrite::{callee, carry, stacked};
+use crate::{Pass, PassCx, PassError, Stats};
+
+pub const PASS: Pass = Pass { name: "split_quantized", requires: &[], establishes: &[], run };
+
+pub fn run(module: &mut Module, _: &PassCx) -> Result<Stats, PassError> {
+    let has = |f: &Func| (0..f.n_values() as u32).any(|v| f.ty(ValueId(v)).quant.is_some());
+    if !module.funcs.iter().any(has) {
+        return Ok(Stats::default());
+    }
+    count_rows(module);
+    let mut split = 0;
+    for i in 0..module.funcs.len() {
+        let func = Splitter::new(module, &module.funcs[i]).run(&mut split)?;
+        module.funcs[i] = func;
+    }
+    Ok(Stats::one("values split", split))
+}
+
+/// Replace ragged symbols whose total is a number.
+fn count_rows(module: &mut Module) {
+    let totals: Vec<(SymId, Dim)> = (0..module.syms.len() as u32)
+        .map(SymId)
+        .filter_map(|id| match module.sym(id).kind {
+            SymKind::Ragged { total, .. } if total.as_fixed().is_some() => Some((id, total)),
+            _ => None,
+        })
+        .collect();
+    let total = |sym: SymId| totals.iter().find(|(s, _)| *s == sym).map(|(_, total)| *total);
+    let counted =
+        |dim: Dim| dim.substitute(&|s| Some(total(s).unwrap_or(Dim::sym(s)))).unwrap_or(dim);
+    for func in &mut module.funcs {
+        func.map_dims(&counted);
+    }
+}
+
+/// Codes, and the scales of a value that was quantized.
+type Parts = (ValueId, Option<ValueId>);
+
+struct Splitter<'a> {
+    module: &'a Module,
+    from: &'a Func,
+    to: Builder,
+    parts: Vec<Option<Parts>>,
+}
+
+impl<'a> Splitter<'a> {
+    fn new(module: &'a Module, from: &'a Func) -> Splitter<'a> {
+        let to = Builder::new(&from.name);
+        Splitter { module, from, to, parts: vec![None; from.n_values()] }
+    }
+
+    fn run(mut self, split: &mut usize) -> Result<Func, PassError> {
+        let mut donated_from = vec![];
+        for p in &self.from.params {
+            let (ty, name) = (self.from.ty(*p).clone(), self.from.value(*p).name.clone());
+            let name = name.unwrap_or_else(|| "p".into());
+            donated_from.push(self.to.func.params.len() as u32);
+            let parts = match &ty.quant {
+                None => (self.to.param(&name, ty), None),
+                Some(quant) => {
+                    *split += 1;
+                    let scales = scales_type(&ty, quant)?;
+                    let codes = self.to.param(&name, plain(&ty));
+                    (codes, Some(self.to.param(&format!("{name}.scales"), scales)))
+                }
+            };
+            self.parts[p.0 as usize] = Some(parts);
+        }
+        for (_, op) in self.from.body_ops() {
+            self.to.at(&op.spans);
+            self.op(op, split).map_err(|e| e.at(self.from, op))?;
+        }
+        let (mut results, mut names, mut donated_to) = (vec![], vec![], vec![]);
+        for (i, r) in self.from.results.iter().enumerate() {
+            donated_to.push(results.len() as u32);
+            let (codes, scales) = self.get(*r);
+            let name = self.from.result_names.get(i);
+            names.extend(name.cloned());
+            results.push(codes);
+            if let Some(scales) = scales {
+                names.extend(name.map(|n| format!("{n}.scales")));
+                results.push(scales);
+            }
+        }
+        let (donated, from) = (self.from.donated.clone(), self.from);
+        let mut func = self.to.finish(results);
+        func.result_names = if from.result_names.is_empty() { vec![] } else { names };
+        func.donated = donated
+            .iter()
+            .map(|(p, r)| (donated_from[*p as usize], donated_to[*r as usize]))
+            .collect();
+        Ok(func)
+    }
+
+    fn get(&self, v: ValueId) -> Parts {
+        self.parts[v.0 as usize].expect("values are split in order")
+    }
+
+    fn set(&mut self, from: ValueId, parts: Parts) {
+        if let (Some(name), None) = (&self.from.value(from).name, &self.to.func.value(parts.0).name)
+        {
+            self.to.name(parts.0, name);
+        }
+        self.parts[from.0 as usize] = Some(parts);
+    }
+
+    fn op(&mut self, op: &OpData, split: &mut usize) -> Result<(), PassError> {
+        match op.op {
+            Op::Quantize => {
+                *split += 1;
+                let (x, _) = self.get(op.operands[0]);
+                let quant = self.from.ty(op.results[0]).quant.clone();
+                let quant = quant.ok_or_else(|| PassError::new("its result is plain"))?;
+                let dtype = self.from.ty(op.results[0]).dtype;
+                let floor = op.attrs.get_float("floor").unwrap_or(0.0);
+                let (codes, scales) = quantize(&mut self.to, x, dtype, &quant, floor)?;
+                self.set(op.results[0], (codes, Some(scales)));
+            }
+            Op::Dequantize => {
+                let ty = self.from.ty(op.operands[0]).clone();
+                let (codes, scales) = self.get(op.operands[0]);
+                let (Some(scales), Some(quant)) = (scales, &ty.quant) else {
+                    return Err(PassError::new("its operand is plain"));
+                };
+                let to = self.from.ty(op.results[0]).dtype;
+                let value = dequantize(&mut self.to, codes, scales, quant, to)?;
+                self.set(op.results[0], (value, None));
+            }
+            _ if op.op.has(Trait::Contraction) => self.contraction(op)?,
+            _ if callee(op).is_some() => self.calling(op)?,
+            _ => {
+                let operands = op.operands.iter().map(|x| self.get(*x).0).collect();
+                let types = op.results.iter().map(|r| self.from.ty(*r).clone()).collect();
+                let id = self.to.func.push_op(
+                    op.op,
+                    operands,
+                    op.attrs.clone(),
+                    types,
+                    op.spans.clone(),
+                );
+                let made = self.to.func.op(id).results.clone();
+                for (r, value) in op.results.iter().zip(made) {
+                    self.set(*r, (value, None));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn contraction(&mut self, op: &OpData) -> Result<(), PassError> {
+        let all: Vec<Parts> = op.operands.iter().map(|x| self.get(*x)).collect();
+        let mut operands: Vec<ValueId> = all.iter().map(|p| p.0).collect();
+        let mut attrs = op.attrs.clone();
+        for (i, name) in ["x_group", "y_group"].into_iter().enumerate() {
+            let quant = &self.from.ty(op.operands[i]).quant;
+            if let (Some(scales), Some(quant)) = (all[i].1, quant) {
+                operands.push(scales);
+                attrs = attrs.ints(name, quant.group.map(i64::from));
+            }
+        }
+        let value = self.to.emit(op.op, &operands, attrs)?;
+        self.set(op.results[0], (value, None));
+        Ok(())
+    }
+
+    /// A call or a repeat: each quantized operand and result becomes two, side by side.
+    fn calling(&mut self, op: &OpData) -> Result<(), PassError> {
+        let (first, last) = (carry(op), carry(op) + stacked(op));
+        let (mut operands, mut counts) = (vec![], [0usize; 2]);
+        for (i, x) in op.operands.iter().enumerate() {
+            let (codes, scales) = self.get(*x);
+            let before = operands.len();
+            operands.push(codes);
+            operands.extend(scales);
+            let more = operands.len() - before;
+            counts[0] += if i < first { more } else { 0 };
+            counts[1] += if (first..last).contains(&i) { more } else { 0 };
+        }
+        let mut attrs = op.attrs.clone();
+        if op.op == Op::Repeat {
+            attrs = attrs.int("carry", counts[0] as i64).int("xs", counts[1] as i64);
+        }
+        let mut made = self.to.emit_calling(self.module, op.op, &operands, attrs)?.into_iter();
+        for r in &op.results {
+            let codes = made.next().ok_or_else(|| PassError::new("it has fewer results"))?;
+            let scales = self.from.ty(*r).quant.is_some().then(|| made.next()).flatten();
+            self.set(*r, (codes, scales));
+        }
+        Ok(())
+    }
+}
+
+fn plain(ty: &Type) -> Type {
+    Type { quant: None, ..ty.clone() }
+}
+
+fn scales_type(ty: &Type, quant: &Quant) -> Result<Type, PassError> {
+    let dims = grid(&ty.dims, quant.group.map(u64::from));
+    let dims = dims.ok_or_else(|| PassError::new("a dim that groups cut has no fixed size"))?;
+    Ok(Type::new(quant.scale, dims))
+}
+
+/// How the two last dims are cut: whole groups, the rest of the last one zeros.
+struct Cut {
+    /// Elements added to each dim.
+    added: [i64; 2],
+    /// `[.., groups, side, groups, side]` of the padded value.
+    blocks: Vec<Dim>,
+    /// The padded value.
+    padded: Vec<Dim>,
+    /// Places of the sides in `blocks`, and of all else.
+    sides: [i64; 2],
+    others: Vec<i64>,
+}
+
+fn cut(dims: &[Dim], quant: &Quant) -> Result<Cut, PassError> {
+    let lead = dims.len() - 2;
+    let (mut added, mut blocks, mut padded) =
+        ([0; 2], dims[..lead].to_vec(), dims[..lead].to_vec());
+    for (i, (dim, side)) in dims[lead..].iter().zip(quant.group).enumerate() {
+        if side == 1 {
+            blocks.extend([*dim, Dim::fixed(1)]);
+            padded.push(*dim);
+            continue;
+        }
+        let Some(n) = dim.as_fixed() else {
+            return Err(PassError::new("a dim that groups cut has no fixed size"));
+        };
+        // One group that is not full is a smaller one.
+        let side = u64::from(side).min(n);
+        let groups = n.div_ceil(side);
+        added[i] = (groups * side - n) as i64;
+        blocks.extend([Dim::fixed(groups), Dim::fixed(side)]);
+        padded.push(Dim::fixed(groups * side));
+    }
+    let at = lead as i64;
+    let others = (0..at).chain([at, at + 2]).collect();
+    Ok(Cut { added, blocks, padded, sides: [at + 1, at + 3], others })
+}
+
+/// `x` with zeros behind its two last dims.
+fn pad(b: &mut Builder, x: ValueId, added: [i64; 2]) -> Result<ValueId, PassError> {
+    let lead = b.ty(x).rank() as i64 - 2;
+    let mut x = x;
+    for (i, n) in added.into_iter().enumerate().filter(|(_, n)| *n > 0) {
+        let attrs = Attrs::new().int("dim", lead + i as i64).int("low", 0).int("high", n);
+        x = b.emit(Op::Pad, &[x], attrs)?;
+    }
+    Ok(x)
+}
+
+/// A scale for each group, repeated for each of its elements; `dims` are those of the value.
+fn spread(b: &mut Builder, scales: ValueId, dims: &[Dim], cut: &Cut) -> Result<ValueId, PassError> {
+    let scales = b.convert(scales, DType::F32)?;
+    let attrs = Attrs::new().dims("shape", cut.blocks.clone()).ints("dims", cut.others.clone());
+    let blocks = b.emit(Op::Broadcast, &[scales], attrs)?;
+    let mut all = b.reshape(blocks, &cut.padded)?;
+    let lead = dims.len() as i64 - 2;
+    for (i, _) in cut.added.into_iter().enumerate().filter(|(_, n)| *n > 0) {
+        let len = dims[lead as usize + i].as_fixed().unwrap_or(1) as i64;
+        let attrs = Attrs::new().int("dim", lead + i as i64).int("start", 0).int("len", len);
+        all = b.emit(Op::Slice, &[all], attrs)?;
+    }
+    Ok(all)
+}
+
+fn quantize(
+    b: &mut Builder,
+    x: ValueId,
+    dtype: DType,
+    quant: &Quant,
+    floor: f64,
+) -> Result<(ValueId, ValueId), PassError> {
+    let dims = b.dims(x);
+    let cut = cut(&dims, quant)?;
+    let x = b.convert(x, DType::F32)?;
+    let size = b.unary(Op::Abs, x)?;
+    // What is infinite or no number takes no part in the scale.
+    let most = b.constant_like(f64::from(f32::MAX), size)?;
+    let finite = b.binary(Op::Le, size, most)?;
+    let zero = b.constant_like(0.0, size)?;
+    let size = b.emit(Op::Select, &[finite, size, zero], Attrs::new())?;
+    let padded = pad(b, size, cut.added)?;
+    let blocks = b.reshape(padded, &cut.blocks)?;
+    let amax = b.emit(Op::ReduceMax, &[blocks], Attrs::new().ints("dims", cut.sides))?;
+    let amax = match floor > 0.0 {
+        true => {
+            let floor = b.constant_like(floor, amax)?;
+            b.binary(Op::Max, amax, floor)?
+        }
+        false => amax,
+    };
+    let format = Format::of(dtype).ok_or_else(|| PassError::new("codes are of a narrow format"))?;
+    let max = b.constant_like(f64::from(format.decode(format.max)), amax)?;
+    let ratio = b.binary(Op::Div, amax, max)?;
+    let zero = b.constant_like(0.0, ratio)?;
+    let none = b.binary(Op::Eq, ratio, zero)?;
+    let one = b.constant_like(1.0, ratio)?;
+    let scales = b.emit(Op::Select, &[none, one, ratio], Attrs::new())?;
+    let scales = b.convert(scales, quant.scale)?;
+    let each = spread(b, scales, &dims, &cut)?;
+    let quotient = b.binary(Op::Div, x, each)?;
+    let codes = b.emit(Op::Convert, &[quotient], Attrs::new().with("dtype", Attr::DType(dtype)))?;
+    Ok((codes, scales))
+}
+
+fn dequantize(
+    b: &mut Builder,
+    codes: ValueId,
+    scales: ValueId,
+    quant: &Quant,
+    to: DType,
+) -> Result<ValueId, PassError> {
+    let dims = b.dims(codes);
+    let cut = cut(&dims, quant)?;
+    let each = spread(b, scales, &dims, &cut)?;
+    let codes = b.convert(codes, DType::F32)?;
+    let value = b.binary(Op::Mul, codes, each)?;
+    Ok(b.convert(value, to)?)
+}
