@@ -29,6 +29,7 @@ use weft_runtime::generate::tokenizer;
 use crate::eval;
 use crate::frontend::{self, ModelArgs, Source};
 use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::policy;
 
 /// Compare two precisions of a model on the same data
 #[derive(clap::Args)]
@@ -143,8 +144,8 @@ impl Run<'_> {
         let [batch, seq] = [dims[0], dims[1]].map(|n| Size::Fixed(n as u64));
         let settings = Settings { batch, seq, segments: false, cache: None };
         let lowered = self.source.lower(&tree, Purpose::Train, settings)?;
-        let mut module = frontend::to_compile(&tree, lowered)?;
-        let cx = PassCx::default();
+        let cx = PassCx { policy: policy::policy(&lowered), ..PassCx::default() };
+        let mut module = lowered.module;
         match end {
             None => {
                 let mut recorder = Recorder::new(&ShowArgs::default())?;

@@ -215,13 +215,13 @@ ops! {
   /// To another element type: round to nearest even; float to integer truncates. The formats of 8
   /// and 12 bits saturate, and ue8m0 rounds up (`formats.rs`).
   Convert "convert" ("x") {dtype: DType} convert [Pure Pointwise] CostRule::PerElement(1);
-  /// Codes of `dtype` and a scale for each `group` of rows and columns of the two last dims; partial
-  /// last groups have one too. With `amax` the largest finite |x| of a group, at least `floor`, and
-  /// `max` the format's largest value, the scale is `amax / max` in f32, or the power of two that is
-  /// not below it if `scale = ue8m0`; 1 where amax is 0. A code is x / scale rounded to nearest even,
-  /// saturating: infinities become `max`, NaN stays.
-  Quantize "quantize" ("x") {dtype: DType, group: Ints, scale: DType; floor: Float} quantize [Pure Blocks]
-    CostRule::PerElement(4);
+  /// Codes of `dtype` and a scale for each `group` of rows and columns of the two last dims;
+  /// partial last groups have one too. With `amax` the largest finite |x| of a group, at least
+  /// `floor`, and `max` the format's largest value, the scale is `amax / max` in f32, or the power
+  /// of two that is not below it if `scale = ue8m0`; 1 where amax is 0. A code is x / scale rounded
+  /// to nearest even, saturating: infinities become `max`, NaN stays.
+  Quantize "quantize" ("x") {dtype: DType, group: Ints, scale: DType; floor: Float} quantize
+    [Pure Blocks] CostRule::PerElement(4);
   /// `code scale`, in `dtype`.
   Dequantize "dequantize" ("x") {dtype: DType} dequantize [Pure Blocks] CostRule::PerElement(1);
   /// `x`, with no derivative.
@@ -264,21 +264,22 @@ ops! {
   /// multiplied by the scales of both groups and added in f32. With `accumulate = hopper14` a block
   /// is summed as a Hopper tensor core does (`interp/scaled.rs`); without `promote` that is all of
   /// k, and scales enter the products. After `split_quantized` codes and scales are values of their
-  /// own: the scales of x and of y stand last, and `x_group`, `y_group` say what has one. `site` names the product in the model and `role` which of the three products
-  /// of a linear map it is: what a `precision` block's rules speak of.
+  /// own: the scales of x and of y stand last, and `x_group`, `y_group` say what has one. `site`
+  /// names the product in the model and `role` which of the three products of a linear map it is:
+  /// what a `precision` block's rules speak of.
   Matmul "matmul" ("x" "y" "..")
-    {; tx: Bool, ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints, site: Name, role: ROLES}
-    matmul [Pure Contraction] CostRule::Matmul;
+    {; tx: Bool, ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints,
+     y_group: Ints, site: Name, role: ROLES} matmul [Pure Contraction] CostRule::Matmul;
   /// Row `r` of segment `e`: `z[r, n] = Σ_k x[r, k] w[e, k, n]`; `ty` swaps the two last dims of
   /// `w`. `offsets`: i32[e + 1], the first row of each segment and the end. `dtype` as in `matmul`.
   GroupedMatmul "grouped_matmul" ("x" "w" "offsets" "..")
-    {; ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints, site: Name, role: ROLES}
-    grouped_matmul [Pure Contraction] CostRule::GroupedMatmul;
+    {; ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints,
+     site: Name, role: ROLES} grouped_matmul [Pure Contraction] CostRule::GroupedMatmul;
   /// Its weight derivative: `z[e, m, n] = Σ_(r in segment e) x[r, m] y[r, n]`; zero for an empty
   /// segment. `dtype` as in `matmul`.
   GroupedOuter "grouped_outer" ("x" "y" "offsets" "..")
-    {; dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints, site: Name, role: ROLES}
-    grouped_outer [Pure Contraction] CostRule::GroupedMatmul;
+    {; dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints, site: Name,
+     role: ROLES} grouped_outer [Pure Contraction] CostRule::GroupedMatmul;
 
   // --- indexing ----------------------------------------------------------------------------------
   /// `y[.., d] = table[ids[..], d]`; zeros for a negative id.

@@ -1,9 +1,12 @@
 //! Compute products on codes with group scales, as the precision block's recipes say.
 //!
 //! ```text
-//! %1 = convert %w {dtype = bf16}                      %1 = quantize %w {dtype = e4m3, group = [128, 128], ..}
-//! %y = matmul %x, %1 {ty = true, site = q_proj}   =>  %2 = quantize %x {dtype = e4m3, group = [1, 128], ..}
-//!                                                     %y = matmul %2, %1 {ty = true, dtype = bf16, promote = 128, ..}
+//! %1 = convert %w {dtype = bf16}
+//! %y = matmul %x, %1 {site = q_proj}
+//! =>
+//! %1 = quantize %w {dtype = e4m3, group = [128, 128], scale = f32}
+//! %2 = quantize %x {dtype = e4m3, group = [1, 128], scale = f32}
+//! %y = matmul %2, %1 {dtype = bf16, promote = 128, site = q_proj}
 //! ```
 //!
 //! Why: 8-bit products run at twice the rate of bf16, and their operands take half the bytes. Each

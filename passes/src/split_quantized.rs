@@ -6,13 +6,13 @@
 //! =>
 //! %s = ..the largest of each group over 448.. : f32[B, 2]
 //! %c = ..%x over its scale, as e4m3..         : e4m3[B, 256]
-//! %y = matmul %c, %d, %s, %t {dtype = bf16, promote = 128, x_group = [1, 128], y_group = [128, 128]}
+//! %y = matmul %c, %d, %s, %t {dtype = bf16, promote = 128, x_group = [1, 128], ..}
 //! ```
 //!
 //! Why: from here on a quantized value is two ordinary ones, so that regions compute them where
 //! their source is made, and loops, calls and buffers need to know nothing of groups. What makes
-//! them are primitives: the definition of `quantize` (`ir/src/op.rs`) spelled out. Ragged dims whose
-//! total is a number become that number, since groups of rows count from the first.
+//! them are primitives: the definition of `quantize` (`ir/src/op.rs`) spelled out. Ragged dims
+//! whose total is a number become that number, since groups of rows count from the first.
 //! Cost: about twenty ops for each quantization. Requires: `quantize` has run.
 
 use weft_ir::attr::{Attr, Attrs};

@@ -11,6 +11,7 @@ use weft_ir::module::{Func, Module};
 use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
+use weft_passes::policy::{Format, Product, Recipe};
 use weft_passes::{PassCx, Save, Train, by_name, run_pass};
 
 use crate::case::{Case, Outcome, all, without_places};
@@ -46,10 +47,29 @@ fn context(options: &str) -> Result<PassCx, String> {
                 let moments = DType::F32;
                 cx.train = Some(Train { micro_batches, beta1, beta2, eps, decay, clip, moments });
             }
+            ("fp8", site) => {
+                cx.policy.insert(site.into(), fp8());
+            }
             _ => return Err(format!("no option `{option}`")),
         }
     }
     Ok(cx)
+}
+
+/// E4M3 with a scale for 1x128 of activations and gradients and 128x128 of weights.
+fn fp8() -> Recipe {
+    let format = |group| Format { dtype: DType::E4m3, group, scale: DType::F32, floor: 0.0 };
+    let product = |a, b| Product {
+        operands: Some([format(a), format(b)]),
+        hopper14: false,
+        promote: Some(128),
+    };
+    Recipe {
+        forward: product([1, 128], [128, 128]),
+        input_grad: product([1, 128], [128, 128]),
+        weight_grad: product([128, 1], [128, 1]),
+        ..Recipe::default()
+    }
 }
 
 /// Functions that kept name and signature give the same numbers on drawn arguments, with symbols of

@@ -71,7 +71,8 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::GroupedMatmul => {
             let ty = o.attrs.get_flag("ty");
             let dy = c.as_operand(dy)?;
-            let dx = c.b.emit(Op::GroupedMatmul, &[dy, x(1), x(2)], c.role("input_grad").flag("ty", !ty))?;
+            let attrs = c.role("input_grad").flag("ty", !ty);
+            let dx = c.b.emit(Op::GroupedMatmul, &[dy, x(1), x(2)], attrs)?;
             let dw = c.grouped_weight_grad(dy, ty)?;
             Ok(vec![Some(dx), Some(dw), None])
         }
@@ -129,7 +130,8 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::Call | Op::Repeat => c.refuse("the derivative of a call is made of its callee's"),
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),
 
-        Op::Quantize | Op::Dequantize | Op::Constant | Op::Iota | Op::Extent | Op::Sign | Op::Floor | Op::Eq | Op::Lt | Op::Le | Op::And | Op::Or
+        Op::Quantize | Op::Dequantize
+        | Op::Constant | Op::Iota | Op::Extent | Op::Sign | Op::Floor | Op::Eq | Op::Lt | Op::Le | Op::And | Op::Or
         | Op::Not | Op::StopGradient | Op::ReduceMax | Op::BatchSum | Op::OneHot | Op::Topk | Op::GroupedTopk
         | Op::Route => Ok(vec![None; want.len()]),
     }
