@@ -605,7 +605,8 @@ fn refusals_name_op_and_reason() {
     let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
     assert_eq!(error.as_deref(), Some("matmul: it has a backend of its own"));
-    let text = unary("neg", "e4m3<1x128, f32>[4, 128]");
+    let (codes, plain) = ("%x: e4m3<1x128, f32>[4, 128]", "f32[4, 128]");
+    let text = func(codes, plain, "%y = dequantize %x {dtype = f32}\nreturn %y");
     let module = parse(&text);
     let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
