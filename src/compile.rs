@@ -100,6 +100,7 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             &args.model,
             args.block.as_deref(),
             checkpoint.map(Taken::Dims),
+            &[],
             Target::Any,
             &args.show,
         )?,

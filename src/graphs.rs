@@ -14,9 +14,10 @@ use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
 use weft_ir::module::Module;
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
-use weft_lang::lower::{Purpose, Settings, Size};
+use weft_lang::lower::{Lowered, Purpose, Settings, Size};
 use weft_lang::settings::{self, TrainSettings};
 use weft_passes::keep_results::keep_results;
+use weft_passes::watch::WATCH;
 use weft_passes::{PassCx, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::generate::{self, CONTEXT};
@@ -69,6 +70,7 @@ pub fn for_training(
     model: &ModelArgs,
     block: Option<&str>,
     checkpoint: Option<Taken>,
+    watch: &[String],
     target: Target,
     show: &ShowArgs,
 ) -> Result<Graph> {
@@ -92,6 +94,7 @@ pub fn for_training(
         cache: None,
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
+    let watch = watched_sites(watch, &lowered)?;
     let policy = policy::policy(&lowered);
     let mut module = lowered.module;
     if let Some(Taken::Weights(folder)) = checkpoint {
@@ -113,6 +116,7 @@ pub fn for_training(
             moments: tree.precision.moments,
         }),
         policy,
+        watch,
         ..PassCx::default()
     };
     pipeline::run(&mut module, &cx, None, &mut recorder)?;
@@ -202,6 +206,21 @@ pub fn for_generation(
     whole.context("a graph has entries")
 }
 
+/// The sites that `--watch` asks for.
+fn watched_sites(patterns: &[String], lowered: &Lowered) -> Result<Vec<String>> {
+    let paths: Vec<&str> = lowered.sites.iter().map(|s| s.path.as_str()).collect();
+    let mut all: Vec<String> = vec![];
+    for pattern in patterns {
+        match settings::Selector::select(pattern, &paths) {
+            Ok(found) => all.extend(found.into_iter().map(str::to_string)),
+            Err(why) => bail!("--watch: {why}"),
+        }
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
 /// `--set` for the model's constants apart from those for the train block.
 fn split(source: &Source, overrides: Overrides) -> (Overrides, settings::Sets) {
     let (constants, block) = settings::split_sets(&source.program, overrides.sets);
@@ -257,6 +276,10 @@ fn vary_batch(step: &mut Entry, n_micro_max: i64) {
     }
     let data = step.buffers.iter_mut().filter(|b| b.role == Role::Input && b.dims.len() > 2);
     for buffer in data {
+        buffer.dims[0] = n.clone();
+    }
+    let measured = step.buffers.iter_mut().filter(|b| b.name.starts_with(WATCH));
+    for buffer in measured.filter(|b| n_micro_max > 1 && !b.dims.is_empty()) {
         buffer.dims[0] = n.clone();
     }
 }

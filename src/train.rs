@@ -17,6 +17,10 @@ pub struct Args {
     /// The train block to use, if the model has several
     #[arg(long = "train", value_name = "NAME")]
     block: Option<String>,
+    /// Measure the operands of these products, by site ("**.o_proj"): amax, what became zero or
+    /// was cut off, the error of rounding; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    watch: Vec<String>,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -26,13 +30,15 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
     let graph = if graphs::is_graph(path) {
-        graphs::open(&args.model, &[("--train", args.block.is_some())])?
+        let options = [("--train", args.block.is_some()), ("--watch", !args.watch.is_empty())];
+        graphs::open(&args.model, &options)?
     } else {
         let weights = args.run.weights.as_deref().map(Taken::Weights);
         graphs::for_training(
             &args.model,
             args.block.as_deref(),
             weights,
+            &args.watch,
             graphs::Target::Here,
             &args.show,
         )?

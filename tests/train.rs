@@ -182,6 +182,54 @@ fn bf16_moments_are_stored_narrow_and_resumed_exactly() {
     assert!(m.expect(name).iter().any(|x| *x != 0.0));
 }
 
+/// Numbers of step `step` under `watch`.
+fn watched(run: &Path, step: usize, site: &str, operand: &str, statistic: &str) -> Vec<f64> {
+    let records = metrics::read(&run.join("metrics.jsonl")).expect("metrics");
+    let found = &records[step - 1].values["watch"][site][operand][statistic];
+    let layers = found.as_array().unwrap_or_else(|| panic!("{site} {operand} {statistic}"));
+    layers.iter().filter_map(serde_json::Value::as_f64).collect()
+}
+
+#[test]
+fn watching_tells_what_rounding_does_and_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (plain, seen) = (dir.path().join("plain"), dir.path().join("seen"));
+    let more = ["--precision", "bf16", "--set", "keep=0", "--set", "micro_batch=2"];
+    done(train(&plain, 4, &more));
+    let watch = ["--watch", "**.o_proj", "--watch", "lm_head"];
+    done(train(&seen, 4, &[&more[..], &watch[..]].concat()));
+    let model = |run: &Path| fs::read(run.join("step-000004/model.safetensors")).expect("written");
+    assert!(model(&plain) == model(&seen), "watching changed the weights");
+
+    // Step 4 rounds the weights that step 3 left.
+    let file = TensorFile::open(&seen.join("step-000003/model.safetensors")).expect("a file");
+    let stored = |name: &str| {
+        file.read_f32(name, &file.info(name).expect(name).shape.clone()).expect("floats")
+    };
+    let layer = |l: usize| stored(&format!("model.layers.{l}.self_attn.o_proj.weight"));
+    for (site, w) in [
+        ("lm_head", stored("lm_head.weight")),
+        ("layers.0.self_attn.o_proj", layer(0)),
+        ("layers.1.self_attn.o_proj", layer(1)),
+    ] {
+        let amax = w.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert_eq!(watched(&seen, 4, site, "forward.w", "amax"), [f64::from(amax)], "{site}");
+        let rounded = |x: f32| f64::from(half(x));
+        let moved: f64 = w.iter().map(|x| (rounded(*x) - f64::from(*x)).powi(2)).sum();
+        let norm: f64 = w.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let error = watched(&seen, 4, site, "forward.w", "error")[0];
+        assert!((error / (moved / norm).sqrt() - 1.0).abs() < 1e-3, "{site}: {error}");
+    }
+    let wrong = refused(train(&dir.path().join("wrong"), 1, &["--watch", "**.o_porj"]));
+    assert!(wrong.contains("did you mean \"**.o_proj\"?"), "{wrong}");
+}
+
+/// To bf16 and back: the nearest, ties to even.
+fn half(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+}
+
 #[test]
 fn micro_batches_add_up_to_the_batch() {
     let dir = tempfile::tempdir().expect("a folder");

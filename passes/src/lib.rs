@@ -20,6 +20,7 @@ pub mod quantize;
 pub mod rewrite;
 pub mod split_quantized;
 pub mod train_step;
+pub mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ pub struct PassCx {
     pub gradients: bool,
     /// Make `@train_step`.
     pub train: Option<Train>,
+    /// Sites of the products whose operands the training step measures.
+    pub watch: Vec<String>,
     /// What the backward pass finds saved.
     pub save: Save,
     /// The formats that products are computed in, by site.
@@ -199,6 +202,7 @@ pub const PIPELINE: &[Pass] = &[
     train_step::PASS,      // around `@grad`: accumulate, clip, update
     absorb::PASS,          // before `fuse`: the products it makes are there to be fused
     quantize::PASS,        // on the differentiated graph: all three products of a map are there
+    watch::PASS,           // before `hoist` and `inline`: operands stand beside their products
     hoist::PASS,           // before `inline`: what is done to weights is done once a step
     inline::PASS,          // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes

@@ -2,8 +2,8 @@
 //! prints as `// expect:` says, and computes in f64 what the functions of the same signature
 //! computed before.
 //!
-//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`. If the last pass must
-//! refuse the input, the expectation is `error: ..`.
+//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `watch=SITE`. If the last
+//! pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -41,6 +41,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("gradients", "") => cx.gradients = true,
             ("apart", "") => cx.apart = true,
             ("everything", "") => cx.save = Save::Everything,
+            ("watch", site) => cx.watch.push(site.to_string()),
             ("micro_batches", n) => {
                 let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;
                 let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));

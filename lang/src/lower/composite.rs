@@ -19,21 +19,16 @@ impl<'a> Lower<'a, '_> {
         let x = self.tensor_arg(args, env)?;
         let y = self.tensor_or_weights(args, env)?;
         self.contracts(&x, &y, span)?;
-        let site = self.site(&x, &y, env, span);
-        // Only rules for products speak of sites.
-        let attrs = match self.tree.precision.gemms.is_empty() {
-            true => Attrs::new(),
-            false => Attrs::new().word("site", &site),
-        };
+        let site = Attrs::new().word("site", &self.site(&x, &y, env, span));
         let (x, y) = (self.operand(x, env, span)?, self.operand(y, env, span)?);
         let id = if y.batched {
             let Some((_, ragged)) = self.ragged_of(&x) else {
                 return self.error(span, "inside `each`, `matmul` takes rows and a weight");
             };
             let operands = [x.id, y.id, ragged.offsets];
-            self.emit(span, Op::GroupedMatmul, &operands, attrs)?
+            self.emit(span, Op::GroupedMatmul, &operands, site)?
         } else {
-            self.emit(span, Op::Matmul, &[x.id, y.id], attrs)?
+            self.emit(span, Op::Matmul, &[x.id, y.id], site)?
         };
         let mut labels = x.labels;
         labels.pop();

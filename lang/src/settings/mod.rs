@@ -22,6 +22,7 @@ mod train;
 pub use precision::{Precision, choose as choose_precision};
 pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};
+pub use selector::Selector;
 pub use train::{AdamW, TrainSettings, train};
 
 use crate::ast;

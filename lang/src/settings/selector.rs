@@ -23,6 +23,18 @@ enum Part {
 }
 
 impl Selector {
+    /// The sites that a selector given on the command line matches, or why it matches none.
+    pub fn select<'a>(text: &str, paths: &[&'a str]) -> Result<Vec<&'a str>, String> {
+        let key = Key { text: text.into(), quoted: true, span: Span::default() };
+        let told = |diag: Diag| match diag.hint {
+            Some(hint) => format!("{}; {hint}", diag.message),
+            None => diag.message,
+        };
+        let selector = Selector::parse(&key).map_err(told)?;
+        selector.matches_some("product", paths.iter().copied()).map_err(told)?;
+        Ok(paths.iter().copied().filter(|p| selector.matches(p)).collect())
+    }
+
     /// The selector that `key` says.
     fn parse(key: &Key) -> Result<Selector, Diag> {
         let part = |text: &str| match text {

@@ -30,6 +30,8 @@ use crate::weights::{self, Snapshot};
 
 pub const STEP: &str = "train_step";
 pub const LOSS: &str = "loss";
+/// What the names of statistics begin with: `watch.SITE|ROLE.OPERAND|STATISTIC`.
+pub const WATCH: &str = "watch.";
 /// The step's dim that says how many micro-batches it takes, where that may change.
 pub const MICRO_BATCHES: &str = "N";
 /// In the run's folder.
@@ -271,6 +273,9 @@ impl Run {
             }
             record = record.with(&name, f64::from(value));
         }
+        if let Some(found) = watched(&self.step_session)? {
+            record.values.insert("watch".into(), found);
+        }
         let vio = max_vio(&self.step_session)?;
         if !vio.is_empty() {
             record = record.with_layers("max_vio", &vio);
@@ -437,7 +442,8 @@ fn without_padding(batch: &Batch, has_segments: bool) -> (Vec<i32>, Vec<i32>) {
 fn outputs(session: &Session) -> Result<Vec<(String, f32)>, TrainError> {
     let mut all = vec![];
     for buffer in &session.entry().buffers {
-        if buffer.role != Role::Output || buffer.alias.is_some() || !buffer.dims.is_empty() {
+        let scalar = buffer.dims.is_empty() && !buffer.name.starts_with(WATCH);
+        if buffer.role != Role::Output || buffer.alias.is_some() || !scalar {
             continue;
         }
         let value = session.read_output::<f32>(&buffer.name)?[0];
@@ -445,6 +451,36 @@ fn outputs(session: &Session) -> Result<Vec<(String, f32)>, TrainError> {
         all.push((name.to_owned(), value));
     }
     Ok(all)
+}
+
+/// What the step measured of chosen products: by site, by role and operand, by statistic, a number
+/// for each layer. Over micro-batches amax is the largest, the others are means.
+fn watched(session: &Session) -> Result<Option<Value>, TrainError> {
+    let n_micro = session.shape_of("tokens")?[0];
+    let apart = n_micro > 1 || session.entry().find_dim(MICRO_BATCHES).is_some();
+    let mut sites = Map::new();
+    for buffer in &session.entry().buffers {
+        let Some(name) = buffer.name.strip_prefix(WATCH) else { continue };
+        let [site, operand, statistic] = name.split('|').collect::<Vec<_>>()[..] else { continue };
+        let values = session.read_output::<f32>(&buffer.name)?;
+        let n_layers = if apart { values.len() / n_micro } else { values.len() };
+        let mut layers = vec![0f64; n_layers];
+        for (i, x) in values.iter().enumerate() {
+            let (layer, x) = (&mut layers[i % n_layers], f64::from(*x));
+            match statistic.starts_with("amax") {
+                true => *layer = layer.max(x),
+                false => *layer += x * n_layers as f64 / values.len() as f64,
+            }
+        }
+        let entry = |map: &mut Map<String, Value>, key: &str| {
+            map.entry(key).or_insert_with(|| Map::new().into());
+        };
+        entry(&mut sites, site);
+        let Some(of_site) = sites[site].as_object_mut() else { continue };
+        entry(of_site, operand);
+        of_site[operand][statistic] = layers.into();
+    }
+    Ok((!sites.is_empty()).then_some(sites.into()))
 }
 
 /// MaxVio of every layer that counts its experts' tokens: how far the fullest expert is above the
