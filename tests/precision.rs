@@ -1,7 +1,8 @@
 //! Compute types, on the interpreter: `nano` in bf16 computes what it computes in f32 but for its
-//! rounding.
+//! rounding. And a checkpoint of codes computes with codes, where the precision says so.
 
 use std::path::Path;
+use std::process::Command;
 
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::{Func, Init, Module, ValueId};
@@ -98,4 +99,36 @@ fn a_model_in_bf16_computes_what_it_does_in_f32_but_for_rounding() {
 fn the_block_f32_is_no_block() {
     let text = |p| weft_ir::text::print(&gradients(p));
     assert_eq!(text(Some("f32")), text(None));
+}
+
+/// The loss of the FP8 checkpoint on its tokens.
+fn loss_of_codes(more: &[&str]) -> f64 {
+    let case = "tests/golden/v3-fp8";
+    let (out, tokens) =
+        (tempfile::tempdir().expect("a folder"), format!("{case}/expected.safetensors"));
+    let output = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .args(["eval", "models/deepseek_v3.model", "--checkpoint", case, "--tokens", &tokens])
+        .args(more)
+        .arg("-o")
+        .arg(out.path().join("out.safetensors"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("weft runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = said.lines().find_map(|l| l.strip_prefix("loss ")).expect("a loss");
+    line.trim().parse().expect("a number")
+}
+
+#[test]
+fn a_checkpoint_of_codes_runs_dequantized_and_on_codes() {
+    // `expected.safetensors` was computed from the dequantized weights.
+    let plain = loss_of_codes(&[]);
+    assert!((plain - 4.29118).abs() < 1e-4, "{plain}");
+    for device in ["cpu", "interp"] {
+        let fp8 = loss_of_codes(&["--precision", "deepseek_fp8", "--device", device]);
+        let relative = (fp8 - plain).abs() / plain;
+        // Four experts of random weights are chosen among with 3 bits; a real loss moves less.
+        assert!(relative > 1e-5 && relative < 2e-2, "{device}: {fp8}");
+    }
 }

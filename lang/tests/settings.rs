@@ -137,6 +137,17 @@ fn a_schedule_of_a_module_that_is_not_placed_may_be_set() {
 }
 
 #[test]
+fn a_precision_that_a_train_block_names_is_checked() {
+    let text = |name: &str| {
+        let precision = format!("precision p {{ module \"two\" {{ compute = bf16 }} }}");
+        format!("{precision}\ntrain t {{\n{GOOD}batch = 4\nprecision = {name}\n}}")
+    };
+    let near = "selector \"two\" matches no module; `weft explain --precision NAME` lists them";
+    assert_eq!(said(&text("p")), [near]);
+    assert_eq!(said(&text("q")).last().map(String::as_str), Some("`precision` takes p, found `q`"));
+}
+
+#[test]
 fn what_later_versions_bring_is_refused() {
     assert_eq!(said("precision p { compute = f32 }\nparallel q { data = 1 }"), [""; 0]);
     assert_eq!(

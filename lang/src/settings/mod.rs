@@ -46,7 +46,7 @@ pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
             ast::BlockKind::Precision => {
                 let precision = precision::read(tree, block, diags);
                 // A library's rules are for the models that choose them.
-                if beside_a_model(tree, block) {
+                if is_meant_for(tree, block) {
                     precision::resolve(&precision, tree, diags);
                 }
             }
@@ -58,7 +58,7 @@ pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
 /// Check the rules of every precision block of the model against its products.
 pub fn check_products(tree: &Tree, sites: &[Site], diags: &mut Vec<Diag>) {
     let blocks = tree.blocks.iter().filter(|b| b.kind == ast::BlockKind::Precision);
-    for block in blocks.filter(|b| beside_a_model(tree, b)) {
+    for block in blocks.filter(|b| is_meant_for(tree, b)) {
         // What is wrong with the block itself has been told.
         let precision = precision::read(tree, block, &mut vec![]);
         recipe::recipes(&precision, sites, diags);
@@ -66,8 +66,19 @@ pub fn check_products(tree: &Tree, sites: &[Site], diags: &mut Vec<Diag>) {
     diag::drop_repeated(diags);
 }
 
-/// Whether the block was written for this model or one it comes from.
-fn beside_a_model(tree: &Tree, block: &ast::Block) -> bool {
+/// Whether a precision block was written for this model or one it comes from, or a train block
+/// names it.
+fn is_meant_for(tree: &Tree, block: &ast::Block) -> bool {
+    let names_it = |e: &ast::Entry| match &e.value {
+        ast::EntryValue::Expr(ast::Expr { kind: ast::ExprKind::Path(p), .. }) => {
+            e.key.text == "precision" && p.to_string() == block.name.text
+        }
+        _ => false,
+    };
+    let mut trains = tree.blocks.iter().filter(|b| b.kind == ast::BlockKind::Train);
+    if trains.any(|b| b.entries.iter().any(names_it)) {
+        return true;
+    }
     let members = match tree.root().body {
         Body::Model(model) => &model.members[..],
         Body::Module(module) => &module.members[..],

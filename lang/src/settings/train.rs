@@ -154,7 +154,11 @@ fn from_set(
             Some(n) => ExprKind::Number(n),
             None => {
                 let why = format!("--set {name}={text}: not a number or a boolean");
-                diags.push(Diag::error(span, why));
+                let diag = Diag::error(span, why);
+                diags.push(match name.as_str() {
+                    "precision" => diag.hint(format!("`--precision {text}` chooses a block")),
+                    _ => diag,
+                });
                 return None;
             }
         },
