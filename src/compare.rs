@@ -7,7 +7,7 @@
 //! largest relative error of one rounding, for each rounding on the way from them. What is beyond
 //! that is not rounding handed on: a range that is too small, or a sum that cancels.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -176,11 +176,14 @@ impl Run<'_> {
         // Names are whole until bodies are put into their callers.
         let module = self.module(precision, &tokens.dims, Some("hoist"))?;
         let entry = module.find("loss").context("the module has no @loss")?;
-        let seen: RefCell<Seen> = RefCell::default();
+        let (seen, moments): (RefCell<Seen>, Cell<usize>) = Default::default();
         let watch = |f: &Func, v: ValueId, t: &Tensor| {
             if let Some(name) = &f.value(v).name {
                 let key = (f.name.clone(), name.clone());
-                seen.borrow_mut().entry(key).or_default().push(t.clone());
+                let mut seen = seen.borrow_mut();
+                moments.set(moments.get() + 1);
+                let moment = moments.get();
+                seen.entry(key).or_default().push((moment, t.clone()));
             }
         };
         let args = eval::arguments(&module, entry, tokens, self.checkpoint)?;
@@ -203,11 +206,11 @@ impl Run<'_> {
             if handed || was.len() != values.len() {
                 continue;
             }
-            for (i, (now, was)) in values.iter().zip(was).enumerate() {
+            for (i, ((moment, now), (_, was))) in values.iter().zip(was).enumerate() {
                 let between = |source: &str| {
                     let key = (func.clone(), source.to_string());
                     let pair = (right.get(&key)?.get(i)?, held.get(&key)?.get(i)?);
-                    Some(difference(pair.1, pair.0))
+                    Some(difference(&pair.1.1, &pair.0.1))
                 };
                 let found = difference(now, was);
                 let bound = bound(f, v, was.dtype, &between);
@@ -216,16 +219,18 @@ impl Run<'_> {
                     let op = f.def_op(v).map(|id| text::print_op(&module, f, id));
                     let op = op.unwrap_or_default().trim().to_string();
                     let (name, func) = (name.clone(), func.clone());
-                    all.beyond.push(Beyond { name, func, run: i, found, bound, op });
+                    let moment = *moment;
+                    all.beyond.push(Beyond { moment, name, func, run: i, found, bound, op });
                 }
             }
         }
+        all.beyond.sort_by_key(|b| b.moment);
         Ok(all)
     }
 }
 
-/// Values by function and name, one for each run of the function.
-type Seen = IndexMap<(String, String), Vec<Tensor>>;
+/// Values by function and name, one for each run of the function, with its place in the whole run.
+type Seen = IndexMap<(String, String), Vec<(usize, Tensor)>>;
 
 fn named(f: &Func, name: &str) -> Option<ValueId> {
     let results = f.body_ops().flat_map(|(_, op)| op.results.iter().copied());
@@ -289,6 +294,7 @@ struct Strayed {
 
 /// A value further from its like than it may be.
 struct Beyond {
+    moment: usize,
     name: String,
     func: String,
     run: usize,

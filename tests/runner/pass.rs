@@ -2,8 +2,8 @@
 //! prints as `// expect:` says, and computes in f64 what the functions of the same signature
 //! computed before.
 //!
-//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `watch=SITE`. If the last
-//! pass must refuse the input, the expectation is `error: ..`.
+//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `watch=SITE`. If the
+//! last pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
