@@ -18,6 +18,7 @@ pub mod keep_results;
 pub mod policy;
 pub mod quantize;
 pub mod rewrite;
+pub mod save_codes;
 pub mod split_quantized;
 pub mod train_step;
 pub mod watch;
@@ -201,6 +202,7 @@ pub const PIPELINE: &[Pass] = &[
     autodiff::PASS,        // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS,      // around `@grad`: accumulate, clip, update
     absorb::PASS,          // before `fuse`: the products it makes are there to be fused
+    save_codes::PASS,      // before `inline`: what is saved is what functions return
     quantize::PASS,        // on the differentiated graph: all three products of a map are there
     watch::PASS,           // before `hoist` and `inline`: operands stand beside their products
     hoist::PASS,           // before `inline`: what is done to weights is done once a step

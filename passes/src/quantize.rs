@@ -75,7 +75,7 @@ fn quantized(
     Ok(b.emit(op.op, &operands, attrs)?)
 }
 
-fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
+pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
     let mut attrs = Attrs::new()
         .with("dtype", Attr::DType(format.dtype))
         .ints("group", format.group.map(i64::from))

@@ -57,7 +57,8 @@ fn context(options: &str) -> Result<PassCx, String> {
     Ok(cx)
 }
 
-/// E4M3 with a scale for 1x128 of activations and gradients and 128x128 of weights.
+/// E4M3 with a scale for 1x128 of activations and gradients and 128x128 of weights; inputs are
+/// saved in E5M6.
 fn fp8() -> Recipe {
     let format = |group| Format { dtype: DType::E4m3, group, scale: DType::F32, floor: 0.0 };
     let product = |a, b| Product {
@@ -69,7 +70,8 @@ fn fp8() -> Recipe {
         forward: product([1, 128], [128, 128]),
         input_grad: product([1, 128], [128, 128]),
         weight_grad: product([128, 1], [128, 1]),
-        ..Recipe::default()
+        saved_input: Some(Format { dtype: DType::E5m6, scale: DType::Ue8m0, ..format([1, 128]) }),
+        saved_output: Some(format([1, 128])),
     }
 }
 
