@@ -3,8 +3,10 @@
 //!
 //!     weft compile models/nano.model --dump DIR
 //!     cargo bench -p weft-backend-cpu --bench step -- DIR/00-lower.ir [--entry train_step]
-//!         [--runs 5] [--variant avx2] [--kernels] [--text] [--check]
+//!         [--runs 5] [--variant avx2] [--kernels] [--text] [--check] [--planned]
 //!
+//! `--planned` takes the module as it is, which is then the last of the dump: what a precision block
+//! asks of products is in there, and nowhere else.
 //! `--check` holds the entry's results against the interpreter's instead.
 
 #[path = "../backend-cpu/tests/on_cpu/mod.rs"]
@@ -34,7 +36,7 @@ fn main() {
     };
     let entry = option("--entry").unwrap_or("train_step".into());
     let runs: u32 = option("--runs").and_then(|n| n.parse().ok()).unwrap_or(5);
-    let module = planned(path);
+    let module = if flag("--planned") { read(path) } else { planned(path) };
     let mut options = Options::native(Cpu::threads_here());
     if let Some(variant) = option("--variant").and_then(|v| CpuVariant::from_name(&v)) {
         options.variants = vec![variant];
@@ -63,9 +65,13 @@ fn main() {
     }
 }
 
-fn planned(path: &str) -> Module {
+fn read(path: &str) -> Module {
     let text = std::fs::read_to_string(path).expect("the module can be read");
-    let mut module = text::parse(&text).unwrap_or_else(|e| panic!("{}", e[0]));
+    text::parse(&text).unwrap_or_else(|e| panic!("{}", e[0]))
+}
+
+fn planned(path: &str) -> Module {
+    let mut module = read(path);
     let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
     let moments = weft_ir::ty::DType::F32;
     let train = Some(Train { micro_batches: 1, beta1, beta2, eps, decay, clip, moments });
