@@ -5,8 +5,8 @@
 //!     cargo bench -p weft-backend-cpu --bench step -- DIR/00-lower.ir [--entry train_step]
 //!         [--runs 5] [--variant avx2] [--kernels] [--text] [--check] [--planned]
 //!
-//! `--planned` takes the module as it is, which is then the last of the dump: what a precision block
-//! asks of products is in there, and nowhere else.
+//! `--planned` takes the module as it is, which is then the last of the dump: what a precision
+//! block asks of products is in there, and nowhere else.
 //! `--check` holds the entry's results against the interpreter's instead.
 
 #[path = "../backend-cpu/tests/on_cpu/mod.rs"]
