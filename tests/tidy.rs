@@ -15,6 +15,7 @@ const CRATES: &[&str] = &[
     "backend-cpu",
     "graph",
     "runtime",
+    "ptx-sim",
     "tests",
     "bench",
 ];
@@ -188,6 +189,7 @@ fn crates_know_only_what_they_may() {
         ("passes", &["weft-lang", "weft-codegen", "weft-graph", "weft-runtime", "inkwell"]),
         ("codegen", &["weft-runtime", "weft-lang", "weft-passes"]),
         ("graph", &["weft-"]),
+        ("ptx-sim", &["weft-", "inkwell"]),
         ("runtime", &["weft-lang", "weft-ir", "weft-passes", "weft-codegen", "inkwell"]),
     ];
     let mut bad = vec![];
