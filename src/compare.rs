@@ -99,7 +99,10 @@ pub fn run(args: Args) -> Result<()> {
 fn text_tokens(args: &Args, folder: &std::path::Path) -> Result<Tensor> {
     let tokenizer = tokenizer(None, folder)?;
     let mut source = TextSource::open(&args.data, 1 << 16)?;
-    let wanted = args.batch * args.sequence;
+    let wanted = args.batch.saturating_mul(args.sequence);
+    if args.batch == 0 || args.sequence < 2 {
+        bail!("--batch {} --sequence {}: at least one of two tokens", args.batch, args.sequence);
+    }
     let mut ids: Vec<i64> = vec![];
     for document in 0..source.n_documents() {
         if ids.len() >= wanted {
@@ -109,7 +112,7 @@ fn text_tokens(args: &Args, folder: &std::path::Path) -> Result<Tensor> {
             ids.extend(tokenizer.encode_document(&text)?.into_iter().map(i64::from));
         }
     }
-    if wanted == 0 || ids.len() < wanted {
+    if ids.len() < wanted {
         bail!(
             "--data holds {} tokens, --batch {} of --sequence {} take {wanted}",
             ids.len(),

@@ -15,6 +15,7 @@ use weft_runtime::checkpoint::fp8::{SCALE_SUFFIX, scale_shape};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::checkpoint::shards::ShardWriter;
 use weft_runtime::checkpoint::tensor_file::NewTensor;
+use weft_runtime::generate::command::checkpoint_folder;
 
 use crate::frontend::{self, ModelArgs};
 use crate::published::Published;
@@ -26,7 +27,8 @@ pub struct Args {
     /// The model; --precision says which weights become codes [default: deepseek_fp8]
     #[command(flatten)]
     model: ModelArgs,
-    /// A Hugging Face folder; its config.json decides every dim
+    /// A Hugging Face folder, or the folder of a run, whose newest checkpoint is taken; its
+    /// config.json decides every dim
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Write e4m3 with a scale for each block, and what is not quantized in bf16
@@ -52,7 +54,8 @@ const FILES: &[&str] = &[
 ];
 
 pub fn run(args: Args) -> Result<()> {
-    let checkpoint = CheckpointReader::open(&args.checkpoint)?;
+    let folder = checkpoint_folder(&args.checkpoint)?;
+    let checkpoint = CheckpointReader::open(&folder)?;
     let source = frontend::load(&args.model.model)?;
     let mut overrides = args.model.overrides(Some(checkpoint.config().clone()))?;
     let name = overrides.precision.get_or_insert_with(|| FP8.into()).clone();
@@ -86,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     let config = config(checkpoint.config(), block)?;
-    let bytes = shards.finish(&config, &others(&args.checkpoint)?)?;
+    let bytes = shards.finish(&config, &others(&folder)?)?;
     println!("{n_tensors} tensors, {bytes} bytes in {}", args.output.display());
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree, elaborate};
+use weft_lang::lower::{Purpose, Settings, Size, lower};
 use weft_lang::settings::{self, Schedule, TrainSettings, published_config, split_sets};
 
 fn models() -> PathBuf {
@@ -134,6 +135,42 @@ fn a_schedule_of_a_module_that_is_not_placed_may_be_set() {
     // The block sets gamma and alpha, which only routers have.
     let names: Vec<String> = read.expect("settings").schedules.into_keys().collect();
     assert_eq!(names, ["lambda"]);
+}
+
+#[test]
+fn every_shipped_precision_suits_every_shipped_model() {
+    let sizes =
+        Settings { batch: Size::Fixed(1), seq: Size::Fixed(16), segments: false, cache: None };
+    let shipped = ["f32", "bf16", "deepseek_fp8"];
+    let studies = ["hopper14", "hopper14_unpromoted", "block_gradients"];
+    let mut n_quantized = vec![];
+    for (model, precisions) in [
+        ("deepseek_v3.model", &shipped),
+        ("deepseek_v2_lite.model", &shipped),
+        ("llama.model", &shipped),
+        ("nano.model", &shipped),
+        ("small.model", &shipped),
+        ("nano_studies.model", &studies),
+    ] {
+        for precision in precisions {
+            let read = |p: &Path| std::fs::read_to_string(p);
+            let (program, map, mut diags) = weft_lang::load(&models().join(model), &read);
+            let precision = Some(precision.to_string());
+            let overrides = Overrides { precision, ..Overrides::default() };
+            let tree = elaborate(&program, &map, &overrides, &mut diags).expect("a model");
+            let purpose = if tree.loss.is_some() { Purpose::Train } else { Purpose::Infer };
+            let lowered = lower(&program, &tree, &map, purpose, sizes.clone(), &mut diags);
+            assert!(diags.is_empty(), "{model} {overrides:?}: {diags:?}");
+            let recipes = lowered.expect("no diagnostics").recipes;
+            n_quantized.push(recipes.iter().filter(|r| r.has_formats()).count());
+        }
+    }
+    // A dense block has 8 quantized products (llama's 7), one of experts 11; none is the router,
+    // the head or what joins a prediction module.
+    let (v3, v2, llama, small) = (8 + 11 + 11, 7 + 10, 7, 8 + 11);
+    let expected = [v3, v2, llama, v3, small].map(|n| [0, 0, n]);
+    assert_eq!(n_quantized[..15], expected.concat());
+    assert_eq!(n_quantized[15..], [v3, v3, v3]);
 }
 
 #[test]
