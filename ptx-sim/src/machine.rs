@@ -362,7 +362,7 @@ impl<'a> Machine<'a> {
     }
 
     fn deadlock(&mut self) -> Error {
-        let mut out = format!("{}: nothing can go on\n", self.kernel.name);
+        let mut out = format!("{}: deadlock, nothing can go on\n", self.kernel.name);
         let mut first_line = 0;
         for cta in self.ctas.iter().flatten() {
             let _ = writeln!(out, "CTA {:?}", cta.id);
@@ -375,14 +375,20 @@ impl<'a> Machine<'a> {
             }
             for warp in cta.warps.iter().flatten() {
                 let _ = write!(out, "  warp {}:", warp.index);
-                for group in &warp.groups {
-                    let inst = &self.kernel.code[group.pc as usize];
+                let polls = warp.poll_place.filter(|_| warp.blocked.is_none());
+                let waiting = warp.groups.iter().map(|g| (g.mask, polls.unwrap_or(g.pc)));
+                for (i, (mask, pc)) in
+                    waiting.take(if polls.is_some() { 1 } else { 32 }).enumerate()
+                {
+                    let inst = &self.kernel.code[pc as usize];
                     let opcode = &self.kernel.opcodes[inst.opcode as usize];
                     if first_line == 0 {
                         first_line = inst.line;
                     }
-                    let _ =
-                        write!(out, " lanes {:#x} at line {} `{opcode}`", group.mask, inst.line);
+                    let verb = if polls.is_some() { "poll" } else { "stand" };
+                    let comma = if i > 0 { "," } else { "" };
+                    let line = inst.line;
+                    let _ = write!(out, "{comma} lanes {mask:#x} {verb} at line {line} `{opcode}`");
                 }
                 out.push('\n');
             }

@@ -68,6 +68,8 @@ pub struct Warp {
     /// When each register was last written by an ordinary instruction.
     written: Vec<u32>,
     pub instant: u32,
+    /// Where the warp last looked for something that was not there.
+    pub poll_place: Option<u32>,
     /// The last values that a polling load saw, by instruction.
     pub polled: Option<(u32, u64)>,
 }
@@ -102,6 +104,7 @@ impl Warp {
             n_in_flight: 0,
             written: vec![0; n_registers],
             instant: 1,
+            poll_place: None,
             polled: None,
         }
     }

@@ -54,6 +54,9 @@ impl Machine<'_> {
         }
         warp.instant += 1;
         let next = self.execute(cta, warp, inst, mask)?;
+        if matches!(next, Next::Yield) {
+            warp.poll_place = Some(group.pc);
+        }
         match next {
             Next::Placed | Next::Stay => {}
             Next::Following | Next::Yield | Next::Wait => warp.jump(group.pc + 1),
