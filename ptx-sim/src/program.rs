@@ -100,6 +100,8 @@ pub enum Src {
     /// A predicate, inverted.
     Not(u32),
     Imm(u64),
+    /// An offset in the shared window of the running CTA.
+    Shared(u32),
     /// An address: a register and a byte offset.
     Offset(u32, i64),
     Special(Special),

@@ -183,7 +183,7 @@ impl Warp {
                 }
                 lanes
             }
-            Src::Special(_) => return None,
+            Src::Special(_) | Src::Shared(_) => return None,
         })
     }
 

@@ -187,6 +187,7 @@ impl<'a> Form<'a> {
         Ok(match self.src_of(operand)? {
             Src::Register(register) => Src::Offset(register, offset),
             Src::Imm(value) => Src::Imm(value.wrapping_add(offset as u64)),
+            Src::Shared(at) => Src::Shared(at.wrapping_add(offset as u32)),
             _ => return Err(self.bad("the address is neither a register nor a name")),
         })
     }

@@ -122,14 +122,14 @@ impl<'a> Linker<'a> {
         for variable in all.iter().filter(|v| v.size_bytes > 0) {
             let at = self.kernel.static_shared_end.next_multiple_of(variable.align_bytes as u32);
             self.kernel.static_shared_end = at + variable.size_bytes as u32;
-            self.names.globals.insert(variable.name.clone(), u64::from(at));
+            self.names.shared.insert(variable.name.clone(), at);
         }
         for variable in all.iter().filter(|v| v.size_bytes == 0) {
             self.dynamic_align = self.dynamic_align.max(variable.align_bytes as u32);
         }
         let start = self.kernel.static_shared_end.next_multiple_of(self.dynamic_align);
         for variable in all.iter().filter(|v| v.size_bytes == 0) {
-            self.names.globals.insert(variable.name.clone(), u64::from(start));
+            self.names.shared.insert(variable.name.clone(), start);
             self.kernel.uses_dynamic_shared = true;
         }
     }

@@ -25,6 +25,8 @@ pub struct Names {
     scopes: Vec<Scope>,
     /// Globals of the module: name to address.
     pub globals: HashMap<String, u64>,
+    /// Shared variables: name to offset in the shared window.
+    pub shared: HashMap<String, u32>,
     /// Labels by the scope they stand in.
     labels: HashMap<(u32, String), u32>,
     pub branch_targets: HashMap<String, Vec<String>>,
@@ -79,6 +81,9 @@ impl Names {
         }
         if let Some(&address) = self.globals.get(name) {
             return Some(Src::Imm(address));
+        }
+        if let Some(&offset) = self.shared.get(name) {
+            return Some(Src::Shared(offset));
         }
         match name {
             "WARP_SZ" => Some(Src::Imm(32)),

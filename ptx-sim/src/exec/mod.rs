@@ -123,8 +123,14 @@ impl Machine<'_> {
         if let Some(lanes) = warp.plain(src) {
             return lanes;
         }
-        let Src::Special(special) = src else { return [0; LANES] };
         let here = self.ctas[cta].as_ref().expect("the running CTA is resident");
+        let special = match src {
+            Src::Special(special) => special,
+            Src::Shared(offset) => {
+                return [u64::from(here.rank << SHARED_RANK_SHIFT | offset); LANES];
+            }
+            _ => return [0; LANES],
+        };
         let block = self.launch.block;
         let of = |axis: u8, xyz: [u32; 3]| [u64::from(xyz[usize::from(axis)]); LANES];
         let [cx, cy, cz] = self.launch.cluster;
