@@ -132,7 +132,8 @@ add.s32 %r6, %r6, %r9;
 cvt.u64.u32 %d9, %r6;
 add.s64 %d8, %d7, %d9;
 {fragment}{zero}wgmma.fence.sync.aligned;
-wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{list}}}, {a_operand}, %d6, 1, 1, -1{a_transposed}, {};
+wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{list}}}, \
+{a_operand}, %d6, 1, 1, -1{a_transposed}, {};
 wgmma.commit_group.sync.aligned;
 wgmma.wait_group.sync.aligned 0;
 ld.param.b64 %d3, [out];
