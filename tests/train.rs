@@ -150,7 +150,7 @@ fn killed_and_resumed_equals_undisturbed_on_any_threads() {
 fn narrow(out: &Path, model: &Path, steps: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.arg("train").arg(model).arg("--data").arg(root().join("models")).arg("--out").arg(out);
-    TINY.iter().for_each(|set| drop(command.args(["--set", set])));
+    command.args(TINY.iter().flat_map(|set| ["--set", set]));
     command.args(["--precision", "narrow", "--steps", steps]).args(more);
     command
 }
