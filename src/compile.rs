@@ -110,7 +110,11 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
     };
     graph.save(path)?;
     let entries: Vec<&str> = graph.entries.iter().map(|e| e.name.as_str()).collect();
-    println!("{}: {} in {} kernels", path.display(), entries.join(", "), graph.kernels.len());
+    let arena_bytes = graph.entries.iter().map(|e| e.arena_bytes).max().unwrap_or(0);
+    let (path, entries) = (path.display(), entries.join(", "));
+    let n_kernels = graph.kernels.len();
+    let mib = arena_bytes as f64 / (1 << 20) as f64;
+    println!("{path}: {entries} in {n_kernels} kernels, {mib:.1} MiB for values of a run");
     Ok(())
 }
 

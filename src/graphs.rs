@@ -15,10 +15,10 @@ use weft_ir::module::Module;
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
 use weft_lang::lower::{Lowered, Purpose, Settings, Size};
-use weft_lang::settings::{self, TrainSettings};
+use weft_lang::settings::{self, Recompute, TrainSettings};
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
-use weft_passes::{PassCx, Train};
+use weft_passes::{PassCx, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::generate::{self, CONTEXT};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
@@ -115,6 +115,7 @@ pub fn for_training(
             clip: train.clip,
             moments: tree.precision.moments,
         }),
+        save: saved(train.recompute),
         policy,
         watch,
         ..PassCx::default()
@@ -204,6 +205,15 @@ pub fn for_generation(
         recorder.finish(module)?;
     }
     whole.context("a graph has entries")
+}
+
+/// What the backward pass finds saved, if it computes this again.
+fn saved(recompute: Recompute) -> Save {
+    match recompute {
+        Recompute::None => Save::Everything,
+        Recompute::Cheap => Save::NoCheap,
+        Recompute::Layers => Save::Handed,
+    }
 }
 
 /// The sites that `--watch` asks for.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree, elaborate};
 use weft_lang::lower::{Purpose, Settings, Size, lower};
-use weft_lang::settings::{self, Schedule, TrainSettings, published_config, split_sets};
+use weft_lang::settings::{self, Recompute, Schedule, TrainSettings, published_config, split_sets};
 
 fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
@@ -83,6 +83,10 @@ fn set_overrides_a_block_and_leaves_constants_alone() {
     assert_eq!(nano.schedules["gamma"], Schedule::constant(0.0));
     let (_, said) = shipped("nano.model", &[("steps", "many")]);
     assert_eq!(said, ["--set steps=many: not a number or a boolean"]);
+    let (nano, said) = shipped("nano.model", &[("recompute", "layers")]);
+    assert_eq!((nano.map(|n| n.recompute), said), (Some(Recompute::Layers), vec![]));
+    let (_, said) = shipped("nano.model", &[("recompute", "all")]);
+    assert_eq!(said, ["`recompute` takes none or cheap or layers, found `all`"]);
 
     let path = models().join("nano.model");
     let (program, _, _) = weft_lang::load(&path, &|p| std::fs::read_to_string(p));
@@ -113,6 +117,11 @@ fn wrong_train_blocks_are_explained() {
     assert_eq!(
         train("batch = 4\npacking = bestfit"),
         ["`packing` takes best_fit, found `bestfit`; did you mean `best_fit`?"]
+    );
+    assert_eq!(train("batch = 4\nrecompute = layers"), [""; 0]);
+    assert_eq!(
+        train("batch = 4\nrecompute = layer"),
+        ["`recompute` takes none or cheap or layers, found `layer`; did you mean `layers`?"]
     );
     assert_eq!(
         train("batch = 4\nattend_across_documents = 1"),

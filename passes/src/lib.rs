@@ -76,6 +76,9 @@ pub enum Save {
     /// Not what pointwise ops and norms give back from what is saved anyway.
     #[default]
     NoCheap,
+    /// Of a body that runs again and again only what each run was handed: the run is done again,
+    /// whole, before its derivatives. Elsewhere as `NoCheap`.
+    Handed,
 }
 
 /// The optimizer and the batch.

@@ -22,7 +22,7 @@ pub fn run(case: &Case) -> Result<Outcome, String> {
     let loss = module.find("loss").ok_or("no function @loss")?;
     let (args, sizes) = arguments(&module, loss, &case.args)?;
     let pass = by_name("autodiff").ok_or("no pass `autodiff`")?;
-    for save in [Save::Everything, Save::NoCheap] {
+    for save in [Save::Everything, Save::NoCheap, Save::Handed] {
         for apart in [false, true] {
             let mut m = module.clone();
             let cx = PassCx { gradients: true, save, apart, ..PassCx::default() };

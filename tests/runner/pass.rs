@@ -41,6 +41,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("gradients", "") => cx.gradients = true,
             ("apart", "") => cx.apart = true,
             ("everything", "") => cx.save = Save::Everything,
+            ("handed", "") => cx.save = Save::Handed,
             ("watch", site) => cx.watch.push(site.to_string()),
             ("micro_batches", n) => {
                 let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;

@@ -23,7 +23,7 @@ pub use precision::{Precision, choose as choose_precision};
 pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};
 pub use selector::Selector;
-pub use train::{AdamW, TrainSettings, train};
+pub use train::{AdamW, Recompute, TrainSettings, train};
 
 use crate::ast;
 use crate::diag::{self, Diag};

@@ -30,7 +30,11 @@ pub const KEYS: &[&str] = &[
     "checkpoint_every",
     "keep",
     "precision",
+    "recompute",
 ];
+
+/// Those of [`KEYS`] that take a word.
+const WORDS: &[&str] = &["packing", "recompute"];
 
 /// A train block as the compiler and the runtime use it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -69,6 +73,25 @@ pub struct TrainSettings {
     pub checkpoint_every: u64,
     /// Checkpoints kept; 0 keeps all.
     pub keep: u64,
+    pub recompute: Recompute,
+}
+
+/// What the backward pass computes again rather than finds saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Only what moving elements gives back.
+    None,
+    /// Pointwise ops and norms, too.
+    #[default]
+    Cheap,
+    /// Every repeated layer, from what it was handed.
+    Layers,
+}
+
+impl Recompute {
+    const WORDS: &[(&str, Recompute)] =
+        &[("none", Recompute::None), ("cheap", Recompute::Cheap), ("layers", Recompute::Layers)];
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -152,6 +175,10 @@ fn from_set(
         "none" => ExprKind::None,
         number => match suffixed(number) {
             Some(n) => ExprKind::Number(n),
+            None if WORDS.contains(&name.as_str()) => {
+                let names = vec![ast::Name { text: text.clone(), span }];
+                ExprKind::Path(ast::Path { names, span })
+            }
             None => {
                 let why = format!("--set {name}={text}: not a number or a boolean");
                 let diag = Diag::error(span, why);
@@ -219,6 +246,7 @@ impl<'a> Reader<'a, '_> {
         let keep = count("keep", 0, 2);
         let chosen = &self.keys.tree.precision.name.clone();
         let precision = self.optional("precision", |r, e| r.precision(e));
+        let recompute = self.optional("recompute", Self::recompute).unwrap_or_default();
         let across = self.optional("attend_across_documents", |r, e| r.keys.boolean(e));
         Some(TrainSettings {
             name: self.block.name.text.clone(),
@@ -239,6 +267,7 @@ impl<'a> Reader<'a, '_> {
             checkpoint_every,
             keep,
             precision: precision.unwrap_or_else(|| chosen.clone()),
+            recompute,
         })
     }
 
@@ -348,6 +377,15 @@ impl<'a> Reader<'a, '_> {
             return self.keys.error(entry.span, "`clip` is above 0, or none");
         }
         Some(Some(clip))
+    }
+
+    fn recompute(&mut self, entry: &ast::Entry) -> Option<Recompute> {
+        let words: Vec<&str> = Recompute::WORDS.iter().map(|w| w.0).collect();
+        let word = match self.keys.expr(entry, &words.join(" or "))?.kind {
+            ExprKind::None => "none".to_string(),
+            _ => self.keys.word(entry, &words)?,
+        };
+        Recompute::WORDS.iter().find(|w| w.0 == word).map(|w| w.1)
     }
 
     /// The name of a precision block.

@@ -278,7 +278,11 @@ impl Tape {
 
         let first = self.leaves(&all_input, carry, None, &moved).saved;
         let second = self.leaves(&weight_starts, carry, Some(&ours), &moved).saved;
-        let kept = self.without_cheap(first.union(&second).copied().collect(), carry, save);
+        let needed = first.union(&second).copied().collect();
+        let kept = match save {
+            Save::Handed if carry > 0 => self.impure(needed),
+            _ => self.without_cheap(needed, carry, save),
+        };
         let again = |v: &ValueId| !kept.contains(v);
         let input = self.leaves(&all_input, carry, None, &again);
         let weight = self.leaves(&weight_starts, carry, Some(&ours), &again);
@@ -374,6 +378,17 @@ impl Tape {
         source || one || widened
     }
 
+    /// Those of `saved` that depend on state, which has another value by the time of the backward
+    /// pass.
+    fn impure(&self, saved: BTreeSet<ValueId>) -> BTreeSet<ValueId> {
+        let state = |v: &ValueId| self.func.ty(*v).state;
+        let stateful = |v: &ValueId| {
+            let op = self.func.def_op(*v).map(|op| self.func.op(op));
+            op.is_some_and(|op| op.operands.iter().chain(&op.results).any(state))
+        };
+        saved.into_iter().filter(stateful).collect()
+    }
+
     /// `saved` without what the rest and the parameters give back cheaply.
     fn without_cheap(
         &self,
@@ -425,15 +440,15 @@ fn place(v: ValueId, among: &[ValueId]) -> usize {
 /// At most this many ops are run again for one value.
 const MAX_AGAIN: u32 = 24;
 
-/// Ops that are run again rather than have their result saved: they move elements or, with
-/// `NoCheap`, fetch rows or do a few operations an element.
+/// Ops that are run again rather than have their result saved: they move elements or, unless
+/// everything is saved, fetch rows or do a few operations an element.
 fn is_cheap(op: Op, save: Save) -> bool {
     let row = op.def();
     let free = row.cost == CostRule::Free && op.is_pure();
     let few = matches!(row.cost, CostRule::PerElement(n) if n <= 5);
     let local = op.has(Trait::Pointwise) || op.has(Trait::Composite);
     let moves = op.has(Trait::Movement) || (row.operands.is_empty() && free);
-    moves || (save == Save::NoCheap && (free || (few && local)))
+    moves || (save != Save::Everything && (free || (few && local)))
 }
 
 /// The derivatives of a call's operands: its callee's halves, run as the callee was.

@@ -140,6 +140,8 @@ pub fn check_sized(text: &str, given: &[(&str, u64)], draw: Draw) {
             (false, Save::Everything),
             (true, Save::NoCheap),
             (true, Save::Everything),
+            (false, Save::Handed),
+            (true, Save::Handed),
         ] {
             let cx = PassCx { apart, save, ..PassCx::default() };
             let mut m = plain.clone();

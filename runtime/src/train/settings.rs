@@ -46,6 +46,9 @@ pub struct TrainSettings {
     pub checkpoint_every: u64,
     /// Checkpoints kept; 0 keeps all.
     pub keep: u64,
+    /// What the step computes again for its backward pass; compiled into it.
+    #[serde(default = "cheap")]
+    pub recompute: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +63,11 @@ pub struct AdamW {
 /// What runs were computed in before they could say so.
 fn f32() -> String {
     "f32".into()
+}
+
+/// What runs computed again before they could say so.
+fn cheap() -> String {
+    "cheap".into()
 }
 
 /// Settings that a resumed run may change: they do not change what is computed.
