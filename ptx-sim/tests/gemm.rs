@@ -16,6 +16,8 @@ const STAGE_BYTES: usize = 2 * TILE * 128;
 enum Kind {
     Bf16,
     E4m3,
+    /// A in e5m2, B in e4m3.
+    Mixed,
 }
 
 /// The kernel's text. `%acc` are the 32 accumulators, `%sum` what is promoted of them.
@@ -25,6 +27,7 @@ fn kernel(kind: Kind) -> String {
     let (shape, transposed) = match kind {
         Kind::Bf16 => ("m64n64k16.f32.bf16.bf16", ", 0, 0"),
         Kind::E4m3 => ("m64n64k32.f32.e4m3.e4m3", ""),
+        Kind::Mixed => ("m64n64k32.f32.e5m2.e4m3", ""),
     };
     let init: String = (0..STAGES)
         .map(|s| {
@@ -48,7 +51,7 @@ fn kernel(kind: Kind) -> String {
         .collect();
     let promote: String = match kind {
         Kind::Bf16 => (0..32).map(|i| format!("mov.b32 %sum{i}, %acc{i};\n")).collect(),
-        Kind::E4m3 => (0..32)
+        Kind::E4m3 | Kind::Mixed => (0..32)
             .map(|i| {
                 let scale = if i / 2 % 2 == 0 { "%f2" } else { "%f3" };
                 format!("fma.rn.f32 %sum{i}, %acc{i}, {scale}, %sum{i};\n")
@@ -58,7 +61,7 @@ fn kernel(kind: Kind) -> String {
     let scales = match kind {
         // Accumulators go on from block to block.
         Kind::Bf16 => "mov.b32 %r30, 1;".to_string(),
-        Kind::E4m3 => "
+        Kind::E4m3 | Kind::Mixed => "
 mov.b32 %r30, 0;
 mad.lo.u32 %r40, %r20, %r7, %r33;
 mul.wide.u32 %d20, %r40, 4;
@@ -83,7 +86,7 @@ mul.rn.f32 %f3, %f4, %f5;"
         .collect();
     let coordinate_step = match kind {
         Kind::Bf16 => 64,
-        Kind::E4m3 => 128,
+        Kind::E4m3 | Kind::Mixed => 128,
     };
     format!(
         ".version 8.3
@@ -246,6 +249,13 @@ fn operand(kind: Kind, n: usize, seed: u64) -> Operand {
                 let magnitude = (8 + m) as f64 * 2f64.powi(e as i32 - 10);
                 values.push(if sign == 1 { -magnitude } else { magnitude });
             }
+            Kind::Mixed => {
+                // As e5m2, exponents 11 to 18 of 31: magnitude (4 + m) * 2^(e - 17).
+                let (sign, e, m) = (state >> 60 & 1, 11 + (state >> 50) % 8, state >> 40 & 3);
+                bytes.push((sign << 7 | e << 2 | m) as u8);
+                let magnitude = (4 + m) as f64 * 2f64.powi(e as i32 - 17);
+                values.push(if sign == 1 { -magnitude } else { magnitude });
+            }
         }
     }
     Operand { bytes, values }
@@ -278,7 +288,8 @@ impl Case {
         let module = Module::load(text)?;
         let mut device = Device::new();
         let (m, n, k, blocks) = (self.rows, self.cols, self.k, self.k_blocks());
-        let (a, b) = (operand(self.kind, m * k, 5), operand(self.kind, n * k, 6));
+        let kind_b = if self.kind == Kind::Mixed { Kind::E4m3 } else { self.kind };
+        let (a, b) = (operand(self.kind, m * k, 5), operand(kind_b, n * k, 6));
         let scale = |i: usize| 0.5 + (i * 37 % 101) as f32 / 64.0;
         let scales_a: Vec<f32> = (0..blocks * m).map(scale).collect();
         let scales_b: Vec<f32> = (0..n / TILE * blocks).map(|i| scale(i + 13)).collect();
@@ -311,7 +322,7 @@ impl Case {
                     let block = i * self.element_bytes() / 128;
                     let scale = match self.kind {
                         Kind::Bf16 => 1.0,
-                        Kind::E4m3 => {
+                        Kind::E4m3 | Kind::Mixed => {
                             let sa = f64::from(scales_a[block * m + row]);
                             sa * f64::from(scales_b[col / TILE * blocks + block])
                         }
@@ -352,6 +363,13 @@ fn e4m3_tiles_are_scaled_block_by_block() {
         let (error, _) = SMALL_FP8.run(&text, |l| l.completion = mode).expect("runs");
         assert!(error < 1e-6, "{mode:?}: {error:e}");
     }
+}
+
+#[test]
+fn e5m2_multiplies_e4m3() {
+    let case = Case { kind: Kind::Mixed, ..SMALL_FP8 };
+    let (error, _) = case.run(&kernel(Kind::Mixed), |_| {}).expect("runs");
+    assert!(error < 1e-6, "{error:e}");
 }
 
 #[test]

@@ -52,6 +52,17 @@ fn a_wrong_length_is_out_of_bounds() {
     assert!(error.line > 0 && error.message.contains("ld.global"), "{error}");
 }
 
+/// Line information as LLVM prints it: the file's name after the function, debug sections, inlining.
+#[test]
+fn errors_name_the_line_of_the_source() {
+    let module = Module::load(include_str!("ptx/located.ptx")).expect("known");
+    let error = Device::new().launch(&module, "increment", &Launch::new(1, 1), &[Arg::Ptr(64)]);
+    let error = error.unwrap_err();
+    let source = error.source_line.clone().expect("there is line information");
+    assert_eq!((source.file.as_str(), source.line), ("nano.model", 4));
+    assert!(error.to_string().contains("(nano.model:4): increment: `ld.global.b32`"), "{error}");
+}
+
 #[test]
 fn arguments_and_shapes_are_checked() {
     let module = Module::load(include_str!("ptx/vector_add.ptx")).expect("known");
@@ -134,5 +145,15 @@ fn what_is_not_known_is_refused_by_name() {
         let error = load(line);
         assert!(error.message.contains(named), "{line}: {error}");
         assert_eq!(error.line, 7, "{line}: {error}");
+    }
+}
+
+#[test]
+fn what_llvm_prints_is_known() {
+    for text in [include_str!("ptx/wide_o0.ptx"), include_str!("ptx/wide_o3.ptx")] {
+        let module = Module::load(text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(module.kernels().collect::<Vec<_>>(), ["hopper", "math"]);
+        let opcodes = module.opcodes("hopper").expect("there");
+        assert_eq!(opcodes["setmaxnreg.inc.sync.aligned.u32"], 1);
     }
 }

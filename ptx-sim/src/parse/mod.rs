@@ -12,8 +12,25 @@ use std::collections::BTreeMap;
 /// Parses a whole module.
 pub fn parse(text: &str) -> Result<Module> {
     let tokens = lex::lex(text)?;
-    let mut parser = Parser { tokens, at: 0, files: BTreeMap::new() };
+    let files = files(&tokens);
+    let mut parser = Parser { tokens, at: 0, files };
     parser.module()
+}
+
+/// `.file NUMBER "NAME"` of the whole module: LLVM prints them after the functions that name them.
+fn files(tokens: &[Lexed]) -> BTreeMap<u32, String> {
+    let mut out = BTreeMap::new();
+    for at in tokens.windows(4) {
+        let [word, number, first, second] = [&at[0], &at[1], &at[2], &at[3]].map(|t| &t.token);
+        if let (Token::Word(".file"), Token::Int(number), Token::Text(first)) =
+            (word, number, first)
+        {
+            // A second string is the file, the first its folder.
+            let name = if let Token::Text(second) = second { second } else { first };
+            out.insert(*number as u32, name.to_string());
+        }
+    }
+    out
 }
 
 struct Parser<'a> {
@@ -71,17 +88,13 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
+    /// Known already.
     fn file(&mut self) -> Result<()> {
-        let number = self.int()? as u32;
-        let mut name = self.text()?;
-        // A second string is the file, the first its folder.
-        if matches!(self.peek(), Some(Token::Text(_))) {
-            name = self.text()?;
-        }
-        while self.eat(',') {
+        self.int()?;
+        self.text()?;
+        while matches!(self.peek(), Some(Token::Text(_))) || self.eat(',') {
             self.at += 1;
         }
-        self.files.insert(number, name);
         Ok(())
     }
 
