@@ -6,7 +6,7 @@ use crate::exec::memory::{Place, aligned};
 use crate::machine::Machine;
 use crate::program::{AddressSpace, Inst};
 use crate::race::Touch;
-use crate::warp::{LANES, Lanes, Warp};
+use crate::warp::{Lanes, Warp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
@@ -91,10 +91,10 @@ impl Machine<'_> {
         for tile in 0..usize::from(matrix.n) {
             let values = self.fetch(cta, warp, inst.src[1 + tile]);
             let mut rows = [[0u8; ROW_BYTES]; 8];
-            for lane in 0..LANES {
+            for (lane, value) in values.iter().enumerate() {
                 let (major, minor) = (lane / 4, lane % 4 * 2);
                 for half in 0..2 {
-                    let bits = (values[lane] >> (16 * half)) as u16;
+                    let bits = (value >> (16 * half)) as u16;
                     let (r, c) = match matrix.transposed {
                         true => (minor + half, major),
                         false => (major, minor + half),

@@ -215,7 +215,7 @@ impl Machine<'_> {
             Completion::Random { .. } => {
                 let waits = |p: &Pending| !p.is_done;
                 let behind = warp.wgmma.groups.iter().flatten().chain(&warp.wgmma.open).any(waits);
-                !behind && self.next_random() % 2 == 0
+                !behind && self.next_random().is_multiple_of(2)
             }
         };
         if now {

@@ -452,7 +452,7 @@ fn too_few_expected_bytes_are_found() {
     let error = fault(&text);
     assert_eq!(error.kind, ErrorKind::MissingWait, "{error}");
     // or both are started in a phase that ends before the second arrives.
-    let error = SMALL.run(&text, |l| l.completion = Completion::Lazy).err().expect("found");
+    let error = SMALL.run(&text, |l| l.completion = Completion::Lazy).expect_err("found");
     assert_eq!(error.kind, ErrorKind::Barrier, "{error}");
     assert!(error.message.contains("fewer bytes"), "{error}");
 }

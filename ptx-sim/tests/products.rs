@@ -258,7 +258,7 @@ ret;
                 for c in 0..8 {
                     let at = 2 * place(t, r, c);
                     let got = u16::from_le_bytes([y[at], y[at + 1]]);
-                    let turned = (store == "") != (load == "");
+                    let turned = store.is_empty() != load.is_empty();
                     let from = if turned { place(t, c, r) } else { place(t, r, c) };
                     assert_eq!(got, x[from], "tile {t}, {r}, {c}, `{store}` `{load}`");
                 }

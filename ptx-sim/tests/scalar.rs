@@ -52,7 +52,7 @@ fn a_wrong_length_is_out_of_bounds() {
     assert!(error.line > 0 && error.message.contains("ld.global"), "{error}");
 }
 
-/// Line information as LLVM prints it: the file's name after the function, debug sections, inlining.
+/// Line information as LLVM prints it: the file's name after the function, sections, inlining.
 #[test]
 fn errors_name_the_line_of_the_source() {
     let module = Module::load(include_str!("ptx/located.ptx")).expect("known");

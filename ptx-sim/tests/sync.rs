@@ -280,6 +280,34 @@ fn numbers_are_converted() {
 }
 
 #[test]
+fn numbers_are_compared_with_nan_in_mind() {
+    // For less, equal, greater and NaN: what each comparison of 1 with it says.
+    let against = [2.0f32, 1.0, 0.5, f32::NAN];
+    for (how, want) in [
+        ("eq", [0, 1, 0, 0]),
+        ("ne", [1, 0, 1, 0]),
+        ("lt", [1, 0, 0, 0]),
+        ("le", [1, 1, 0, 0]),
+        ("gt", [0, 0, 1, 0]),
+        ("ge", [0, 1, 1, 0]),
+        ("equ", [0, 1, 0, 1]),
+        ("neu", [1, 0, 1, 1]),
+        ("ltu", [1, 0, 0, 1]),
+        ("leu", [1, 1, 0, 1]),
+        ("gtu", [0, 0, 1, 1]),
+        ("geu", [0, 1, 1, 1]),
+        ("num", [1, 1, 1, 0]),
+        ("nan", [0, 0, 0, 1]),
+    ] {
+        let said = against.map(|b| {
+            let b = b.to_bits();
+            lanes(&format!("setp.{how}.f32 %p1, 0f3f800000, {b};\nselp.b32 %r9, 1, 0, %p1;"))[0]
+        });
+        assert_eq!(said, want, "{how}");
+    }
+}
+
+#[test]
 fn bits_are_moved() {
     assert_eq!(lanes("prmt.b32 %r9, 0x33221100, 0x77665544, 0x7304;")[0], 0x7733_0044);
     assert_eq!(lanes("bfe.u32 %r9, 0xabcd1234, 8, 12;")[0], 0xd12);

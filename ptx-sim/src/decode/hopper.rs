@@ -225,7 +225,8 @@ pub fn bulk_copy(form: &mut Form) -> Result<Op> {
     };
     let loads = shared(spaces[0]);
     let from_shared = loads && shared(spaces[1]);
-    if !loads && !(spaces[0] == Some(AddressSpace::Global) && shared(spaces[1])) {
+    let stores = spaces[0] == Some(AddressSpace::Global) && shared(spaces[1]);
+    if !loads && !stores {
         return Err(form.unsupported("a copy between these spaces"));
     }
     if loads {
@@ -298,7 +299,8 @@ pub fn tensormap_replace(form: &mut Form) -> Result<Op> {
         ("swizzle_mode", Field::SwizzleMode),
         ("fill_mode", Field::FillMode),
     ];
-    let indexed: [(&str, fn(u8) -> Field); 4] = [
+    type Indexed = fn(u8) -> Field;
+    let indexed: [(&str, Indexed); 4] = [
         ("box_dim", Field::BoxDim),
         ("global_dim", Field::GlobalDim),
         ("global_stride", Field::GlobalStride),

@@ -213,30 +213,29 @@ pub fn div_approx(flags: Flags) -> Fn2 {
 }
 
 macro_rules! comparisons {
-    ($how:expr, $read:path) => {
+    (@ $read:path, $pattern:pat) => {
+        (|x, y| u64::from(matches!($read(x).partial_cmp(&$read(y)), $pattern))) as Fn2
+    };
+    ($how:expr, $read:path) => {{
+        use std::cmp::Ordering::{Equal, Greater, Less};
+        // `None`: one of the two is NaN.
         match $how {
-            Compare::Eq => (|x, y| u64::from($read(x) == $read(y))) as Fn2,
-            Compare::Ne => |x, y| {
-                let (a, b) = ($read(x), $read(y));
-                u64::from(a < b || a > b)
-            },
-            Compare::Lt => |x, y| u64::from($read(x) < $read(y)),
-            Compare::Le => |x, y| u64::from($read(x) <= $read(y)),
-            Compare::Gt => |x, y| u64::from($read(x) > $read(y)),
-            Compare::Ge => |x, y| u64::from($read(x) >= $read(y)),
-            Compare::Equ => |x, y| {
-                let (a, b) = ($read(x), $read(y));
-                u64::from(!(a < b || a > b))
-            },
-            Compare::Neu => |x, y| u64::from($read(x) != $read(y)),
-            Compare::Ltu => |x, y| u64::from(!($read(x) >= $read(y))),
-            Compare::Leu => |x, y| u64::from(!($read(x) > $read(y))),
-            Compare::Gtu => |x, y| u64::from(!($read(x) <= $read(y))),
-            Compare::Geu => |x, y| u64::from(!($read(x) < $read(y))),
+            Compare::Eq => comparisons!(@ $read, Some(Equal)),
+            Compare::Ne => comparisons!(@ $read, Some(Less | Greater)),
+            Compare::Lt => comparisons!(@ $read, Some(Less)),
+            Compare::Le => comparisons!(@ $read, Some(Less | Equal)),
+            Compare::Gt => comparisons!(@ $read, Some(Greater)),
+            Compare::Ge => comparisons!(@ $read, Some(Greater | Equal)),
+            Compare::Equ => comparisons!(@ $read, Some(Equal) | None),
+            Compare::Neu => comparisons!(@ $read, Some(Less | Greater) | None),
+            Compare::Ltu => comparisons!(@ $read, Some(Less) | None),
+            Compare::Leu => comparisons!(@ $read, Some(Less | Equal) | None),
+            Compare::Gtu => comparisons!(@ $read, Some(Greater) | None),
+            Compare::Geu => comparisons!(@ $read, Some(Greater | Equal) | None),
             Compare::Num => |x, y| u64::from(!$read(x).is_nan() && !$read(y).is_nan()),
             Compare::Nan => |x, y| u64::from($read(x).is_nan() || $read(y).is_nan()),
         }
-    };
+    }};
 }
 pub(super) use comparisons;
 

@@ -57,9 +57,9 @@ pub fn mul_low(ty: Ty) -> Option<Fn2> {
 
 pub fn mul_high(ty: Ty) -> Option<Fn2> {
     Some(match ty {
-        Ty::U16 => |x, y| (x & 0xffff) * (y & 0xffff) >> 16,
+        Ty::U16 => |x, y| ((x & 0xffff) * (y & 0xffff)) >> 16,
         Ty::S16 => |x, y| u64::from(((i32::from(x as i16) * i32::from(y as i16)) >> 16) as u16),
-        Ty::U32 => |x, y| (x & 0xffff_ffff) * (y & 0xffff_ffff) >> 32,
+        Ty::U32 => |x, y| ((x & 0xffff_ffff) * (y & 0xffff_ffff)) >> 32,
         Ty::S32 => |x, y| u64::from(((i64::from(x as i32) * i64::from(y as i32)) >> 32) as u32),
         Ty::U64 => |x, y| ((u128::from(x) * u128::from(y)) >> 64) as u64,
         Ty::S64 => |x, y| ((i128::from(x as i64) * i128::from(y as i64)) >> 64) as u64,
