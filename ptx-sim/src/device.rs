@@ -249,9 +249,14 @@ fn params(kernel: &Kernel, args: &[Arg]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// `None` beyond 32 bits.
+fn product(dims: [u32; 3]) -> Option<u32> {
+    dims.iter().try_fold(1u32, |n, d| n.checked_mul(*d))
+}
+
 fn check_launch(kernel: &Kernel, launch: &Launch) -> Result<()> {
     let bad = |what: String| Err(Error::new(ErrorKind::Launch, format!("{}: {what}", kernel.name)));
-    let n_threads = launch.block.iter().try_fold(1u32, |n, d| n.checked_mul(*d)).unwrap_or(0);
+    let n_threads = product(launch.block).unwrap_or(0);
     if !(1..=1024).contains(&n_threads) {
         return bad(format!("a block of {:?} threads, not 1 to 1024 in all", launch.block));
     }
@@ -270,7 +275,7 @@ fn check_launch(kernel: &Kernel, launch: &Launch) -> Result<()> {
     {
         return bad(format!("clusters of {:?}, the kernel requires {required:?}", launch.cluster));
     }
-    let n_cluster: u32 = launch.cluster.iter().product();
+    let n_cluster = product(launch.cluster).unwrap_or(0);
     if !(1..=16).contains(&n_cluster) {
         return bad(format!("clusters of {:?} CTAs, not 1 to 16 in all", launch.cluster));
     }
@@ -279,7 +284,7 @@ fn check_launch(kernel: &Kernel, launch: &Launch) -> Result<()> {
         let (grid, cluster) = (launch.grid, launch.cluster);
         return bad(format!("a grid of {grid:?} CTAs in clusters of {cluster:?}"));
     }
-    if launch.grid.iter().map(|&d| u64::from(d)).product::<u64>() > 1 << 24 {
+    if product(launch.grid).is_none_or(|n| n > 1 << 24) {
         return bad(format!("a grid of {:?} CTAs, over 2^24", launch.grid));
     }
     let shared = kernel.static_shared_end - SHARED_START;

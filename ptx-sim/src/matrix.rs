@@ -114,7 +114,6 @@ impl Machine<'_> {
         cta: usize,
         warp: &mut Warp,
         inst: &Inst,
-        _increase: bool,
         mask: u32,
     ) -> Result<Next> {
         let n = self.uniform(cta, warp, inst.src[0], mask);

@@ -273,7 +273,5 @@ pub enum Op {
     WgmmaWait,
     Ldmatrix(Matrix),
     Stmatrix(Matrix),
-    Setmaxnreg {
-        increase: bool,
-    },
+    Setmaxnreg,
 }

@@ -63,7 +63,7 @@ pub struct Warp {
     /// A reducing barrier whose result is to be fetched: its place, and the generation after it.
     pub reducing: Option<(u32, u32)>,
     /// Count per register of asynchronous uses.
-    pub in_flight: Vec<u8>,
+    pub in_flight: Vec<u32>,
     pub n_in_flight: u32,
     /// When each register was last written by an ordinary instruction.
     written: Vec<u32>,

@@ -364,6 +364,14 @@ pub fn mov(form: &mut Form) -> Result<Op> {
     let ty = form.ty()?;
     let first = form.operand()?;
     let second = form.operand()?;
+    let parts = |v: &[Operand]| matches!(v.len(), 2 | 4) && usize::from(ty.bits()) <= 64;
+    let vector = [first, second].into_iter().find_map(|o| match o {
+        Operand::Vector(v) => Some(parts(v)),
+        _ => None,
+    });
+    if vector == Some(false) {
+        return Err(form.unsupported("this number of parts"));
+    }
     match (first, second) {
         (Operand::Vector(parts), source) => {
             for part in parts {

@@ -43,12 +43,12 @@ pub fn call(form: &mut Form) -> Result<Op> {
 }
 
 pub fn setmaxnreg(form: &mut Form) -> Result<Op> {
-    let increase = form.need("`.inc` or `.dec`", &[("inc", true), ("dec", false)])?;
+    form.need("`.inc` or `.dec`", &[("inc", ()), ("dec", ())])?;
     form.need("`.sync`", &[("sync", ())])?;
     form.need("`.aligned`", &[("aligned", ())])?;
     form.need("`.u32`", &[("u32", ())])?;
     form.add_src()?;
-    Ok(Op::Setmaxnreg { increase })
+    Ok(Op::Setmaxnreg)
 }
 
 /// Dependent grids run one after the other here, so there is nothing to wait for.

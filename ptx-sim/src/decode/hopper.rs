@@ -348,6 +348,9 @@ pub fn wgmma(form: &mut Form) -> Result<Op> {
     }
     for register in accumulators {
         let dst = form.dst_of(register)?;
+        if dst.is_sink() {
+            return Err(form.unsupported("an accumulator that is dropped"));
+        }
         form.dst.push(dst);
     }
     let of_a = form.vector()?;

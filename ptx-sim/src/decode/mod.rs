@@ -120,7 +120,8 @@ impl<'a> Linker<'a> {
         let all: Vec<&ast::Variable> =
             globals.iter().chain(of_functions).filter(|v| v.space == Space::Shared).collect();
         for variable in all.iter().filter(|v| v.size_bytes > 0) {
-            let at = self.kernel.static_shared_end.next_multiple_of(variable.align_bytes as u32);
+            let at =
+                self.kernel.static_shared_end.next_multiple_of(variable.align_bytes.max(1) as u32);
             self.kernel.static_shared_end = at + variable.size_bytes as u32;
             self.names.shared.insert(variable.name.clone(), at);
         }
@@ -362,6 +363,11 @@ impl<'a> Linker<'a> {
             let (results, params) = &self.callee_slots[&name];
             if results.len() != call.results.len() || params.len() != call.arguments.len() {
                 let message = format!("`call`: `{name}` takes another number of arguments");
+                return Err(Error::new(ErrorKind::Syntax, message));
+            }
+            let pairs = call.arguments.iter().zip(params).chain(call.results.iter().zip(results));
+            if pairs.clone().any(|(slot, formal)| slot.size_bytes != formal.size_bytes) {
+                let message = format!("`call`: `{name}` takes arguments of other sizes");
                 return Err(Error::new(ErrorKind::Syntax, message));
             }
             for (slot, param) in call.arguments.iter_mut().zip(params) {

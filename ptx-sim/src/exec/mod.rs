@@ -162,8 +162,8 @@ impl Machine<'_> {
             Special::LanemaskLe => by_lane(&|i| (2 << i) - 1),
             Special::LanemaskGt => by_lane(&|i| 0xffff_ffff & !((2 << i) - 1)),
             Special::LanemaskGe => by_lane(&|i| 0xffff_ffff & !((1 << i) - 1)),
-            Special::Smid => [cta as u64 % u64::from(self.launch.resident_ctas_max); LANES],
-            Special::Nsmid => [u64::from(self.launch.resident_ctas_max); LANES],
+            Special::Smid => [cta as u64 % u64::from(self.launch.resident_ctas_max.max(1)); LANES],
+            Special::Nsmid => [u64::from(self.launch.resident_ctas_max.max(1)); LANES],
             Special::Gridid => [0; LANES],
             Special::Clock => [self.stats.n_instructions; LANES],
             Special::DynamicSmemSize => [u64::from(self.launch.dynamic_shared_bytes); LANES],
@@ -320,7 +320,7 @@ impl Machine<'_> {
             Op::WgmmaWait => self.wgmma_wait(cta, warp, inst, mask),
             Op::Ldmatrix(matrix) => self.ldmatrix(cta, warp, inst, *matrix, mask),
             Op::Stmatrix(matrix) => self.stmatrix(cta, warp, inst, *matrix, mask),
-            Op::Setmaxnreg { increase } => self.setmaxnreg(cta, warp, inst, *increase, mask),
+            Op::Setmaxnreg => self.setmaxnreg(cta, warp, inst, mask),
             _ => Err(Error::new(ErrorKind::Unsupported, "no way to run it")),
         }
     }

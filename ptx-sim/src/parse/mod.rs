@@ -137,7 +137,11 @@ impl<'a> Parser<'a> {
             }
             match self.word()? {
                 ".reqntid" => function.required_block = Some(self.triple()?),
-                ".maxntid" => function.max_threads = Some(self.triple()?.iter().product()),
+                ".maxntid" => {
+                    let threads = self.triple()?;
+                    function.max_threads =
+                        Some(threads.iter().fold(1, |n, d| n.saturating_mul(*d)));
+                }
                 ".reqnctapercluster" => function.required_cluster = Some(self.triple()?),
                 // Hints to the assembler, and what a launch says anyway.
                 ".minnctapersm" | ".maxnreg" | ".maxclusterrank" => drop(self.int()?),
@@ -197,7 +201,7 @@ impl<'a> Parser<'a> {
             if self.eat(']') {
                 size_bytes = 0;
             } else {
-                size_bytes *= self.int()? as u64;
+                size_bytes = size_bytes.saturating_mul(self.int()? as u64);
                 self.expect(']')?;
             }
         }
@@ -206,6 +210,13 @@ impl<'a> Parser<'a> {
             init = self.initial(element_bytes as usize)?;
         }
         let align_bytes = align_bytes.max(element_bytes);
+        if !align_bytes.is_power_of_two() || align_bytes > 4096 || size_bytes > 1 << 32 {
+            let what = format!("`{name}` of {size_bytes} bytes aligned to {align_bytes}");
+            return Err(self.unsupported(&what));
+        }
+        if init.len() as u64 > size_bytes {
+            return Err(self.syntax(&format!("`{name}` has more initial values than elements")));
+        }
         Ok(Variable { space, name, align_bytes, size_bytes, init, line })
     }
 
@@ -218,7 +229,7 @@ impl<'a> Parser<'a> {
                 Some(Token::FloatBits(bits)) => bits,
                 _ => return Err(self.unsupported("an initial value that is not a number")),
             };
-            out.extend_from_slice(&bits.to_le_bytes()[..element_bytes]);
+            out.extend_from_slice(&bits.to_le_bytes()[..element_bytes.min(8)]);
             if !braced || !self.eat(',') {
                 break;
             }

@@ -37,7 +37,9 @@ impl Convert {
 
     /// Whether [`apply`](Self::apply) or [`apply_pair`](Self::apply_pair) knows it.
     pub fn is_known(&self) -> bool {
-        let integral = |ty: Ty| !ty.is_float() && !matches!(ty, Ty::E4m3x2 | Ty::E5m2x2 | Ty::Pred);
+        let integral = |ty: Ty| {
+            ty.bits() <= 64 && !ty.is_float() && !matches!(ty, Ty::E4m3x2 | Ty::E5m2x2 | Ty::Pred)
+        };
         let scalar = |ty: Ty| matches!(ty, Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64);
         let rounds = matches!(self.round, Some(Round::Nearest | Round::Zero));
         match (self.to, self.from) {
