@@ -11,7 +11,7 @@ pub mod sync;
 
 use crate::error::{Error, ErrorKind, Result, SourceLine};
 use crate::isa;
-use crate::memory::{LOCAL_BASE, MODULE_BASE, PARAM_BASE, SHARED_START};
+use crate::memory::{LOCAL_BASE, MODULE_BASE, PARAM_BASE, SHARED_MAX_BYTES, SHARED_START};
 use crate::parse::ast::{self, Instruction, Operand, Space, Statement};
 use crate::program::{Call, Guard, Inst, Kernel, Op, Param, Slot};
 use form::Form;
@@ -57,6 +57,17 @@ pub fn kernel(
         next += 1;
     }
     linker.link()?;
+    let kernel = &linker.kernel;
+    let shared_bytes = kernel.static_shared_end - SHARED_START;
+    if kernel.local_bytes > 512 << 10 || kernel.n_registers > 1 << 16 {
+        let (n, frame) = (kernel.n_registers, kernel.local_bytes);
+        let message = format!("{}: {n} registers and a frame of {frame} bytes", entry.name);
+        return Err(Error::at(ErrorKind::Unsupported, entry.line, message));
+    }
+    if shared_bytes > SHARED_MAX_BYTES {
+        let message = format!("{}: {shared_bytes} bytes of static shared memory", entry.name);
+        return Err(Error::at(ErrorKind::Unsupported, entry.line, message));
+    }
     linker.place_dynamic();
     Ok(linker.kernel)
 }

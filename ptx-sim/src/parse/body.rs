@@ -91,7 +91,7 @@ impl Parser<'_> {
             let name = self.word()?;
             if self.eat('<') {
                 let n = self.int()?;
-                if !(0..=1 << 16).contains(&n) {
+                if !(0..=1 << 14).contains(&n) {
                     return Err(self.unsupported(&format!("{n} registers of one name")));
                 }
                 names.extend((0..n).map(|i| format!("{name}{i}")));

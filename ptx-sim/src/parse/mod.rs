@@ -210,7 +210,8 @@ impl<'a> Parser<'a> {
             init = self.initial(element_bytes as usize)?;
         }
         let align_bytes = align_bytes.max(element_bytes);
-        if !align_bytes.is_power_of_two() || align_bytes > 4096 || size_bytes > 1 << 32 {
+        if !align_bytes.is_power_of_two() || align_bytes > 4096 || size_bytes > largest_bytes(space)
+        {
             let what = format!("`{name}` of {size_bytes} bytes aligned to {align_bytes}");
             return Err(self.unsupported(&what));
         }
@@ -313,6 +314,18 @@ impl<'a> Parser<'a> {
 
     fn unsupported(&self, what: &str) -> Error {
         Error::at(ErrorKind::Unsupported, self.line(), format!("{what} is not supported"))
+    }
+}
+
+/// What a variable may have: the limits of the hardware, and for global memory one that no kernel
+/// of ours comes near.
+fn largest_bytes(space: Space) -> u64 {
+    match space {
+        Space::Global => 1 << 26,
+        Space::Shared => 227 << 10,
+        Space::Const => 64 << 10,
+        Space::Local => 512 << 10,
+        Space::Param => 32764,
     }
 }
 
