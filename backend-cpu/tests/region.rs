@@ -141,6 +141,40 @@ fn groups_are_quantized_in_one_launch() {
     }
 }
 
+/// Groups of rows, of columns and of both, full ones and not.
+#[test]
+fn codes_and_scales_of_groups() {
+    for (rows, cols, group, blocks) in [
+        ("S", "384", [1, 128], "S, 3"),
+        ("S", "80", [1, 128], "S, 1"),
+        ("S", "300", [1, 128], "S, 3"),
+        ("B, S", "256", [1, 128], "B, S, 2"),
+        ("200", "96", [128, 1], "2, 96"),
+        ("100", "1", [128, 1], "1, 1"),
+        ("129", "17", [128, 1], "2, 17"),
+        ("B, 40", "65", [16, 1], "B, 3, 65"),
+        ("256", "384", [128, 128], "2, 3"),
+        ("200", "300", [128, 128], "2, 3"),
+        ("33", "17", [128, 128], "1, 1"),
+    ] {
+        for code in ["e4m3", "e5m2", "e5m6"] {
+            for (scale, float, floor) in
+                [("f32", "f32", ""), ("ue8m0", "bf16", ""), ("f32", "bf16", ", floor = 0.5")]
+            {
+                let [r, c] = group;
+                let body = format!(
+                    "%c, %s = encode %x {{dtype = {code}, group = [{r}, {c}], scale = {scale}{floor}}}\n\
+                     return %c, %s"
+                );
+                let results = format!("{code}[{rows}, {cols}], {scale}[{blocks}]");
+                let text = func(&format!("%x: {float}[{rows}, {cols}]"), &results, &body);
+                let sizes: &[(&str, u64)] = &[("B", 3), ("S", 5)];
+                check_with(&text, sizes, &floats(-3.0, 3.0), harness::TIGHT);
+            }
+        }
+    }
+}
+
 #[test]
 fn sources() {
     let body = "%c = constant {value = 1.5, type = f32[B, 7]}\n\

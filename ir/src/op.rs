@@ -222,6 +222,9 @@ ops! {
   /// to nearest even, saturating: infinities become `max`, NaN stays.
   Quantize "quantize" ("x") {dtype: DType, group: Ints, scale: DType; floor: Float} quantize
     [Pure Blocks] CostRule::PerElement(4);
+  /// What `quantize` makes as two values, codes and scales. Made by `split_quantized`.
+  Encode "encode" ("x") {dtype: DType, group: Ints, scale: DType; floor: Float} encode
+    [Pure Blocks] CostRule::PerElement(4);
   /// `code scale`, in `dtype`.
   Dequantize "dequantize" ("x") {dtype: DType} dequantize [Pure Blocks] CostRule::PerElement(1);
   /// `x`, with no derivative.

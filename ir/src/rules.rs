@@ -363,6 +363,16 @@ pub fn quantize(cx: &RuleCx) -> Types {
     one(Type { quant: Some(quant), ..x.with_dtype(dtype) })
 }
 
+pub fn encode(cx: &RuleCx) -> Types {
+    let whole = quantize(cx)?.remove(0);
+    let Some(quant) = &whole.quant else { return cx.err("codes have scales") };
+    let Some(dims) = grid(&whole.dims, quant.group.map(u64::from)) else {
+        return cx.err("a dim that groups cut has no fixed size");
+    };
+    let scales = Type::new(quant.scale, dims);
+    Ok(vec![Type { quant: None, ..whole }, scales])
+}
+
 pub fn dequantize(cx: &RuleCx) -> Types {
     let x = cx.factor(0)?;
     let dtype = cx.attrs.get_dtype("dtype").expect("required by the row");

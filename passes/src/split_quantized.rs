@@ -4,21 +4,18 @@
 //! %1 = quantize %x {dtype = e4m3, group = [1, 128], scale = f32} : e4m3<1x128, f32>[B, 256]
 //! %y = matmul %1, %2 {dtype = bf16, promote = 128}
 //! =>
-//! %s = ..the largest of each group over 448.. : f32[B, 2]
-//! %c = ..%x over its scale, as e4m3..         : e4m3[B, 256]
+//! %c, %s = encode %x {dtype = e4m3, group = [1, 128], scale = f32} : e4m3[B, 256], f32[B, 2]
 //! %y = matmul %c, %d, %s, %t {dtype = bf16, promote = 128, x_group = [1, 128], ..}
 //! ```
 //!
 //! Why: from here on a quantized value is two ordinary ones, so that regions compute them where
-//! their source is made, and loops, calls and buffers need to know nothing of groups. What makes
-//! them are primitives: the definition of `quantize` (`ir/src/op.rs`) spelled out. Ragged dims
+//! their source is made, and loops, calls and buffers need to know nothing of groups. Ragged dims
 //! whose total is a number become that number, since groups of rows count from the first.
-//! Cost: about twenty ops for each quantization. Requires: `quantize` has run.
+//! Cost: one walk. Requires: `quantize` has run.
 
-use weft_ir::attr::{Attr, Attrs};
+use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
 use weft_ir::dim::{Dim, SymId, SymKind};
-use weft_ir::formats::Format;
 use weft_ir::module::{Func, Module, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::rules::grid;
@@ -136,11 +133,10 @@ impl<'a> Splitter<'a> {
             Op::Quantize => {
                 *split += 1;
                 let (x, _) = self.get(op.operands[0]);
-                let quant = self.from.ty(op.results[0]).quant.clone();
-                let quant = quant.ok_or_else(|| PassError::new("its result is plain"))?;
-                let dtype = self.from.ty(op.results[0]).dtype;
-                let floor = op.attrs.get_float("floor").unwrap_or(0.0);
-                let (codes, scales) = quantize(&mut self.to, x, dtype, &quant, floor)?;
+                let parts = self.to.emit_all(Op::Encode, &[x], op.attrs.clone())?;
+                let [codes, scales] = parts[..] else {
+                    return Err(PassError::new("it makes codes and scales"));
+                };
                 self.set(op.results[0], (codes, Some(scales)));
             }
             Op::Dequantize => {
@@ -235,8 +231,7 @@ struct Cut {
     blocks: Vec<Dim>,
     /// The padded value.
     padded: Vec<Dim>,
-    /// Places of the sides in `blocks`, and of all else.
-    sides: [i64; 2],
+    /// Places in `blocks` of all but the sides.
     others: Vec<i64>,
 }
 
@@ -262,18 +257,7 @@ fn cut(dims: &[Dim], quant: &Quant) -> Result<Cut, PassError> {
     }
     let at = lead as i64;
     let others = (0..at).chain([at, at + 2]).collect();
-    Ok(Cut { added, blocks, padded, sides: [at + 1, at + 3], others })
-}
-
-/// `x` with zeros behind its two last dims.
-fn pad(b: &mut Builder, x: ValueId, added: [i64; 2]) -> Result<ValueId, PassError> {
-    let lead = b.ty(x).rank() as i64 - 2;
-    let mut x = x;
-    for (i, n) in added.into_iter().enumerate().filter(|(_, n)| *n > 0) {
-        let attrs = Attrs::new().int("dim", lead + i as i64).int("low", 0).int("high", n);
-        x = b.emit(Op::Pad, &[x], attrs)?;
-    }
-    Ok(x)
+    Ok(Cut { added, blocks, padded, others })
 }
 
 /// A scale for each group, repeated for each of its elements; `dims` are those of the value.
@@ -289,46 +273,6 @@ fn spread(b: &mut Builder, scales: ValueId, dims: &[Dim], cut: &Cut) -> Result<V
         all = b.emit(Op::Slice, &[all], attrs)?;
     }
     Ok(all)
-}
-
-fn quantize(
-    b: &mut Builder,
-    x: ValueId,
-    dtype: DType,
-    quant: &Quant,
-    floor: f64,
-) -> Result<(ValueId, ValueId), PassError> {
-    let dims = b.dims(x);
-    let cut = cut(&dims, quant)?;
-    let x = b.convert(x, DType::F32)?;
-    let size = b.unary(Op::Abs, x)?;
-    // What is infinite or no number takes no part in the scale.
-    let most = b.constant_like(f64::from(f32::MAX), size)?;
-    let finite = b.binary(Op::Le, size, most)?;
-    let zero = b.constant_like(0.0, size)?;
-    let size = b.emit(Op::Select, &[finite, size, zero], Attrs::new())?;
-    let padded = pad(b, size, cut.added)?;
-    let blocks = b.reshape(padded, &cut.blocks)?;
-    let amax = b.emit(Op::ReduceMax, &[blocks], Attrs::new().ints("dims", cut.sides))?;
-    let amax = match floor > 0.0 {
-        true => {
-            let floor = b.constant_like(floor, amax)?;
-            b.binary(Op::Max, amax, floor)?
-        }
-        false => amax,
-    };
-    let format = Format::of(dtype).ok_or_else(|| PassError::new("codes are of a narrow format"))?;
-    let max = b.constant_like(f64::from(format.decode(format.max)), amax)?;
-    let ratio = b.binary(Op::Div, amax, max)?;
-    let zero = b.constant_like(0.0, ratio)?;
-    let none = b.binary(Op::Eq, ratio, zero)?;
-    let one = b.constant_like(1.0, ratio)?;
-    let scales = b.emit(Op::Select, &[none, one, ratio], Attrs::new())?;
-    let scales = b.convert(scales, quant.scale)?;
-    let each = spread(b, scales, &dims, &cut)?;
-    let quotient = b.binary(Op::Div, x, each)?;
-    let codes = b.emit(Op::Convert, &[quotient], Attrs::new().with("dtype", Attr::DType(dtype)))?;
-    Ok((codes, scales))
 }
 
 fn dequantize(

@@ -375,6 +375,10 @@ impl Planner<'_> {
         let kernel = match &op.whole {
             Whole::Sort { groups } => WholeKernel::Sort { n: all(&first)?, groups: *groups },
             Whole::Invert => WholeKernel::Invert { n: all(&first)? },
+            Whole::EncodeColumns(e) => {
+                e.units().ok_or_else(|| Unsupported::new("encode", "a size overflows"))?;
+                WholeKernel::EncodeColumns(e.clone())
+            }
             Whole::Pack12 => WholeKernel::Pack12 { n: all(&first)? },
             Whole::Unpack12 => WholeKernel::Unpack12 { n: all(&first)? },
             Whole::SegmentSum => {

@@ -8,6 +8,8 @@ use weft_ir::dim::Dim;
 use weft_ir::op::Op;
 use weft_ir::ty::DType;
 
+use super::columns::EncodeColumns;
+
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeId(pub u32);
 
@@ -98,6 +100,8 @@ pub enum Whole {
     /// Indices of the `k` largest of rows of `n`, of `groups` groups only the `kept` of highest
     /// score if any.
     Topk { n: u64, k: u64, groups: Option<Groups> },
+    /// x → codes and scales of groups of rows.
+    EncodeColumns(EncodeColumns),
     /// An array of bf16 that holds values of e5m6 → their codes in memory.
     Pack12,
     /// Codes of e5m6 in memory → their values as bf16.

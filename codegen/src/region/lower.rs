@@ -15,6 +15,7 @@ pub fn supports(op: Op) -> bool {
         Op::Matmul | Op::GroupedMatmul | Op::GroupedOuter => false,
         Op::Attention | Op::AttentionGrad => false,
         Op::Quantize | Op::Dequantize => false,
+        Op::Encode => true,
         Op::Call | Op::Repeat | Op::Fused => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
@@ -74,9 +75,9 @@ fn storable(op: &'static str, ty: &Type) -> Result<(), Unsupported> {
     Err(Unsupported::new(op, "a quantized or sharded value in a region"))
 }
 
-struct Lower<'a> {
+pub(super) struct Lower<'a> {
     func: &'a Func,
-    graph: Graph,
+    pub(super) graph: Graph,
     of: Vec<Option<NodeId>>,
 }
 
@@ -106,16 +107,16 @@ impl Lower<'_> {
     }
 
     /// Values of e5m6, which bf16 holds.
-    fn nearest(&mut self, x: NodeId, dtype: DType) -> NodeId {
+    pub(super) fn nearest(&mut self, x: NodeId, dtype: DType) -> NodeId {
         let dims = self.dims(x);
         self.graph.push(Kind::Scalar(Scalar::Nearest(dtype), vec![x]), &dims, DType::Bf16)
     }
 
-    fn dims(&self, x: NodeId) -> Vec<Dim> {
+    pub(super) fn dims(&self, x: NodeId) -> Vec<Dim> {
         self.graph.node(x).dims.clone()
     }
 
-    fn dtype(&self, x: NodeId) -> DType {
+    pub(super) fn dtype(&self, x: NodeId) -> DType {
         self.graph.node(x).dtype
     }
 
@@ -177,6 +178,7 @@ impl Lower<'_> {
                 Kind::Fold { x: xs[0], dims: ints("dims"), max: op.op == Op::ReduceMax }
             }
             Op::Assign => return Ok(vec![xs[1]]),
+            Op::Encode => return self.encode(xs[0], a, &types),
             Op::Gather => self.gather(xs[0], xs[1]),
             Op::Take => self.take(xs[0], xs[1]),
             Op::Put => return Ok(vec![self.put(xs[0], xs[1], &ty)]),
@@ -214,17 +216,17 @@ impl Lower<'_> {
     // --- small words the composites below are written with ---
 
     /// A pointwise op in f32, unrounded.
-    fn f(&mut self, op: Op, xs: &[NodeId]) -> NodeId {
+    pub(super) fn f(&mut self, op: Op, xs: &[NodeId]) -> NodeId {
         let dims = self.dims(xs[0]);
         self.graph.push(Kind::Scalar(Scalar::Ir(op), xs.to_vec()), &dims, DType::F32)
     }
 
-    fn number(&mut self, value: f64, like: NodeId) -> NodeId {
+    pub(super) fn number(&mut self, value: f64, like: NodeId) -> NodeId {
         let dims = self.dims(like);
         self.graph.push(Kind::Constant(value), &dims, DType::F32)
     }
 
-    fn round(&mut self, x: NodeId, dtype: DType) -> NodeId {
+    pub(super) fn round(&mut self, x: NodeId, dtype: DType) -> NodeId {
         if self.dtype(x) == dtype {
             return x;
         }
@@ -268,7 +270,7 @@ impl Lower<'_> {
         self.graph.push(Kind::Iota(along), dims, DType::I32)
     }
 
-    fn scalar(&mut self, op: Op, xs: &[NodeId], dtype: DType) -> NodeId {
+    pub(super) fn scalar(&mut self, op: Op, xs: &[NodeId], dtype: DType) -> NodeId {
         let dims = self.dims(xs[0]);
         self.graph.push(Kind::Scalar(Scalar::Ir(op), xs.to_vec()), &dims, dtype)
     }
@@ -621,6 +623,6 @@ fn product(dims: &[Dim]) -> Result<Dim, Unsupported> {
     weft_ir::dim::product(dims).ok_or_else(too_large)
 }
 
-fn too_large() -> Unsupported {
+pub(super) fn too_large() -> Unsupported {
     Unsupported::new("region", "a size overflows")
 }

@@ -12,8 +12,10 @@
 //! no value. The folds of a row keep one partial a lane and add the lanes in a fixed tree: neither
 //! threads nor the number of rows matter.
 
+pub mod columns;
 pub mod emit;
 pub mod graph;
+mod groups;
 pub mod index;
 mod lower;
 mod merge;

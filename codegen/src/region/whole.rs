@@ -6,6 +6,7 @@
 use weft_ir::dim::{Dim, SymId};
 use weft_ir::ty::DType;
 
+use super::columns::EncodeColumns;
 use super::graph::Groups;
 use super::{pack12, scalar};
 use crate::emit::{Cg, Cmp, Elem, Kernel, Ty, Val};
@@ -20,6 +21,7 @@ pub enum WholeKernel {
     Invert {
         n: Dim,
     },
+    EncodeColumns(EncodeColumns),
     Pack12 {
         n: Dim,
     },
@@ -57,6 +59,7 @@ impl WholeKernel {
         match self {
             WholeKernel::Sort { .. } => "sort_ids",
             WholeKernel::Invert { .. } => "invert_order",
+            WholeKernel::EncodeColumns(_) => "encode_columns",
             WholeKernel::Pack12 { .. } => "pack_e5m6",
             WholeKernel::Unpack12 { .. } => "unpack_e5m6",
             WholeKernel::SegmentSum { .. } => "segment_sum",
@@ -67,7 +70,9 @@ impl WholeKernel {
 
     pub fn n_buffers(&self) -> usize {
         match self {
-            WholeKernel::Sort { .. } | WholeKernel::CacheAppend { .. } => 3,
+            WholeKernel::Sort { .. }
+            | WholeKernel::CacheAppend { .. }
+            | WholeKernel::EncodeColumns(_) => 3,
             WholeKernel::Invert { .. }
             | WholeKernel::Topk { .. }
             | WholeKernel::Pack12 { .. }
@@ -85,6 +90,7 @@ impl WholeKernel {
             }
             WholeKernel::SegmentSum { groups, width, .. } => vec![*groups, *width],
             WholeKernel::Topk { rows, .. } => vec![*rows],
+            WholeKernel::EncodeColumns(e) => vec![e.lead],
             WholeKernel::CacheAppend { rows, s, positions, width, .. } => {
                 vec![*rows, *s, *positions, *width]
             }
@@ -109,6 +115,7 @@ impl WholeKernel {
             WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => (*n, pack12::BLOCK),
             WholeKernel::SegmentSum { groups, .. } => (*groups, BLOCK),
             WholeKernel::Topk { rows, .. } => (*rows, BLOCK),
+            WholeKernel::EncodeColumns(e) => (e.units().unwrap_or(Dim::fixed(1)), 1),
             WholeKernel::CacheAppend { rows, .. } => (*rows, BLOCK),
         }
     }
@@ -141,6 +148,9 @@ impl WholeKernel {
                 WholeKernel::Invert { n } => {
                     let n = size(*n);
                     units(cg, k, n, PLACES, |i| invert(cg, k, n, i));
+                }
+                WholeKernel::EncodeColumns(e) => {
+                    cg.for_each(k.begin, k.end, 1, |unit| e.unit(cg, k, unit));
                 }
                 WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => {
                     let n = size(*n);

@@ -69,6 +69,13 @@ pub(super) fn quantize(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
     Ok(Tensor { scales: Some(Box::new(scales)), ..cx.floats(0, codes)? })
 }
 
+/// The same as two values.
+pub(super) fn encode(cx: &Cx, x: &Tensor) -> Result<Vec<Tensor>, Fault> {
+    let mut codes = quantize(cx, x)?;
+    let scales = codes.scales.take().ok_or("codes have scales")?;
+    Ok(vec![codes, *scales])
+}
+
 /// `amax / max`, or the power of two not below it; 1 of nothing.
 fn scale_of(cx: &Cx, amax: f64, max: f64, dtype: DType) -> f64 {
     if amax == 0.0 {

@@ -86,6 +86,7 @@ impl TokenDims {
             | Op::Select
             | Op::Convert
             | Op::Quantize
+            | Op::Encode
             | Op::Dequantize
             | Op::StopGradient
             | Op::Concat => {
