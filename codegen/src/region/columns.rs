@@ -17,7 +17,8 @@ const VECTORS: u32 = 4;
 /// Columns of a block on the target with the widest vectors; others do it in several steps.
 const COLUMNS: u64 = 64;
 
-/// `[lead, rows, cols]` in groups of `group` rows. Buffers: x, codes, scales `[lead, groups, cols]`.
+/// `[lead, rows, cols]` in groups of `group` rows. Buffers: x, codes, scales `[lead, groups,
+/// cols]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EncodeColumns {
     pub lead: Dim,
