@@ -74,7 +74,17 @@ fn planned(path: &str) -> Module {
     let mut module = read(path);
     let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
     let moments = weft_ir::ty::DType::F32;
-    let train = Some(Train { micro_batches: 1, beta1, beta2, eps, decay, clip, moments });
+    let micro_batches_vary = false;
+    let train = Some(Train {
+        micro_batches: 1,
+        micro_batches_vary,
+        beta1,
+        beta2,
+        eps,
+        decay,
+        clip,
+        moments,
+    });
     let cx = PassCx { gradients: true, train, ..PassCx::default() };
     let start = Instant::now();
     run_pipeline(&mut module, &cx, &mut |step, _| println!("{step}")).expect("the passes run");
@@ -85,7 +95,7 @@ fn planned(path: &str) -> Module {
 /// Steps, and how many are carried out.
 fn count(steps: &[Step]) -> (usize, i64) {
     steps.iter().fold((0, 0), |(n, done), step| match step {
-        Step::Launch(_) | Step::Copy(_) => (n + 1, done + 1),
+        Step::Launch(_) | Step::Copy(_) | Step::Collective(_) => (n + 1, done + 1),
         Step::Loop(repeat) => {
             let (inner, each) = count(&repeat.body);
             (n + inner, done + each * repeat.count.as_constant().unwrap_or(1))

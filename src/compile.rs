@@ -10,6 +10,7 @@ use weft_passes::PassCx;
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::graphs::{self, Taken, Target};
+use crate::mesh::MeshArgs;
 use crate::pipeline::{self, Recorder, ShowArgs};
 use crate::policy;
 use crate::verify_passes;
@@ -44,6 +45,8 @@ pub struct Args {
     /// Take the dims from the config.json of this folder
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    mesh: MeshArgs,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -101,6 +104,7 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             args.block.as_deref(),
             checkpoint.map(Taken::Dims),
             &[],
+            args.mesh.mesh(None)?,
             Target::Any,
             &args.show,
         )?,

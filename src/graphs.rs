@@ -18,14 +18,15 @@ use weft_lang::lower::{Lowered, Purpose, Settings, Size};
 use weft_lang::settings::{self, Recompute, TrainSettings};
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
-use weft_passes::{PassCx, Save, Train};
+use weft_passes::{Mesh, PassCx, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::generate::{self, CONTEXT};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
-use weft_runtime::train::settings::{CONFIG, MODEL, TRAIN, VOCAB};
+use weft_runtime::train::settings::{CONFIG, MESH, MODEL, TRAIN, VOCAB};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
+use crate::mesh;
 use crate::pipeline::{self, Recorder, ShowArgs};
 use crate::policy;
 use crate::weights;
@@ -71,6 +72,7 @@ pub fn for_training(
     block: Option<&str>,
     checkpoint: Option<Taken>,
     watch: &[String],
+    mesh: Option<Mesh>,
     target: Target,
     show: &ShowArgs,
 ) -> Result<Graph> {
@@ -87,6 +89,12 @@ pub fn for_training(
         None => source.choose_precision(&mut tree, &train.precision)?,
     }
 
+    if let Some(mesh) = &mesh {
+        mesh::check_batch(mesh, &train)?;
+        if !watch.is_empty() {
+            bail!("not available yet: --watch on several ranks; give --ranks 1");
+        }
+    }
     let settings = Settings {
         batch: Size::Fixed(train.micro_batch),
         seq: Size::Fixed(train.sequence),
@@ -108,6 +116,7 @@ pub fn for_training(
     let cx = PassCx {
         train: Some(Train {
             micro_batches: n_micro,
+            micro_batches_vary: train.batch.as_constant().is_none(),
             beta1: train.optimizer.beta1,
             beta2: train.optimizer.beta2,
             eps: train.optimizer.eps,
@@ -118,6 +127,7 @@ pub fn for_training(
         save: saved(train.recompute),
         policy,
         watch,
+        mesh,
         ..PassCx::default()
     };
     pipeline::run(&mut module, &cx, None, &mut recorder)?;
@@ -138,7 +148,11 @@ pub fn for_training(
         vary_batch(step.context("the graph has no step")?, n_micro as i64);
         graph.verify()?;
     }
+    let axes: Vec<(&str, u64)> = module.axes.iter().map(|a| (&a.name[..], a.size)).collect();
     for entry in &mut graph.entries {
+        if !axes.is_empty() {
+            entry.meta.insert(MESH.into(), serde_json::to_value(&axes)?);
+        }
         entry.meta.insert(TRAIN.into(), serde_json::to_value(&train)?);
         entry.meta.insert(MODEL.into(), tree.name.as_str().into());
         entry.meta.insert(CONFIG.into(), published.clone().into());

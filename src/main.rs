@@ -12,6 +12,7 @@ mod frontend;
 mod generate;
 mod graphs;
 mod kernel_dump;
+mod mesh;
 mod opt;
 mod pipeline;
 mod plot;

@@ -5,6 +5,7 @@ use weft_runtime::train::command::{self, RunArgs};
 
 use crate::frontend::ModelArgs;
 use crate::graphs::{self, Taken};
+use crate::mesh::MeshArgs;
 use crate::pipeline::ShowArgs;
 
 /// Train a model on files of text
@@ -22,6 +23,8 @@ pub struct Args {
     #[arg(long, value_name = "PATTERN")]
     watch: Vec<String>,
     #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
     show: ShowArgs,
@@ -30,7 +33,11 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
     let graph = if graphs::is_graph(path) {
-        let options = [("--train", args.block.is_some()), ("--watch", !args.watch.is_empty())];
+        let options = [
+            ("--train", args.block.is_some()),
+            ("--watch", !args.watch.is_empty()),
+            ("--mesh", args.mesh.is_given()),
+        ];
         graphs::open(&args.model, &options)?
     } else {
         let weights = args.run.weights.as_deref().map(Taken::Weights);
@@ -39,6 +46,7 @@ pub fn run(args: Args) -> Result<()> {
             args.block.as_deref(),
             weights,
             &args.watch,
+            args.mesh.mesh(Some(args.run.ranks))?,
             graphs::Target::Here,
             &args.show,
         )?

@@ -11,6 +11,7 @@
 //! copied first.
 
 mod attention;
+mod collective;
 mod contract;
 mod dims;
 mod entry;
@@ -246,6 +247,7 @@ impl<'a> Lower<'a> {
                 self.define(f, op.results[0], state);
                 Ok(())
             }
+            Op::AllReduce | Op::ReduceScatter | Op::AllGather => self.collective(f, op),
             Op::Call => self.call(f, op),
             Op::Repeat => self.repeat(f, op),
             Op::Fused => self.fused(f, op),

@@ -334,10 +334,18 @@ fn a_loss_and_its_gradients() {
 
 #[test]
 fn training_steps() {
-    for micro_batches in [1, 3] {
+    for micro_batches in [1, 3, 4] {
         let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(0.05));
-        let train =
-            Some(Train { micro_batches, beta1, beta2, eps, decay, clip, moments: DType::F32 });
+        let train = Some(Train {
+            micro_batches,
+            micro_batches_vary: false,
+            beta1,
+            beta2,
+            eps,
+            decay,
+            clip,
+            moments: DType::F32,
+        });
         let m = planned(&PassCx { train, ..PassCx::default() });
         check(&m, "train_step", &[("B", 3), ("S", 5)], POSITIVE, 1e-5);
     }

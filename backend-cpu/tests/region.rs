@@ -644,7 +644,7 @@ fn refusals_name_op_and_reason() {
     let module = parse(&text);
     let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
-    let why = "parameter: a quantized or sharded value in a region";
+    let why = "parameter: a quantized value in a region";
     assert_eq!(error.as_deref(), Some(why));
 }
 

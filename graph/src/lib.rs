@@ -6,7 +6,8 @@
 //! - **dims**: named launch arguments with a bound; every size is a [`DimExpr`] over them;
 //! - **buffers**: typed arrays with a role; temps lie at offsets of one arena planned at the
 //!   bounds;
-//! - **steps**: launches, copies and loops over them, in order. Loops are never unrolled to be run.
+//! - **steps**: launches, copies, collectives of several ranks, and loops over them, in order.
+//!   Loops are never unrolled to be run.
 //!
 //! The kernel ABI, one function per kernel and CPU variant:
 //!
@@ -24,6 +25,7 @@
 
 mod append;
 mod buffer;
+pub mod collective;
 mod dim;
 mod dtype;
 mod file;
@@ -34,6 +36,7 @@ mod verify;
 mod weight;
 
 pub use buffer::{Buffer, BufferId, ConstantId, Role};
+pub use collective::{Collective, CollectiveKind, Group};
 pub use dim::{DimDecl, DimExpr, DimId, Factor, Term};
 pub use dtype::DType;
 pub use file::{FORMAT_VERSION, OpenError, Reason};

@@ -9,6 +9,7 @@ pub enum Step {
     Launch(Launch),
     Copy(Copy),
     Loop(Loop),
+    Collective(crate::Collective),
 }
 
 /// One kernel over its whole grid. The next step sees everything it wrote.

@@ -97,6 +97,11 @@ impl EntryText<'_> {
                     let bytes = copy.bytes.display(&self.entry.dims);
                     writeln!(f, "{} = copy({to} <- {from}), bytes {bytes}", copy.label)?;
                 }
+                Step::Collective(c) => {
+                    let (to, from) = (self.arg(&c.to), self.arg(&c.from));
+                    let (name, axis, size) = (c.kind.name(), &c.group.axis, c.group.size);
+                    writeln!(f, "{} = {name}({to} <- {from}) over {axis} = {size}", c.label)?;
+                }
                 Step::Loop(repeat) => {
                     let count = repeat.count.display(&self.entry.dims);
                     let order = if repeat.reverse { ", last to first" } else { "" };

@@ -10,6 +10,7 @@
 //! - A state keeps its layout when dims change: only its first dim above 1 may depend on them.
 //! - A weight or state that several entries use has one type at the bounds in all of them.
 //! - A loop index is that of an enclosing loop.
+//! - A collective has a group, sums f32 only, and scatters blocks that its ranks divide.
 //! - With every dim at its bound, every argument starts inside its buffer and every copy stays in
 //!   it.
 //!
@@ -17,8 +18,8 @@
 
 use crate::weight::placeholders;
 use crate::{
-    Arg, Buffer, BufferId, Copy, DimDecl, DimExpr, Entry, Graph, Init, Kernel, Launch, Loop, Role,
-    Scalar, Step,
+    Arg, Buffer, BufferId, Collective, CollectiveKind, Copy, DType, DimDecl, DimExpr, Entry, Graph,
+    Init, Kernel, Launch, Loop, Role, Scalar, Step,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -204,6 +205,7 @@ impl EntryCheck<'_> {
             match step {
                 Step::Launch(launch) => self.launch(launch, counts)?,
                 Step::Copy(copy) => self.copy(copy, counts)?,
+                Step::Collective(collective) => self.collective(collective, counts)?,
                 Step::Loop(Loop { count, body, label, .. }) => {
                     self.finite(&format!("entry {}, loop {label}", self.entry.name), count)?;
                     counts.push(count.eval(&self.entry.dims_max()));
@@ -240,6 +242,31 @@ impl EntryCheck<'_> {
         ensure(bytes >= 0, &place, || format!("copies {bytes} bytes"))?;
         self.arg(&place, &copy.from, bytes, counts)?;
         self.arg(&place, &copy.to, bytes, counts)
+    }
+
+    fn collective(&self, c: &Collective, counts: &[i64]) -> Checked {
+        let place = format!("entry {}, step {}", self.entry.name, c.label);
+        let group = &c.group;
+        ensure(group.size > 0 && group.stride > 0, &place, || {
+            format!("a group of {} ranks, {} apart", group.size, group.stride)
+        })?;
+        ensure(c.from.buffer != c.to.buffer, &place, || "reads where it writes".into())?;
+        let sums = c.kind != CollectiveKind::AllGather;
+        ensure(!sums || c.dtype == DType::F32, &place, || format!("sums {} over ranks", c.dtype))?;
+        let dims = self.entry.dims_max();
+        for expr in [&c.outer, &c.block] {
+            self.finite(&place, expr)?;
+            ensure(expr.eval(&dims) >= 0, &place, || "has a negative size".into())?;
+        }
+        let whole = c.kind != CollectiveKind::ReduceScatter
+            || c.block.as_constant().is_some_and(|n| n % i64::from(group.size) == 0);
+        ensure(whole, &place, || format!("{} ranks do not divide its blocks", group.size))?;
+        let (from, to) = c.size_bytes();
+        for (arg, bytes) in [(&c.from, from), (&c.to, to)] {
+            self.finite(&place, &bytes)?;
+            self.arg(&place, arg, bytes.eval(&dims), counts)?;
+        }
+        Ok(())
     }
 
     fn arg(&self, place: &str, arg: &Arg, extent_bytes: i64, counts: &[i64]) -> Checked {

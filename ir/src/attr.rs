@@ -3,7 +3,7 @@
 
 use crate::dim::Dim;
 use crate::module::FuncId;
-use crate::ty::{DType, Type};
+use crate::ty::{AxisId, DType, Type};
 
 /// The kind an attribute has in an op's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +21,8 @@ pub enum AttrKind {
     DType,
     Type,
     Func,
+    /// A mesh axis.
+    Axis,
 }
 
 /// An attribute's value.
@@ -36,6 +38,7 @@ pub enum Attr {
     DType(DType),
     Type(Type),
     Func(FuncId),
+    Axis(AxisId),
 }
 
 impl Attr {
@@ -49,7 +52,8 @@ impl Attr {
             | (Attr::Dims(_), AttrKind::Dims)
             | (Attr::DType(_), AttrKind::DType)
             | (Attr::Type(_), AttrKind::Type)
-            | (Attr::Func(_), AttrKind::Func) => true,
+            | (Attr::Func(_), AttrKind::Func)
+            | (Attr::Axis(_), AttrKind::Axis) => true,
             (Attr::Word(w), AttrKind::Word(words)) => words.contains(&w.as_str()),
             (Attr::Word(_), AttrKind::Name) => true,
             _ => false,
@@ -106,6 +110,10 @@ impl Attrs {
 
     pub fn func(self, name: &'static str, v: FuncId) -> Attrs {
         self.with(name, Attr::Func(v))
+    }
+
+    pub fn axis(self, name: &'static str, v: AxisId) -> Attrs {
+        self.with(name, Attr::Axis(v))
     }
 
     pub fn get(&self, name: &str) -> Option<&Attr> {
@@ -177,6 +185,13 @@ impl Attrs {
     pub fn get_type(&self, name: &str) -> Option<&Type> {
         match self.get(name) {
             Some(Attr::Type(v)) => Some(v),
+            _ => None,
+        }
+    }
+
+    pub fn get_axis(&self, name: &str) -> Option<AxisId> {
+        match self.get(name) {
+            Some(Attr::Axis(v)) => Some(*v),
             _ => None,
         }
     }

@@ -184,7 +184,7 @@ pub fn infer(
         _ => None,
     };
     let operands: Vec<&Type> = xs.iter().map(|x| func.ty(*x)).collect();
-    (def.rule)(&RuleCx { op, operands: &operands, attrs, callee })
+    (def.rule)(&RuleCx { op, operands: &operands, attrs, callee, module })
 }
 
 /// The id of a function by name, as an error a caller can print.

@@ -29,6 +29,9 @@ pub struct Cost {
     pub attention_flops: u128,
     pub bytes_read: u128,
     pub bytes_written: u128,
+    /// What a rank sends to others: `(n - 1) / n` of the whole for each gathering or scattering
+    /// among `n`, and a sum that all get is both.
+    pub link_bytes: u128,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,6 +67,7 @@ impl Add for Cost {
             attention_flops: self.attention_flops + other.attention_flops,
             bytes_read: self.bytes_read + other.bytes_read,
             bytes_written: self.bytes_written + other.bytes_written,
+            link_bytes: self.link_bytes + other.link_bytes,
         }
     }
 }
@@ -84,6 +88,7 @@ impl Mul<u128> for Cost {
             attention_flops: self.attention_flops * n,
             bytes_read: self.bytes_read * n,
             bytes_written: self.bytes_written * n,
+            link_bytes: self.link_bytes * n,
         }
     }
 }
@@ -115,6 +120,7 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData, sizes: SizeOf) -> Result<Co
             matmul_work(2 * of.elements(operands[0])? * of.last(results[0])?)
         }
         CostRule::Attention | CostRule::AttentionGrad => attention(&of, op, &operands)?,
+        CostRule::Collective => collective(&of, op, operands[0], results[0])?,
         CostRule::Callee => return callee(module, op, sizes),
     };
     (cost.bytes_read, cost.bytes_written) = traffic(&of, op.op, &operands, &results)?;
@@ -133,6 +139,18 @@ fn callee(module: &Module, op: &OpData, sizes: SizeOf) -> Result<Cost, CostError
     let func = op.attrs.get_func("func").ok_or(CostError("a call without a function".into()))?;
     let count = op.attrs.get_int("count").map_or(1, |n| n.max(0) as u128);
     Ok(of_func(module, func, sizes)? * count)
+}
+
+/// Among `n` ranks the whole is the larger side; a rank adds up its n-th of it.
+fn collective(of: &Sizes, op: &OpData, x: &Type, y: &Type) -> Result<Cost, CostError> {
+    let axis = op.attrs.get_axis("axis").and_then(|a| of.module.axes.get(a.0 as usize));
+    let n = axis.ok_or(CostError("a collective without a mesh axis".into()))?.size as u128;
+    let (whole, sum) = match op.op {
+        Op::AllGather => (of.bytes(y)?, 0),
+        _ => (of.bytes(x)?, of.elements(x)? * (n - 1) / n),
+    };
+    let times = if op.op == Op::AllReduce { 2 } else { 1 };
+    Ok(Cost { flops: sum, link_bytes: times * whole * (n - 1) / n, ..Cost::default() })
 }
 
 /// Operations of `B H` heads over the pairs that see each other, for score widths D and value width

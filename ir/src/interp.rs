@@ -9,6 +9,7 @@
 //! Ops are evaluated by the one `match` below; the bodies stand in a file for each topic.
 
 mod attention;
+mod collective;
 mod contract;
 mod control;
 mod index;
@@ -32,6 +33,8 @@ use crate::formats;
 use crate::module::{Func, FuncId, Module, OpData, ValueId};
 use crate::op::{Op, Trait};
 use crate::ty::{DType, Type};
+
+use collective::Rank;
 
 pub use random::{Range, random_args};
 pub use tensor::{Data, Tensor};
@@ -99,6 +102,17 @@ impl<'a> Interp<'a> {
         args: Vec<Tensor>,
         sizes: &Sizes,
     ) -> Result<Vec<Tensor>, RunError> {
+        self.run_as(func, args, sizes, None)
+    }
+
+    /// One rank's run.
+    fn run_as(
+        &self,
+        func: FuncId,
+        args: Vec<Tensor>,
+        sizes: &Sizes,
+        rank: Option<Rank>,
+    ) -> Result<Vec<Tensor>, RunError> {
         let f = self.module.funcs.get(func.0 as usize).ok_or_else(|| RunError {
             func: format!("#{}", func.0),
             op: None,
@@ -108,7 +122,8 @@ impl<'a> Interp<'a> {
         let at_entry = |why| RunError { func: f.name.clone(), op: None, place: None, why };
         let types: Vec<&Type> = f.params.iter().map(|p| f.ty(*p)).collect();
         let sizes = bind(self.module, &types, &args, sizes).map_err(at_entry)?;
-        let run = Run { module: self.module, precision: self.precision, watch: self.watch, sizes };
+        let (module, precision, watch) = (self.module, self.precision, self.watch);
+        let run = Run { module, precision, watch, sizes, rank };
         let mut checked = vec![];
         for (i, (ty, arg)) in types.iter().zip(args).enumerate() {
             run.check(ty, &arg).map_err(|e| at_entry(format!("argument {i}: {e}")))?;
@@ -174,6 +189,8 @@ struct Run<'a> {
     precision: Precision,
     watch: Option<Watch<'a>>,
     sizes: Sizes,
+    /// Which of several ranks this is.
+    rank: Option<Rank<'a>>,
 }
 
 /// What an op's body may ask for besides its operands.
@@ -203,6 +220,9 @@ impl Run<'_> {
                 .map_err(|e| fault(e.0))?;
             let results = if op.op.has(Trait::Calls) {
                 control::run(self, id, f, op, xs)?
+            } else if op.op.has(Trait::Collective) {
+                let y = collective::run(self, op, &xs[0]).map_err(fault)?;
+                vec![Rc::new(self.rounded(y))]
             } else {
                 let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
                 let operands = op.operands.iter().map(|x| f.ty(*x)).collect();
@@ -438,6 +458,7 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         Op::CacheAppend => return state::cache_append(cx, xs),
         Op::AdamW => return state::adamw(cx, xs),
 
+        Op::AllReduce | Op::ReduceScatter | Op::AllGather => Err("runs on several ranks".into()),
         Op::Call | Op::Repeat | Op::Fused => Err("runs another function".into()),
     };
     Ok(vec![y?])

@@ -38,6 +38,8 @@ pub enum Trait {
     State,
     /// Runs other functions of the module.
     Calls,
+    /// Every rank along a mesh axis takes part, in one order of all of them.
+    Collective,
 }
 
 /// Which count `cost.rs` makes for an op.
@@ -55,6 +57,8 @@ pub enum CostRule {
     AttentionGrad,
     /// The callee's, times the count.
     Callee,
+    /// Bytes over the links, and a sum for what is reduced.
+    Collective,
 }
 
 /// An attribute's place in a row.
@@ -361,6 +365,22 @@ ops! {
   /// is exact to f32's rounding (see its decomposition).
   AdamW "adamw" ("w" "m" "v" "g" "lr" "t") {beta1: Float, beta2: Float, eps: Float, decay: Float} adamw
     [State Composite] CostRule::PerElement(15);
+
+  // --- between ranks -----------------------------------------------------------------------------
+  // Every rank runs the same program; those that differ in nothing but their place along `axis` do
+  // these together. Made by `shard`.
+  /// The sum of `x` over the ranks along `axis`, for each of them. From zero, in f32, in a binary
+  /// tree over the place: the first 2^k of n places, 2^k < n <= 2^(k+1), and the others are one
+  /// summand each.
+  AllReduce "all_reduce" ("x") {axis: Axis} all_reduce [Pure Collective Blocks]
+    CostRule::Collective;
+  /// The part of `all_reduce` that belongs to the rank: `dim` is cut into as many equal parts as
+  /// there are places, in their order.
+  ReduceScatter "reduce_scatter" ("x") {axis: Axis, dim: Int} reduce_scatter
+    [Pure Collective Blocks] CostRule::Collective;
+  /// `x` of every rank along `axis`, one after the other along `dim` in the order of places.
+  AllGather "all_gather" ("x") {axis: Axis, dim: Int} all_gather [Pure Collective Blocks]
+    CostRule::Collective;
 
   // --- control -----------------------------------------------------------------------------------
   /// The results of `func` on the operands.

@@ -3,7 +3,7 @@
 
 use crate::attr::Attrs;
 use crate::dim::{Dim, product};
-use crate::module::Func;
+use crate::module::{Func, Module};
 use crate::op::Op;
 use crate::ty::{DType, Quant, ScaleLayout, Type};
 
@@ -23,6 +23,8 @@ pub struct RuleCx<'a> {
     pub attrs: &'a Attrs,
     /// The function that `call`, `repeat` and `fused` name.
     pub callee: Option<&'a Func>,
+    /// Whose mesh axes the attributes name.
+    pub module: Option<&'a Module>,
 }
 
 impl RuleCx<'_> {
@@ -673,6 +675,43 @@ pub fn adamw(cx: &RuleCx) -> Types {
     Ok(vec![w.clone(), m.clone(), v.clone()])
 }
 
+/// The number of places along the attribute `axis`.
+fn places(cx: &RuleCx) -> Result<u64, TypeError> {
+    let Some(module) = cx.module else { return cx.err("needs the module whose axis it names") };
+    let axis = cx.attrs.get_axis("axis").and_then(|a| module.axes.get(a.0 as usize));
+    axis.map_or_else(|| cx.err("no such mesh axis"), |a| Ok(a.size))
+}
+
+pub fn all_reduce(cx: &RuleCx) -> Types {
+    let x = cx.value(0)?;
+    places(cx)?;
+    cx.check(x.dtype == DType::F32, "sums over ranks are of f32")?;
+    one(x.clone())
+}
+
+pub fn reduce_scatter(cx: &RuleCx) -> Types {
+    let x = &all_reduce(cx)?[0];
+    let (d, n) = (cx.dim_attr(x)?, places(cx)?);
+    let Some(part) = x.dims[d].as_fixed().filter(|size| size.is_multiple_of(n)) else {
+        return cx.err("the ranks do not divide the dim");
+    };
+    let mut dims = x.dims.clone();
+    dims[d] = Dim::fixed(part / n);
+    one(x.with_dims(dims))
+}
+
+pub fn all_gather(cx: &RuleCx) -> Types {
+    let x = cx.value(0)?;
+    let (d, n) = (cx.dim_attr(x)?, places(cx)?);
+    let Some(part) = x.dims[d].as_fixed() else {
+        return cx.err("the gathered dim must have a fixed size");
+    };
+    let Some(whole) = part.checked_mul(n) else { return cx.err("the gathered dim overflows") };
+    let mut dims = x.dims.clone();
+    dims[d] = Dim::fixed(whole);
+    one(x.with_dims(dims))
+}
+
 /// The callee's signature.
 fn signature<'a>(cx: &RuleCx<'a>) -> Result<(Vec<&'a Type>, Vec<&'a Type>), TypeError> {
     let Some(f) = cx.callee else { return cx.err("needs a function") };
@@ -683,7 +722,7 @@ fn signature<'a>(cx: &RuleCx<'a>) -> Result<(Vec<&'a Type>, Vec<&'a Type>), Type
 pub fn call(cx: &RuleCx) -> Types {
     let (params, results) = signature(cx)?;
     cx.check(params.len() == cx.operands.len(), "the function takes another number of operands")?;
-    let fits = params.iter().zip(cx.operands).all(|(p, x)| p == x);
+    let fits = params.iter().zip(cx.operands).all(|(p, x)| equal(p, x));
     cx.check(fits, "an operand's type is not its parameter's")?;
     Ok(results.into_iter().cloned().collect())
 }
@@ -699,7 +738,7 @@ pub fn repeat(cx: &RuleCx) -> Types {
     cx.check(carry <= results.len(), "the function returns fewer than `carry` results")?;
     for (i, (p, x)) in params.iter().zip(cx.operands).enumerate() {
         let stacked = (carry..carry + xs).contains(&i);
-        let fits = if stacked { **x == stack(p, count) } else { p == x };
+        let fits = if stacked { equal(x, &stack(p, count)) } else { equal(p, x) };
         cx.check(
             fits,
             "an operand's type is not its parameter's (stacked ones have the count first)",
@@ -711,9 +750,15 @@ pub fn repeat(cx: &RuleCx) -> Types {
     Ok(carried.chain(results[carry..].iter().map(|r| stack(r, count))).collect())
 }
 
+/// Equal for whoever holds the values: along which axis of the mesh a dim was cut is not compared.
+fn equal(x: &Type, y: &Type) -> bool {
+    let whole = |ty: &Type| Type { axes: vec![], ..ty.clone() };
+    x == y || whole(x) == whole(y)
+}
+
 /// `count` of `ty`, one after the other.
 fn stack(ty: &Type, count: Dim) -> Type {
     let mut dims = vec![count];
     dims.extend(&ty.dims);
-    Type { dims, ..ty.clone() }
+    Type { dims, axes: vec![], ..ty.clone() }
 }

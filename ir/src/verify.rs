@@ -181,6 +181,9 @@ fn ids(cx: &mut Cx, id: FuncId) {
                 Attr::Func(g) if g.0 as usize >= m.funcs.len() => {
                     cx.fail(at, format!("{name}: no such function"));
                 }
+                Attr::Axis(a) if a.0 as usize >= m.axes.len() => {
+                    cx.fail(at, format!("{name}: no such mesh axis"));
+                }
                 Attr::Dim(d) => dim_ids(cx, *d, at),
                 Attr::Dims(ds) => ds.iter().for_each(|d| dim_ids(cx, *d, at)),
                 Attr::Type(ty) => type_ids(cx, ty, at),

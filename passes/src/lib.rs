@@ -19,6 +19,7 @@ pub mod policy;
 pub mod quantize;
 pub mod rewrite;
 pub mod save_codes;
+pub mod shard;
 pub mod split_quantized;
 pub mod train_step;
 pub mod watch;
@@ -59,6 +60,8 @@ pub struct PassCx {
     pub train: Option<Train>,
     /// Sites of the products whose operands the training step measures.
     pub watch: Vec<String>,
+    /// The ranks that share the step.
+    pub mesh: Option<Mesh>,
     /// What the backward pass finds saved.
     pub save: Save,
     /// The formats that products are computed in, by site.
@@ -81,11 +84,26 @@ pub enum Save {
     Handed,
 }
 
+/// How many ranks lie along each axis.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mesh {
+    /// With micro-batches of their own.
+    pub data: u64,
+}
+
+impl Mesh {
+    pub fn n_ranks(&self) -> u64 {
+        self.data
+    }
+}
+
 /// The optimizer and the batch.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Train {
-    /// Micro-batches of an optimizer step; they are summed in order.
+    /// Micro-batches of an optimizer step; they are summed in a binary tree.
     pub micro_batches: u64,
+    /// The number changes from step to step, up to `micro_batches`: they are summed in order.
+    pub micro_batches_vary: bool,
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
@@ -204,6 +222,7 @@ pub const PIPELINE: &[Pass] = &[
     batch_sums::PASS,      // before `autodiff`: the counts of a batch are parameters of its loss
     autodiff::PASS,        // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS,      // around `@grad`: accumulate, clip, update
+    shard::PASS,           // before `inline`: the sums over micro-batches are loops that it cuts
     absorb::PASS,          // before `fuse`: the products it makes are there to be fused
     save_codes::PASS,      // before `inline`: what is saved is what functions return
     quantize::PASS,        // on the differentiated graph: all three products of a map are there

@@ -4,15 +4,18 @@
 //! func @train_step(%tokens: i32[N, B, S], %lr, %step, .., %w: state f32[..], %w.m: .., %w.v: ..)
 //!     -> (objective: f32[], metric.loss: f32[], grad_norm: f32[], w: state f32[..], ..) donates (..) {
 //!   %sums = repeat ..                    # counts of all micro-batches, if the loss has any
-//!   %g, %metrics, %emits = repeat ..     # gradients and results of `@grad`, added in order; a call if N is 1
+//!   %g, %metrics, %emits = repeat ..     # gradients and results of `@grad`, added; a call if N is 1
 //!   %norm = sqrt (Σ g²)                  # of all gradients together; if above `clip`, they shrink to it
 //!   %bias = call .. @update              # from side outputs summed over the micro-batches
 //!   %w', %m', %v' = adamw %w, %m, %v, %g, %lr, %step
 //! ```
 //!
 //! Why: everything a step does is in the graph. Metrics add up: a loss's mean is over the global
-//! batch, so a micro-batch holds its share. Weight decay is for weights with at least two dims
-//! without the layers they are stacked over: gains and biases are not pulled to zero.
+//! batch, so a micro-batch holds its share. Micro-batches are added in one binary tree over their
+//! index, as loops of two turns within one another (`tree`): any half of the batch is one summand,
+//! so ranks that share a batch get the bits that one rank gets. Weight decay is for weights with at
+//! least two dims without the layers they are stacked over: gains and biases are not pulled to
+//! zero.
 //! The parameters are data, schedules, `lr` and `step`, then states by store name; the results
 //! metrics, side outputs that `@update` reads, and the states that changed, each donated. Moments
 //! are stores `<weight>.m` and `<weight>.v`. Cost: a few ops for each weight. Requires: `@grad`.
@@ -89,6 +92,8 @@ struct Step<'a> {
     module: &'a mut Module,
     b: Builder,
     n_micro: u64,
+    /// Turns of the loops that add micro-batches up, outermost first.
+    turns: Vec<u64>,
     /// Data of the whole step, by name: micro-batches in dim 0.
     data: IndexMap<String, ValueId>,
     /// What every micro-batch sees, by name: values of weights and states, schedules.
@@ -139,7 +144,9 @@ fn build(module: &mut Module, grad: FuncId, train: &Train) -> Result<Func, PassE
         shared.insert(name.clone(), value);
     }
 
-    let mut step = Step { module, b, n_micro: train.micro_batches, data, shared };
+    let n_micro = train.micro_batches;
+    let turns = if train.micro_batches_vary { vec![n_micro] } else { tree(n_micro) };
+    let mut step = Step { module, b, n_micro, turns, data, shared };
     let sums = step.counts()?;
     for (i, sum) in sums.into_iter().enumerate() {
         step.shared.insert(format!("sum.{i}"), sum);
@@ -197,6 +204,54 @@ fn places(grad: &Func) -> Vec<weft_ir::module::Span> {
     grad.body_ops().next_back().map(|(_, op)| op.spans.clone()).unwrap_or_default()
 }
 
+/// What is added up over the micro-batches.
+struct Sum<'a> {
+    f: FuncId,
+    name: &'a str,
+    /// Results of `f`.
+    places: &'a [usize],
+    /// Parameters of `f`: `n_xs` with a slice for each micro-batch, then those all see.
+    given: Vec<usize>,
+    n_xs: usize,
+}
+
+/// Turns of the loops that add `n` micro-batches up, outermost first. Halves, halves of halves and
+/// so on; what is odd is added in order.
+///
+/// Ranks that hold halves of the batch add the same pairs in the same order, whatever their number.
+pub fn tree(n: u64) -> Vec<u64> {
+    let mut turns = vec![2; n.trailing_zeros() as usize];
+    let odd = n >> n.trailing_zeros();
+    turns.extend((odd > 1).then_some(odd));
+    turns
+}
+
+fn stacked_dims(turns: &[u64], dims: &[Dim]) -> Vec<Dim> {
+    turns.iter().map(|n| Dim::fixed(*n)).chain(dims.iter().copied()).collect()
+}
+
+/// The sum of what `count` turns of `body` add to zeros; `xs` are the stacks and what all see.
+fn repeat_sum(
+    module: &Module,
+    b: &mut Builder,
+    body: FuncId,
+    count: u64,
+    n_xs: usize,
+    xs: &[ValueId],
+) -> Result<Vec<ValueId>, PassError> {
+    let func = module.func(body);
+    let mut operands = vec![];
+    for total in &func.params[..func.params.len() - xs.len()] {
+        operands.push(b.constant(0.0, func.ty(*total).clone())?);
+    }
+    let attrs = Attrs::new()
+        .int("count", count as i64)
+        .int("carry", operands.len() as i64)
+        .int("xs", n_xs as i64);
+    operands.extend(xs);
+    Ok(b.emit_calling(module, Op::Repeat, &operands, attrs.func("func", body))?)
+}
+
 impl Step<'_> {
     /// The results of `@grad` that `@update` reads.
     fn emits(&self, update: Option<FuncId>) -> Vec<String> {
@@ -244,8 +299,7 @@ impl Step<'_> {
         Ok(kept.iter().cloned().zip(values).collect())
     }
 
-    /// Results `places` of `f`, whose parameters are `names`, added up over the micro-batches in
-    /// order.
+    /// Results `places` of `f`, whose parameters are `names`, added up over the micro-batches.
     fn sum_over(
         &mut self,
         f: FuncId,
@@ -263,48 +317,73 @@ impl Step<'_> {
             let all = self.b.emit_calling(self.module, Op::Call, &xs, attrs)?;
             return Ok(places.iter().map(|p| all[*p]).collect());
         }
-        let func = self.module.func(f);
         let (mut xs, mut shared) = (vec![], vec![]);
-        for n in names {
+        for (i, n) in names.iter().enumerate() {
             match (self.data.get(n), self.shared.get(n)) {
-                (Some(x), _) => xs.push((n, *x)),
-                (None, Some(x)) => shared.push((n, *x)),
+                (Some(x), _) => xs.push((i, *x)),
+                (None, Some(x)) => shared.push((i, *x)),
                 (None, None) => return Err(PassError::new(format!("the step has no `{n}`"))),
             }
         }
-        let mut body = Builder::new(&self.module.fresh_func_name(name));
-        body.at(&self.b.spans);
-        let so_far: Vec<ValueId> = places
-            .iter()
-            .map(|p| {
-                let name = func.result_names.get(*p).map_or("count", String::as_str);
-                body.param(&format!("total.{name}"), func.ty(func.results[*p]).as_value())
-            })
-            .collect();
-        let mut given = BTreeMap::new();
-        for (n, _) in xs.iter().chain(&shared) {
-            let i = names.iter().position(|x| x == *n).expect("it is one of them");
-            given.insert(i, body.param(n, func.ty(func.params[i]).clone()));
-        }
-        let operands: Vec<ValueId> = given.into_values().collect();
-        let all =
-            body.emit_calling(self.module, Op::Call, &operands, Attrs::new().func("func", f))?;
-        let mut sums = vec![];
-        for (p, so_far) in places.iter().zip(so_far) {
-            sums.push(body.binary(Op::Add, so_far, all[*p])?);
+        let given: Vec<usize> = xs.iter().chain(&shared).map(|x| x.0).collect();
+        let sum = Sum { f, name, places, given, n_xs: xs.len() };
+        // From the innermost level to the outermost.
+        let mut body: Option<FuncId> = None;
+        for at in (0..self.turns.len()).rev() {
+            body = Some(self.level(&sum, at, body)?);
         }
         let mut operands = vec![];
-        for sum in &sums {
-            let ty = body.ty(*sum).as_value();
-            operands.push(self.b.constant(0.0, ty)?);
+        for (i, x) in &xs {
+            let func = self.module.func(f);
+            let dims = stacked_dims(&self.turns, &func.ty(func.params[*i]).dims);
+            operands.push(self.b.reshape(*x, &dims)?);
         }
-        operands.extend(xs.iter().chain(&shared).map(|x| x.1));
-        let attrs = Attrs::new()
-            .int("count", self.n_micro as i64)
-            .int("carry", sums.len() as i64)
-            .int("xs", xs.len() as i64);
-        let body = self.module.add_func(body.finish(sums));
-        Ok(self.b.emit_calling(self.module, Op::Repeat, &operands, attrs.func("func", body))?)
+        operands.extend(shared.iter().map(|x| x.1));
+        let body = body.expect("several micro-batches have a level");
+        repeat_sum(self.module, &mut self.b, body, self.turns[0], xs.len(), &operands)
+    }
+
+    /// The body of the loop at level `at` of the sum: `total + ` what its turn adds up, which is
+    /// `sum.f` itself on the innermost level and a loop over `inner` on the others.
+    fn level(&mut self, sum: &Sum, at: usize, inner: Option<FuncId>) -> Result<FuncId, PassError> {
+        let rest = &self.turns[at + 1..];
+        let n_turn: u64 = rest.iter().product();
+        let name = if n_turn == 1 { sum.name.into() } else { format!("{}.{n_turn}", sum.name) };
+        let mut body = Builder::new(&self.module.fresh_func_name(&name));
+        body.at(&self.b.spans);
+        let func = self.module.func(sum.f);
+        let mut totals = vec![];
+        for p in sum.places {
+            let name = func.result_names.get(*p).map_or("count", String::as_str);
+            let ty = func.ty(func.results[*p]).as_value();
+            totals.push(body.param(&format!("total.{name}"), ty));
+        }
+        let mut xs = vec![];
+        for (k, i) in sum.given.iter().enumerate() {
+            let (name, ty) = (func.value(func.params[*i]).name.clone(), func.ty(func.params[*i]));
+            let ty = match k < sum.n_xs {
+                true => ty.with_dims(stacked_dims(rest, &ty.dims)),
+                false => ty.clone(),
+            };
+            xs.push(body.param(name.as_deref().unwrap_or("x"), ty));
+        }
+        let added = match inner {
+            Some(inner) => repeat_sum(self.module, &mut body, inner, rest[0], sum.n_xs, &xs)?,
+            None => {
+                let mut ordered: Vec<(usize, ValueId)> =
+                    sum.given.iter().copied().zip(xs).collect();
+                ordered.sort_unstable();
+                let xs: Vec<ValueId> = ordered.into_iter().map(|x| x.1).collect();
+                let attrs = Attrs::new().func("func", sum.f);
+                let all = body.emit_calling(self.module, Op::Call, &xs, attrs)?;
+                sum.places.iter().map(|p| all[*p]).collect()
+            }
+        };
+        let mut sums = vec![];
+        for (total, added) in totals.into_iter().zip(added) {
+            sums.push(body.binary(Op::Add, total, added)?);
+        }
+        Ok(self.module.add_func(body.finish(sums)))
     }
 
     /// The norm of all gradients together, and the gradients shrunk to `clip` if it is larger.

@@ -5,10 +5,10 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::{Draw, apply, arguments, distance, module, run, sizes};
-use weft_ir::interp::{Data, Tensor};
+use weft_ir::interp::{Data, Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_ir::ty::DType;
-use weft_passes::{PIPELINE, PassCx, Train};
+use weft_passes::{Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers whose bias follows their load, a balance loss that counts the batch within the
 /// repeat, and a cross entropy that leaves out targets after token 0.
@@ -76,6 +76,7 @@ func @update(%"emit.layers.load": f32[2, 3], %bias: f32[2, 3], %gamma: f32[]) ->
 
 const TRAIN: Train = Train {
     micro_batches: 1,
+    micro_batches_vary: false,
     beta1: 0.9,
     beta2: 0.95,
     eps: 1e-8,
@@ -85,8 +86,12 @@ const TRAIN: Train = Train {
 };
 
 fn compiled(train: Train, apart: bool) -> Module {
+    compiled_for(train, apart, None)
+}
+
+fn compiled_for(train: Train, apart: bool, mesh: Option<Mesh>) -> Module {
     let mut m = module(MODEL);
-    let cx = PassCx { train: Some(train), gradients: true, apart, ..PassCx::default() };
+    let cx = PassCx { train: Some(train), gradients: true, apart, mesh, ..PassCx::default() };
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
     apply(&mut m, &names, &cx);
     m
@@ -129,13 +134,50 @@ fn micro_batches_add_up_to_one_batch() {
     let one = compiled(TRAIN, false);
     let whole = inputs(&one, 1, 6);
     let expected = step(&one, &whole);
-    for n in [2, 3] {
+    for n in [2, 3, 6] {
         for apart in [false, true] {
             let several = compiled(Train { micro_batches: n, ..TRAIN }, apart);
             let mut cut = whole.clone();
             let tokens = cut.get_mut("tokens").unwrap();
             tokens.dims = vec![n as usize, 6 / n as usize, 4];
             close(&step(&several, &cut), &expected);
+        }
+    }
+}
+
+/// The bits of every result; rounded to f32 as kernels round.
+fn bits(results: &[Tensor]) -> Vec<Vec<u32>> {
+    let of = |t: &Tensor| t.numbers().iter().map(|x| (*x as f32).to_bits()).collect();
+    results.iter().map(of).collect()
+}
+
+#[test]
+fn ranks_that_share_the_batch_compute_the_bits_of_one() {
+    for (n, data) in [(2, 2), (6, 2), (4, 2), (4, 4), (8, 4)] {
+        let train = Train { micro_batches: n, ..TRAIN };
+        let one = compiled(train.clone(), false);
+        let all = inputs(&one, n, 2);
+        let of = |m: &Module, tokens: Tensor| -> Vec<Tensor> {
+            let func = m.func(m.find("train_step").unwrap());
+            let name = |p: &weft_ir::module::ValueId| func.value(*p).name.clone().unwrap();
+            let given = |n: String| if n == "tokens" { tokens.clone() } else { all[&n].clone() };
+            func.params.iter().map(|p| given(name(p))).collect()
+        };
+        let whole = of(&one, all["tokens"].clone());
+        let entry = one.find("train_step").unwrap();
+        let expected = Interp::new(&one, Precision::Stated).run(entry, whole).unwrap();
+
+        let several = compiled_for(train, false, Some(Mesh { data }));
+        let tokens = &all["tokens"];
+        let parts = tokens.ints().unwrap().chunks(tokens.len() / data as usize);
+        let dims = [(n / data) as usize, tokens.dims[1], tokens.dims[2]];
+        let args = parts.map(|p| of(&several, Tensor::i32(&dims, p.to_vec()))).collect();
+        let entry = several.find("train_step").unwrap();
+        let interp = Interp::new(&several, Precision::Stated);
+        let found = interp.run_ranks(entry, args, &Default::default()).unwrap();
+        assert_eq!(found.len(), data as usize);
+        for results in &found {
+            assert_eq!(bits(results), bits(&expected), "{n} micro-batches, {data} ranks");
         }
     }
 }

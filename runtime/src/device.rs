@@ -66,4 +66,9 @@ pub trait Kernels: fmt::Debug + Send + Sync {
     /// # Safety
     /// As `launch`, for the bytes at `from` and `to`.
     unsafe fn copy(&self, from: *const u8, to: *mut u8, size_bytes: usize);
+
+    /// Whether addresses are the host's own, so that ranks can exchange what lies there.
+    fn is_host(&self) -> bool {
+        false
+    }
 }

@@ -8,6 +8,7 @@
 //! with their addresses, in which only what moves with a loop is left to compute.
 
 use crate::device::{Device, DeviceError, Kernels, Memory};
+use crate::ranks::RankError;
 use std::sync::Arc;
 use thiserror::Error;
 use weft_graph::{Graph, VerifyError};
@@ -41,6 +42,12 @@ pub enum ExecError {
     WrongLength { name: String, found: usize, expected: usize },
     #[error("{name} has {expected} bytes, not {found}")]
     WrongSize { name: String, found: u64, expected: u64 },
+    #[error(transparent)]
+    Rank(#[from] Box<RankError>),
+    #[error("step {label} is for several ranks, and this run has one; give --ranks")]
+    NoRanks { label: String },
+    #[error("step {label} exchanges memory of {device}, which is not available yet")]
+    NotHost { label: String, device: String },
     #[error("step {label}: bytes {least}..{greatest} of {buffer}, which has {size_bytes}")]
     OutOfBuffer { label: String, buffer: String, least: i64, greatest: i64, size_bytes: i64 },
 }

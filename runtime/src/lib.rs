@@ -8,5 +8,6 @@ pub mod exec;
 pub mod generate;
 pub mod memory;
 pub mod pool;
+pub mod ranks;
 pub mod train;
 pub mod weights;

@@ -2,8 +2,8 @@
 //! prints as `// expect:` says, and computes in f64 what the functions of the same signature
 //! computed before.
 //!
-//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `watch=SITE`. If the
-//! last pass must refuse the input, the expectation is `error: ..`.
+//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `data=N` (ranks),
+//! `watch=SITE`. If the last pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -12,7 +12,7 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{PassCx, Save, Train, by_name, run_pass};
+use weft_passes::{Mesh, PassCx, Save, Train, by_name, run_pass};
 
 use crate::case::{Case, Outcome, all, without_places};
 use crate::values::agree;
@@ -43,11 +43,24 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,
             ("watch", site) => cx.watch.push(site.to_string()),
+            ("data", n) => {
+                let data = n.parse().map_err(|_| "data is a number")?;
+                cx.mesh = Some(Mesh { data });
+            }
             ("micro_batches", n) => {
                 let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;
                 let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
                 let moments = DType::F32;
-                cx.train = Some(Train { micro_batches, beta1, beta2, eps, decay, clip, moments });
+                cx.train = Some(Train {
+                    micro_batches,
+                    micro_batches_vary: false,
+                    beta1,
+                    beta2,
+                    eps,
+                    decay,
+                    clip,
+                    moments,
+                });
             }
             ("fp8", site) => {
                 cx.policy.insert(site.into(), fp8());

@@ -52,9 +52,8 @@ impl<'a> Lower<'a> {
         store: Option<&Store>,
     ) -> Result<Arg, LowerError> {
         let ty = f.ty(p);
-        if ty.quant.is_some() || ty.axes.iter().any(Option::is_some) {
-            let why =
-                format!("parameter {name} is quantized or sharded, which no kernel here reads");
+        if ty.quant.is_some() {
+            let why = format!("parameter {name} is quantized, which no kernel here reads");
             return Err(self.error_in(f, why.into()));
         }
         let role = match store.map(|s| s.kind) {

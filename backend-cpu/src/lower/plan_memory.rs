@@ -124,6 +124,7 @@ impl Walk {
             match step {
                 Step::Launch(launch) => self.touch(&launch.args.iter().collect::<Vec<_>>()),
                 Step::Copy(copy) => self.touch(&[&copy.from, &copy.to]),
+                Step::Collective(c) => self.touch(&[&c.from, &c.to]),
                 Step::Loop(repeat) => {
                     let id = self.loops.len() as u32;
                     self.loops.push((self.at, self.at));

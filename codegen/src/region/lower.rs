@@ -17,6 +17,7 @@ pub fn supports(op: Op) -> bool {
         Op::Quantize | Op::Dequantize => false,
         Op::Encode => true,
         Op::Call | Op::Repeat | Op::Fused => false,
+        Op::AllReduce | Op::ReduceScatter | Op::AllGather => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
         Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos | Op::Erf => true,
@@ -69,10 +70,11 @@ pub fn lower(func: &Func) -> Result<Graph, Unsupported> {
 }
 
 fn storable(op: &'static str, ty: &Type) -> Result<(), Unsupported> {
-    if ty.quant.is_none() && ty.axes.iter().all(Option::is_none) {
+    // Dims are those of this rank's part, whatever axis they were cut along.
+    if ty.quant.is_none() {
         return Ok(());
     }
-    Err(Unsupported::new(op, "a quantized or sharded value in a region"))
+    Err(Unsupported::new(op, "a quantized value in a region"))
 }
 
 pub(super) struct Lower<'a> {
@@ -204,6 +206,9 @@ impl Lower<'_> {
             | Op::AttentionGrad
             | Op::Quantize
             | Op::Dequantize
+            | Op::AllReduce
+            | Op::ReduceScatter
+            | Op::AllGather
             | Op::Call
             | Op::Repeat
             | Op::Fused => {

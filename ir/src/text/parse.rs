@@ -12,7 +12,7 @@ use crate::attr::{Attr, AttrKind, Attrs};
 use crate::dim::{Dim, Sym, SymKind};
 use crate::module::{Axis, Func, FuncId, Init, Module, OpId, Span, Store, StoreKind, ValueId};
 use crate::op::{OPS, Op};
-use crate::ty::{DType, Quant, ScaleLayout, Type};
+use crate::ty::{AxisId, DType, Quant, ScaleLayout, Type};
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{line}:{col}: {message}")]
@@ -453,6 +453,7 @@ impl<'a> Parser<'a> {
             AttrKind::DType => Attr::DType(self.dtype()?),
             AttrKind::Type => Attr::Type(self.ty()?),
             AttrKind::Func => Attr::Func(self.callee()?),
+            AttrKind::Axis => Attr::Axis(self.axis()?),
         };
         Ok((spec.name, value))
     }
@@ -466,6 +467,15 @@ impl<'a> Parser<'a> {
         self.fail(t, format!("no function {}{hint}", t.text))
     }
 
+    fn axis(&mut self) -> Parsed<AxisId> {
+        let t = self.peek();
+        let axis = self.name("a mesh axis")?;
+        match self.module.find_axis(&axis) {
+            Some(id) => Ok(id),
+            None => self.fail(t, format!("no mesh axis `{axis}`")),
+        }
+    }
+
     fn ty(&mut self) -> Parsed<Type> {
         let state = self.eat("state");
         let dtype = self.dtype()?;
@@ -475,13 +485,9 @@ impl<'a> Parser<'a> {
             if !p.eat("{") {
                 return Ok((dim, None));
             }
-            let t = p.peek();
-            let axis = p.name("a mesh axis")?;
+            let axis = p.axis()?;
             p.expect("}")?;
-            match p.module.find_axis(&axis) {
-                Some(id) => Ok((dim, Some(id))),
-                None => p.fail(t, format!("no mesh axis `{axis}`")),
-            }
+            Ok((dim, Some(axis)))
         })?;
         let (dims, axes): (Vec<_>, Vec<_>) = cut.into_iter().unzip();
         let axes = if axes.iter().all(Option::is_none) { vec![] } else { axes };

@@ -111,6 +111,10 @@ pub fn print_attr(m: &Module, attr: &Attr) -> String {
         Attr::DType(d) => DType::name(*d).to_string(),
         Attr::Type(ty) => print_type(m, ty),
         Attr::Func(id) => func(m, *id),
+        Attr::Axis(id) => match m.axes.get(id.0 as usize) {
+            Some(axis) => name(&axis.name),
+            None => format!("<{}>", id.0),
+        },
     }
 }
 

@@ -155,6 +155,9 @@ impl TokenDims {
             | Op::Read
             | Op::Assign
             | Op::AdamW
+            | Op::AllReduce
+            | Op::ReduceScatter
+            | Op::AllGather
             | Op::Call
             | Op::Repeat
             | Op::Fused => vec![false; rank],

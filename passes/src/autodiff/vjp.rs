@@ -128,6 +128,9 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
 
         Op::Read | Op::Assign | Op::CacheAppend | Op::AdamW => c.refuse("no derivative flows through a state"),
         Op::Call | Op::Repeat => c.refuse("the derivative of a call is made of its callee's"),
+        Op::AllReduce | Op::ReduceScatter | Op::AllGather => {
+            c.refuse("derivatives are taken before ops are sharded")
+        }
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),
 
         Op::Quantize | Op::Encode | Op::Dequantize

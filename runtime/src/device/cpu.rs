@@ -130,6 +130,10 @@ impl<T: Copy> Shared<T> {
 }
 
 impl Kernels for CpuKernels {
+    fn is_host(&self) -> bool {
+        true
+    }
+
     unsafe fn launch(&self, kernel: KernelId, buffers: &[*mut u8], scalars: &[i64], grid: i64) {
         let function = self.functions[kernel.0 as usize];
         let args = Shared((buffers.as_ptr(), scalars.as_ptr()));

@@ -5,9 +5,13 @@
 
 use super::{ExecError, Profile};
 use crate::device::Kernels;
+use crate::ranks::Rank;
+use crate::ranks::collective::{self, Blocks};
 use std::ops::Range;
 use std::time::Instant;
-use weft_graph::{Arg, Entry, KernelId, Launch, Scalar, Step, offset_range};
+use weft_graph::{
+    Arg, Collective, CollectiveKind, Entry, Group, KernelId, Launch, Scalar, Step, offset_range,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Flat {
@@ -22,6 +26,7 @@ pub(super) struct Flat {
 enum FlatStep {
     Launch(FlatLaunch),
     Copy(FlatCopy),
+    Collective(FlatCollective),
     /// The steps up to `end` are the body.
     Loop {
         count: i64,
@@ -50,6 +55,20 @@ struct FlatCopy {
     buffers: Range<usize>,
     strides: Range<usize>,
     bytes: i64,
+    row: usize,
+}
+
+#[derive(Debug)]
+struct FlatCollective {
+    kind: CollectiveKind,
+    group: Group,
+    label: String,
+    /// Two of `buffers`: from and to.
+    buffers: Range<usize>,
+    strides: Range<usize>,
+    blocks: Blocks,
+    from_bytes: usize,
+    to_bytes: usize,
     row: usize,
 }
 
@@ -89,10 +108,16 @@ impl Flat {
 
     /// # Safety
     /// The memory behind the addresses is live and used by no one else.
-    pub(super) unsafe fn run(&self, kernels: &dyn Kernels, profile: Option<&mut Profile>) {
+    pub(super) unsafe fn run(
+        &self,
+        kernels: &dyn Kernels,
+        rank: Option<&Rank>,
+        profile: Option<&mut Profile>,
+    ) -> Result<(), ExecError> {
         let mut run = Run {
             flat: self,
             kernels,
+            rank,
             profile,
             indices: Vec::new(),
             buffers: Vec::new(),
@@ -139,6 +164,7 @@ impl Build<'_> {
                     };
                     self.flat.steps.push(FlatStep::Copy(flat));
                 }
+                Step::Collective(collective) => self.collective(collective, counts)?,
                 Step::Loop(repeat) => {
                     let (count, reverse) = (repeat.count.eval(self.dims), repeat.reverse);
                     let at = self.flat.steps.len();
@@ -151,6 +177,32 @@ impl Build<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn collective(&mut self, step: &Collective, counts: &[i64]) -> Result<(), ExecError> {
+        let (from_bytes, to_bytes) = step.size_bytes();
+        let sizes = [&from_bytes, &to_bytes].map(|size| size.eval(self.dims).max(0));
+        let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
+        for (slot, (arg, bytes)) in [&step.from, &step.to].into_iter().zip(sizes).enumerate() {
+            self.arg(&step.label, arg, slot, bytes, counts)?;
+        }
+        let bits = step.block.eval(self.dims).max(0) * i64::from(step.dtype.bits());
+        let flat = FlatCollective {
+            kind: step.kind,
+            group: step.group.clone(),
+            label: step.label.clone(),
+            buffers: buffers..self.flat.buffers.len(),
+            strides: strides..self.flat.strides.len(),
+            blocks: Blocks {
+                outer: step.outer.eval(self.dims).max(0) as usize,
+                block_bytes: bits as usize / 8,
+            },
+            from_bytes: sizes[0] as usize,
+            to_bytes: sizes[1] as usize,
+            row: self.next_row(),
+        };
+        self.flat.steps.push(FlatStep::Collective(flat));
         Ok(())
     }
 
@@ -231,6 +283,7 @@ impl Build<'_> {
 struct Run<'a> {
     flat: &'a Flat,
     kernels: &'a dyn Kernels,
+    rank: Option<&'a Rank>,
     profile: Option<&'a mut Profile>,
     /// Of the enclosing loops.
     indices: Vec<i64>,
@@ -242,7 +295,7 @@ struct Run<'a> {
 impl Run<'_> {
     /// # Safety
     /// As `Flat::run`.
-    unsafe fn steps(&mut self, range: Range<usize>) {
+    unsafe fn steps(&mut self, range: Range<usize>) -> Result<(), ExecError> {
         let flat = self.flat;
         let mut at = range.start;
         while at < range.end {
@@ -262,11 +315,19 @@ impl Run<'_> {
                         profile.add(copy.row, start.elapsed(), 0, 2 * copy.bytes);
                     }
                 }
+                FlatStep::Collective(collective) => {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.collective(collective) }?;
+                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                        let bytes = collective.from_bytes + collective.to_bytes;
+                        profile.add(collective.row, start.elapsed(), 0, bytes as i64);
+                    }
+                }
                 &FlatStep::Loop { count, reverse, end } => {
                     for turn in 0..count {
                         self.indices.push(if reverse { count - 1 - turn } else { turn });
                         // SAFETY: the caller's promise.
-                        unsafe { self.steps(at + 1..end) };
+                        unsafe { self.steps(at + 1..end) }?;
                         self.indices.pop();
                     }
                     at = end;
@@ -275,6 +336,7 @@ impl Run<'_> {
             }
             at += 1;
         }
+        Ok(())
     }
 
     /// # Safety
@@ -306,6 +368,30 @@ impl Run<'_> {
         };
         // SAFETY: the caller's promise; the places were checked when the list was built.
         unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid) }
+    }
+
+    /// # Safety
+    /// As `Flat::run`.
+    unsafe fn collective(&mut self, step: &FlatCollective) -> Result<(), ExecError> {
+        let Some(rank) = self.rank else {
+            return Err(ExecError::NoRanks { label: step.label.clone() });
+        };
+        let fixed = &self.flat.buffers[step.buffers.clone()];
+        let strides = &self.flat.strides[step.strides.clone()];
+        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
+        let buffers = if strides.is_empty() { fixed } else { &self.buffers };
+        // SAFETY: the caller's promise; the session has asked that addresses are the host's, both
+        // extents were checked when the list was built, and the two are different buffers.
+        let (from, to) = unsafe {
+            (
+                std::slice::from_raw_parts(buffers[0], step.from_bytes),
+                std::slice::from_raw_parts_mut(buffers[1], step.to_bytes),
+            )
+        };
+        let ranks = step.group.ranks(rank.rank());
+        let meeting = rank.begin(step.kind.name(), &step.label, ranks);
+        let done = collective::run(step.kind, &meeting, step.blocks, from, to);
+        done.map_err(|e| ExecError::from(Box::new(e)))
     }
 
     /// # Safety

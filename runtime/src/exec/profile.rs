@@ -106,6 +106,9 @@ fn collect_rows(graph: &Graph, steps: &[Step], rows: &mut Vec<ProfileRow>) {
                 rows.push(ProfileRow::new(launch.label.clone(), kernel));
             }
             Step::Copy(copy) => rows.push(ProfileRow::new(copy.label.clone(), "copy".into())),
+            Step::Collective(c) => {
+                rows.push(ProfileRow::new(c.label.clone(), c.kind.name().into()))
+            }
             Step::Loop(repeat) => collect_rows(graph, &repeat.body, rows),
         }
     }

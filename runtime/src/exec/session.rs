@@ -5,8 +5,9 @@ use super::store::check_elements;
 use super::{ExecError, Profile, Program, Store};
 use crate::device::Memory;
 use crate::memory::{Element, as_bytes, as_bytes_mut};
+use crate::ranks::Rank;
 use std::sync::Arc;
-use weft_graph::{Buffer, BufferId, Entry, Role};
+use weft_graph::{Buffer, BufferId, Entry, Role, Step};
 
 #[derive(Debug)]
 pub struct Session {
@@ -21,6 +22,7 @@ pub struct Session {
     flat: Flat,
     /// `flat` is not of the dims and memory at hand.
     stale: bool,
+    rank: Option<Arc<Rank>>,
     profile: Option<Profile>,
 }
 
@@ -44,6 +46,7 @@ impl Session {
             dims: entries[position].dims_max(),
             flat: Flat::default(),
             stale: true,
+            rank: None,
             profile: None,
         })
     }
@@ -144,6 +147,11 @@ impl Session {
         Ok(())
     }
 
+    /// The rank that runs are of, where steps are done by several together.
+    pub fn join(&mut self, rank: &Arc<Rank>) {
+        self.rank = Some(Arc::clone(rank));
+    }
+
     /// Carries out the steps of the entry.
     pub fn run(&mut self) -> Result<(), ExecError> {
         if self.stale {
@@ -152,8 +160,9 @@ impl Session {
         let _busy = self.store.hold();
         // SAFETY: the memory is owned by the session, or by the store, which `_busy` keeps others
         // from; `bind` hands the same duty to its caller.
-        unsafe { self.flat.run(&*self.program.kernels, self.profile.as_mut()) };
-        Ok(())
+        unsafe {
+            self.flat.run(&*self.program.kernels, self.rank.as_deref(), self.profile.as_mut())
+        }
     }
 
     /// Measures each step of the runs from here on.
@@ -173,9 +182,22 @@ impl Session {
             _ => memory.address(),
         };
         let addresses: Vec<*mut u8> = entry.buffers.iter().zip(&self.memory).map(address).collect();
+        self.check_collectives(entry)?;
         self.flat.rebuild(entry, &self.dims, &addresses)?;
         self.stale = false;
         Ok(())
+    }
+
+    /// Whether what several ranks do together can be done here.
+    fn check_collectives(&self, entry: &Entry) -> Result<(), ExecError> {
+        let Some(label) = first_collective(&entry.steps) else { return Ok(()) };
+        if self.rank.is_none() {
+            return Err(ExecError::NoRanks { label });
+        }
+        match self.program.kernels.is_host() {
+            true => Ok(()),
+            false => Err(ExecError::NotHost { label, device: self.program.device.describe() }),
+        }
     }
 
     fn len_at(&self, buffer: &Buffer) -> usize {
@@ -202,6 +224,14 @@ impl Session {
             _ => Ok(id),
         }
     }
+}
+
+fn first_collective(steps: &[Step]) -> Option<String> {
+    steps.iter().find_map(|step| match step {
+        Step::Launch(_) | Step::Copy(_) => None,
+        Step::Loop(repeat) => first_collective(&repeat.body),
+        Step::Collective(c) => Some(c.label.clone()),
+    })
 }
 
 fn allocate(

@@ -12,6 +12,7 @@ use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::{CONFIG, run_folder};
 use crate::device::Cpu;
 use crate::exec::{ExecError, Program};
+use crate::ranks::last_action;
 
 /// What to continue and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -84,6 +85,7 @@ impl TextArgs {
 
 /// Continues the prompt, printing each token's text as it comes, or all ids at the end.
 pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
+    last_action::warn(&args.checkpoint);
     let folder = checkpoint_folder(&args.checkpoint)?;
     let checkpoint = CheckpointReader::open(&folder)?;
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);

@@ -1,8 +1,9 @@
 //! `train` on a graph, for `weft` and `weft-run` alike.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use weft_graph::Graph;
 
@@ -12,6 +13,10 @@ use super::settings::MODEL;
 use crate::checkpoint::run_folder;
 use crate::device::Cpu;
 use crate::exec::{ExecError, Program};
+use crate::ranks::fault::Fault;
+use crate::ranks::last_action::{self, LastAction};
+use crate::ranks::threads::Ending;
+use crate::ranks::{self, Rank};
 
 /// Data, folder and length of a run.
 #[derive(clap::Args, Clone, Debug)]
@@ -40,6 +45,12 @@ pub struct RunArgs {
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Ranks that share the work, each a thread of this process with its part of the threads
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub ranks: usize,
+    /// After how many seconds of silence a rank is given up on
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    pub rank_timeout: f64,
 }
 
 /// Trains `graph` and says how it went.
@@ -59,12 +70,75 @@ pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
         weights: args.weights.clone(),
         tokenizer: args.tokenizer.clone(),
     };
+    last_action::warn(&options.out);
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
-    let device = Arc::new(Cpu::new(threads).map_err(ExecError::from)?);
-    let program = Program::load(graph, device)?;
-    let outcome = run::run(&program, &options, stop_on_signal())?;
+    let outcome = match args.ranks {
+        0 | 1 => one_rank(graph, threads, &options, None)?,
+        n => several(graph, threads, &options, n, args.rank_timeout)?,
+    };
     report(&outcome, &options.out);
     Ok(outcome)
+}
+
+fn one_rank(
+    graph: Graph,
+    threads: usize,
+    options: &Options,
+    rank: Option<Arc<Rank>>,
+) -> Result<Outcome, TrainError> {
+    let device = Arc::new(Cpu::new(threads).map_err(ExecError::from)?);
+    let program = Program::load(graph, device)?;
+    run::run(&program, options, stop_on_signal(), rank)
+}
+
+/// Ranks as threads, with equal parts of the cores.
+fn several(
+    graph: Graph,
+    threads: usize,
+    options: &Options,
+    n: usize,
+    timeout_s: f64,
+) -> Result<Outcome, TrainError> {
+    let fault = Fault::from_env().map_err(TrainError::Fault)?;
+    let limit = Duration::try_from_secs_f64(timeout_s)
+        .map_err(|_| TrainError::Fault(format!("--rank-timeout {timeout_s} is no time")))?;
+    let (threads, shared) = ((threads / n).max(1), options.clone());
+    // A handler is set once, before there are threads that would race for it.
+    stop_on_signal();
+    let endings = ranks::threads::run(n, limit, move |comm| {
+        let log = LastAction::create(&shared.out, comm.rank())
+            .map_err(TrainError::io("make", &shared.out.join(last_action::FOLDER)))?;
+        let mut graph = graph.clone();
+        if let (Some(fault), Some(step)) =
+            (&fault, graph.entries.iter_mut().find(|e| e.name == STEP))
+        {
+            fault.seed(comm.rank(), step);
+        }
+        let rank = Rank::new(comm, 0, Some(log), fault.clone());
+        one_rank(graph, threads, &shared, Some(Arc::new(rank)))
+    });
+    let endings = endings.map_err(TrainError::io("start threads for", &options.out))?;
+    let mut outcomes = vec![];
+    let mut failures = vec![];
+    for (rank, ending) in endings.into_iter().enumerate() {
+        match ending {
+            Ending::Done(outcome) => outcomes.push(outcome),
+            Ending::Failed(e) => failures.push((e.to_string(), Some(e))),
+            Ending::Panicked(why) => failures.push((format!("rank {rank} panicked: {why}"), None)),
+            Ending::Hung => failures.push((format!("rank {rank} hangs"), None)),
+        }
+    }
+    // What all ranks refuse alike is told once.
+    if let Some((first, _)) = failures.first()
+        && failures.iter().all(|(why, e)| why == first && e.is_some())
+        && let Some(e) = failures.swap_remove(0).1
+    {
+        return Err(e);
+    }
+    match outcomes.into_iter().next() {
+        Some(outcome) if failures.is_empty() => Ok(outcome),
+        _ => Err(TrainError::RankFailures(failures.into_iter().map(|f| f.0).collect())),
+    }
 }
 
 fn report(outcome: &Outcome, out: &Path) {
@@ -104,6 +178,7 @@ fn default_out(runs: &Path, name: &str, resume: bool) -> Result<PathBuf, TrainEr
 /// Becomes true when the user or the system asks the program to end; asked again, it ends at once.
 fn stop_on_signal() -> &'static AtomicBool {
     static STOP: AtomicBool = AtomicBool::new(false);
+    static SET: Once = Once::new();
     let ask = || {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
@@ -111,6 +186,6 @@ fn stop_on_signal() -> &'static AtomicBool {
         eprintln!("finishing this step and writing a checkpoint; once more ends at once");
     };
     // Where no handler can be set, signals end the program as ever: its last checkpoint is whole.
-    let _ = ctrlc::set_handler(ask);
+    SET.call_once(|| drop(ctrlc::set_handler(ask)));
     &STOP
 }

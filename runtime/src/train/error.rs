@@ -44,6 +44,19 @@ pub enum TrainError {
              {wanted}; compile it again"
     )]
     Batch { compiled: usize, wanted: f64 },
+    #[error(
+        "the graph is for {compiled} ranks ({mesh}), and --ranks is {given}; \
+             give --ranks {compiled}"
+    )]
+    Ranks { compiled: usize, mesh: String, given: usize },
+    #[error("the ranks' programs do not fit together: {0}")]
+    OtherProgram(String),
+    #[error("the run ended: {}", .0.join("\n  "))]
+    RankFailures(Vec<String>),
+    #[error(transparent)]
+    Rank(#[from] Box<crate::ranks::RankError>),
+    #[error("{0}")]
+    Fault(String),
     #[error("the step has the input {name}, which no schedule gives")]
     UnknownInput { name: String },
     #[error(

@@ -19,13 +19,14 @@ use super::TrainError;
 use super::metrics::{self, MetricsWriter, Record};
 use super::plot;
 use super::progress::Progress;
-use super::settings::{CONFIG, TrainSettings, VOCAB};
+use super::settings::{CONFIG, DATA, Mesh, TrainSettings, VOCAB};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::run_folder;
 use crate::checkpoint::writer::Contents;
 use crate::data::loader::{Batch, Loader, LoaderOptions, LoaderState};
 use crate::data::tokenizer::Tokenizer;
 use crate::exec::{Program, Session, Store};
+use crate::ranks::{Rank, collective, last_action};
 use crate::weights::{self, Snapshot};
 
 pub const STEP: &str = "train_step";
@@ -84,15 +85,21 @@ struct State {
 }
 
 /// Trains until the last step, or until `stop` becomes true; then the step at hand is finished and
-/// kept.
+/// kept. Of several ranks each calls this with the same options; the first writes the run's files.
 pub fn run(
     program: &Arc<Program>,
     options: &Options,
     stop: &AtomicBool,
+    rank: Option<Arc<Rank>>,
 ) -> Result<Outcome, TrainError> {
-    let mut run = Run::start(program, options)?;
+    let mut run = Run::start(program, options, rank)?;
     let outcome = run.steps(stop);
-    run.progress.finish();
+    if let Some(progress) = &run.progress {
+        progress.finish();
+    }
+    if let (Ok(_), Some(rank)) = (&outcome, &run.rank) {
+        rank.finish();
+    }
     outcome
 }
 
@@ -108,8 +115,12 @@ struct Run {
     /// The run's `tokenizer.json`, to go into every checkpoint.
     tokenizer_file: Option<Vec<u8>>,
     config: Value,
-    metrics: MetricsWriter,
-    progress: Progress,
+    /// The first rank's alone.
+    metrics: Option<MetricsWriter>,
+    progress: Option<Progress>,
+    rank: Option<Arc<Rank>>,
+    /// Ranks that share the batch, and the place of this one among them.
+    share: (usize, usize),
     /// Steps and tokens done.
     step: u64,
     tokens: u64,
@@ -123,12 +134,27 @@ struct HeldOut {
 }
 
 impl Run {
-    fn start(program: &Arc<Program>, options: &Options) -> Result<Run, TrainError> {
+    fn start(
+        program: &Arc<Program>,
+        options: &Options,
+        rank: Option<Arc<Rank>>,
+    ) -> Result<Run, TrainError> {
         let store = Store::new(Arc::clone(program.device()));
-        let step_session = Session::new(program, STEP, &store)?;
+        let mut step_session = Session::new(program, STEP, &store)?;
         let settings = TrainSettings::of(step_session.entry())?;
         let n_steps = options.steps.or(settings.steps).ok_or(TrainError::NoSteps)?;
-        check_batch(&settings, &step_session)?;
+        let mesh = Mesh::of(step_session.entry())?;
+        let (n_ranks, own) = rank.as_ref().map_or((1, 0), |r| (r.n_ranks(), r.rank()));
+        if mesh.n_ranks() != n_ranks {
+            let (compiled, mesh) = (mesh.n_ranks(), mesh.to_string());
+            return Err(TrainError::Ranks { compiled, mesh, given: n_ranks });
+        }
+        if let Some(rank) = &rank {
+            check_programs(rank, step_session.entry())?;
+            step_session.join(rank);
+        }
+        let share = mesh.place(DATA, own);
+        check_batch(&settings, &step_session, share.0)?;
 
         let latest = run_folder::find_latest(&options.out)?;
         let latest = match (latest, options.resume) {
@@ -165,7 +191,7 @@ impl Run {
         loader_options.held_out = settings.held_out;
         let held_out = match settings.held_out > 0.0 {
             true => Some(HeldOut {
-                session: Session::new(program, LOSS, &store)?,
+                session: joined(Session::new(program, LOSS, &store)?, rank.as_ref()),
                 loader: Loader::open(loader_options.for_held_out(), Arc::clone(&tokenizer))?,
             }),
             false => None,
@@ -191,13 +217,15 @@ impl Run {
 
         fs::create_dir_all(&options.out).map_err(TrainError::io("make", &options.out))?;
         let metrics_path = options.out.join(METRICS);
+        let first = own == 0;
         let metrics = match &saved {
-            Some(saved) => MetricsWriter::resume(&metrics_path, saved.step)?,
-            None => MetricsWriter::create(&metrics_path)?,
+            _ if !first => None,
+            Some(saved) => Some(MetricsWriter::resume(&metrics_path, saved.step)?),
+            None => Some(MetricsWriter::create(&metrics_path)?),
         };
         let step = saved.as_ref().map_or(0, |s| s.step);
-        let progress = Progress::new(step, n_steps);
-        if let Some(latest) = &latest {
+        let progress = first.then(|| Progress::new(step, n_steps));
+        if let (Some(latest), Some(progress)) = (&latest, &progress) {
             progress.say(&format!("continuing from {}", latest.folder.display()));
         }
         Ok(Run {
@@ -213,6 +241,8 @@ impl Run {
             loader,
             metrics,
             progress,
+            rank,
+            share,
             step,
             tokens: saved.as_ref().map_or(0, |s| s.tokens),
             saved: latest.map(|l| (l.step, l.folder)),
@@ -220,27 +250,47 @@ impl Run {
     }
 
     fn steps(&mut self, stop: &AtomicBool) -> Result<Outcome, TrainError> {
-        while self.step < self.n_steps && !stop.load(Ordering::Relaxed) {
+        while self.step < self.n_steps && !self.asked_to_stop(stop)? {
             let start = Instant::now();
             let (mut record, tokens) = self.one_step()?;
             let time = start.elapsed();
             if self.step.is_multiple_of(self.settings.held_out_every) || self.step == self.n_steps {
                 record = self.measure(record)?;
             }
-            self.metrics.write(&record)?;
-            self.progress.step(&record, tokens, time);
+            if let Some(metrics) = &mut self.metrics {
+                metrics.write(&record)?;
+            }
+            if let Some(progress) = &mut self.progress {
+                progress.step(&record, tokens, time);
+            }
             if self.step.is_multiple_of(self.settings.checkpoint_every) {
                 self.save()?;
             }
         }
         let checkpoint = self.save()?;
         let interrupted = self.step < self.n_steps;
+        if self.metrics.is_none() {
+            let (step, tokens) = (self.step, self.tokens);
+            let (pictures, losses) = (vec![], None);
+            return Ok(Outcome { step, tokens, checkpoint, pictures, losses, interrupted });
+        }
         let records = metrics::read(&self.out.join(METRICS))?;
         let pictures = draw(&self.out, &records)?;
         let loss = |r: Option<&Record>| r?.number("loss").or_else(|| r?.number("objective"));
         let losses = loss(records.first()).zip(loss(records.last()));
         let (step, tokens) = (self.step, self.tokens);
         Ok(Outcome { step, tokens, checkpoint, pictures, losses, interrupted })
+    }
+
+    /// Whether the first rank was asked to: all end after the same step.
+    fn asked_to_stop(&self, stop: &AtomicBool) -> Result<bool, TrainError> {
+        let mut asked = [u8::from(stop.load(Ordering::Relaxed))];
+        if let Some(rank) = &self.rank {
+            rank.set_step(self.step + 1);
+            let meeting = rank.begin("broadcast", "whether to stop", everyone(rank));
+            collective::broadcast(&meeting, &mut asked).map_err(Box::new)?;
+        }
+        Ok(asked[0] != 0)
     }
 
     /// One optimizer step: what it measured, and its tokens.
@@ -253,8 +303,8 @@ impl Run {
         }
         let n_sequences = self.step_session.shape_of("tokens")?;
         let n_sequences: usize = n_sequences[..n_sequences.len() - 1].iter().product();
-        let batch = self.loader.next_batch(n_sequences)?;
-        write_batch(&mut self.step_session, &batch)?;
+        let batch = self.loader.next_batch(n_sequences * self.share.0)?;
+        write_batch(&mut self.step_session, &part(&batch, self.share))?;
         let scalars = self.scalars()?;
         for (name, value) in &scalars {
             self.step_session.write_input(name, &[*value as f32])?;
@@ -345,6 +395,9 @@ impl Run {
         {
             return Ok(folder.clone());
         }
+        if self.metrics.is_none() {
+            return Ok(run_folder::step_folder(&self.out, self.step));
+        }
         let snapshot = Snapshot::take(&self.store)?;
         let state = State {
             step: self.step,
@@ -374,7 +427,11 @@ impl Run {
 }
 
 /// Whether the graph does the batches that the settings ask for.
-fn check_batch(settings: &TrainSettings, session: &Session) -> Result<(), TrainError> {
+fn check_batch(
+    settings: &TrainSettings,
+    session: &Session,
+    n_shares: usize,
+) -> Result<(), TrainError> {
     let phases = settings.batch.phases();
     let (from, to) = (phases[0].from, phases[phases.len() - 1].to);
     if session.entry().find_dim(MICRO_BATCHES).is_some() {
@@ -384,11 +441,46 @@ fn check_batch(settings: &TrainSettings, session: &Session) -> Result<(), TrainE
         return Err(TrainError::BatchChanges { from, to });
     }
     let shape = session.shape_of("tokens")?;
-    let compiled = shape[..shape.len() - 1].iter().product();
+    let compiled = shape[..shape.len() - 1].iter().product::<usize>() * n_shares;
     if compiled as f64 != from {
         return Err(TrainError::Batch { compiled, wanted: from });
     }
     Ok(())
+}
+
+fn everyone(rank: &Rank) -> Vec<usize> {
+    (0..rank.n_ranks()).collect()
+}
+
+fn joined(mut session: Session, rank: Option<&Arc<Rank>>) -> Session {
+    if let Some(rank) = rank {
+        session.join(rank);
+    }
+    session
+}
+
+/// Refuses ranks whose programs do not do the same things together in the same order.
+fn check_programs(rank: &Rank, entry: &Entry) -> Result<(), TrainError> {
+    let own = weft_graph::collective::sequence(entry).join("\n");
+    let meeting = rank.begin("exchange", "the sequence of collectives", everyone(rank));
+    let all = collective::gather_uneven(&meeting, own.as_bytes()).map_err(Box::new)?;
+    let lines = |bytes: &Vec<u8>| -> Vec<String> {
+        String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect()
+    };
+    let sequences: Vec<Vec<String>> = all.iter().map(lines).collect();
+    weft_graph::collective::agree(&sequences).map_err(TrainError::OtherProgram)
+}
+
+/// The sequences of a batch that belong to place `place` of `n`.
+fn part(batch: &Batch, (n, place): (usize, usize)) -> Batch {
+    let rows = batch.batch / n;
+    let range = place * rows * batch.sequence..(place + 1) * rows * batch.sequence;
+    Batch {
+        batch: rows,
+        sequence: batch.sequence,
+        tokens: batch.tokens[range.clone()].to_vec(),
+        segments: batch.segments[range].to_vec(),
+    }
 }
 
 /// Whether the model has a row for every id, as far as the graph says.
@@ -550,6 +642,7 @@ fn draw_runs(out: &Path, runs: &[plot::Run<'_>]) -> Result<Vec<PathBuf>, TrainEr
 pub fn plot_runs(folders: &[PathBuf], out: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut all = vec![];
     for folder in folders {
+        last_action::warn(folder);
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         all.push((name, metrics::read(&folder.join(METRICS))?));
     }

@@ -13,6 +13,11 @@ pub const TRAIN: &str = "train";
 pub const CONFIG: &str = "config";
 /// Key of an entry's meta that holds the model's name.
 pub const MODEL: &str = "model";
+/// Key of an entry's meta that holds the mesh of ranks it is for: pairs of an axis and its size,
+/// the last the fastest. Absent for one rank.
+pub const MESH: &str = "mesh";
+/// The axis whose ranks take turns at the batch.
+pub const DATA: &str = "data";
 /// Key of an entry's meta that holds the number of ids that the model has a row for.
 pub const VOCAB: &str = "vocab";
 
@@ -58,6 +63,44 @@ pub struct AdamW {
     pub beta2: f64,
     pub eps: f64,
     pub decay: f64,
+}
+
+/// The mesh of ranks that an entry is for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mesh(Vec<(String, u64)>);
+
+impl Mesh {
+    pub fn of(entry: &Entry) -> Result<Mesh, TrainError> {
+        let Some(value) = entry.meta.get(MESH) else { return Ok(Mesh::default()) };
+        let wrong = |reason: String| TrainError::Settings { entry: entry.name.clone(), reason };
+        let axes: Vec<(String, u64)> =
+            serde_json::from_value(value.clone()).map_err(|e| wrong(e.to_string()))?;
+        let n = axes.iter().try_fold(1u64, |n, (_, size)| n.checked_mul(*size));
+        match n {
+            Some(1..=4096) => Ok(Mesh(axes)),
+            _ => Err(wrong(format!("a mesh of {axes:?} ranks"))),
+        }
+    }
+
+    pub fn n_ranks(&self) -> usize {
+        self.0.iter().map(|(_, size)| *size as usize).product()
+    }
+
+    /// The number of places along an axis, and the place of `rank`; one place where there is no
+    /// such axis.
+    pub fn place(&self, axis: &str, rank: usize) -> (usize, usize) {
+        let Some(at) = self.0.iter().position(|(name, _)| name == axis) else { return (1, 0) };
+        let size = self.0[at].1 as usize;
+        let stride: usize = self.0[at + 1..].iter().map(|(_, size)| *size as usize).product();
+        (size, rank / stride % size)
+    }
+}
+
+impl std::fmt::Display for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let axes: Vec<String> = self.0.iter().map(|(name, n)| format!("{name} = {n}")).collect();
+        f.write_str(&axes.join(", "))
+    }
 }
 
 /// What runs were computed in before they could say so.

@@ -1,0 +1,174 @@
+//! Several ranks that run one program, each on a device of its own.
+//!
+//! A [`Communicator`] moves bytes between two ranks; everything else (`collective`) is made of
+//! that, in one fixed order, so that a transport can change how fast a run is and not what it
+//! computes.
+//! A [`Rank`] is what one rank's executor holds: its transport, and the file that says what it did
+//! last.
+//!
+//! No wait is without end: a transport gives up on a peer that is silent for longer than its limit,
+//! and at once on one that has ended. The rank that gives up says which op it was in, of which
+//! pipeline stage, and whom it waited for.
+
+pub mod collective;
+pub mod fault;
+pub mod last_action;
+pub mod threads;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use fault::Fault;
+use last_action::LastAction;
+
+/// Bytes between two ranks. Messages from one rank to another arrive in the order they were sent.
+pub trait Communicator: fmt::Debug + Send + Sync {
+    fn rank(&self) -> usize;
+
+    fn n_ranks(&self) -> usize;
+
+    /// Hands bytes over, without waiting for the other to ask for them.
+    fn send(&self, to: usize, bytes: &[u8]) -> Result<(), Lost>;
+
+    /// Waits for the next message from a rank, which must have the length of `bytes`.
+    fn recv(&self, from: usize, bytes: &mut [u8]) -> Result<(), Lost>;
+
+    /// Makes every later call of any rank that involves this one fail: it has lost its transport.
+    fn close(&self, why: &str);
+}
+
+/// Why nothing comes from a peer.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Lost {
+    #[error("which has been silent for {:.1} s", .0.as_secs_f64())]
+    Silent(Duration),
+    #[error("which has ended: {0}")]
+    Ended(String),
+    #[error("which sent {found} bytes where {expected} were expected")]
+    Length { expected: usize, found: usize },
+    #[error("and the transport fails: {0}")]
+    Transport(String),
+}
+
+/// What a rank was doing when it could not go on.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("rank {rank}, step {step}: {op} {what} of stage {stage}, with rank {peer}, {lost}")]
+pub struct RankError {
+    pub rank: usize,
+    pub step: u64,
+    pub op: String,
+    pub what: String,
+    pub stage: usize,
+    pub peer: usize,
+    pub lost: Lost,
+}
+
+/// One rank of a run.
+#[derive(Debug)]
+pub struct Rank {
+    comm: Arc<dyn Communicator>,
+    /// The pipeline stage that this rank runs.
+    stage: usize,
+    step: AtomicU64,
+    /// Collectives begun.
+    n_begun: AtomicU64,
+    log: Option<LastAction>,
+    fault: Option<Fault>,
+}
+
+impl Rank {
+    pub fn new(
+        comm: Arc<dyn Communicator>,
+        stage: usize,
+        log: Option<LastAction>,
+        fault: Option<Fault>,
+    ) -> Rank {
+        let fault = fault.filter(|f| f.rank == comm.rank());
+        Rank { comm, stage, step: AtomicU64::new(0), n_begun: AtomicU64::new(0), log, fault }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    pub fn n_ranks(&self) -> usize {
+        self.comm.n_ranks()
+    }
+
+    /// The optimizer step that what follows belongs to.
+    pub fn set_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    /// Whoever has finished leaves no last action.
+    pub fn finish(&self) {
+        if let Some(log) = &self.log {
+            log.remove();
+        }
+    }
+
+    /// Begins `op` on `what`, among `ranks`.
+    pub fn begin<'a>(&'a self, op: &'a str, what: &'a str, ranks: Vec<usize>) -> Meeting<'a> {
+        let n = self.n_begun.fetch_add(1, Ordering::Relaxed);
+        if let Some(fault) = self.fault.as_ref().filter(|f| f.at == n) {
+            self.note(op, what, None);
+            fault.happen(&*self.comm);
+        }
+        Meeting { rank: self, op, what, ranks }
+    }
+
+    fn note(&self, op: &str, what: &str, peer: Option<usize>) {
+        if let Some(log) = &self.log {
+            let step = self.step.load(Ordering::Relaxed);
+            log.write(step, op, what, self.stage, peer);
+        }
+    }
+}
+
+/// One collective in progress: names whatever goes wrong in it.
+pub struct Meeting<'a> {
+    rank: &'a Rank,
+    op: &'a str,
+    what: &'a str,
+    /// Who takes part, in the order of places.
+    ranks: Vec<usize>,
+}
+
+impl Meeting<'_> {
+    pub fn n(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// The place of this rank.
+    pub fn place(&self) -> usize {
+        let own = self.rank.rank();
+        self.ranks.iter().position(|r| *r == own).expect("a rank takes part in its own collectives")
+    }
+
+    pub fn send(&self, place: usize, bytes: &[u8]) -> Result<(), RankError> {
+        let to = self.ranks[place];
+        self.rank.comm.send(to, bytes).map_err(|lost| self.error(to, lost))
+    }
+
+    pub fn recv(&self, place: usize, bytes: &mut [u8]) -> Result<(), RankError> {
+        let from = self.ranks[place];
+        self.rank.note(self.op, self.what, Some(from));
+        self.rank.comm.recv(from, bytes).map_err(|lost| self.error(from, lost))
+    }
+
+    fn error(&self, peer: usize, lost: Lost) -> RankError {
+        RankError {
+            rank: self.rank.rank(),
+            step: self.rank.step.load(Ordering::Relaxed),
+            op: self.op.into(),
+            what: self.what.into(),
+            stage: self.rank.stage,
+            peer,
+            lost,
+        }
+    }
+}

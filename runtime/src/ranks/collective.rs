@@ -1,0 +1,179 @@
+//! Sums and gatherings made of messages between two ranks, in one order whatever the transport.
+//!
+//! A sum is a binary tree over places: at level k the place with bit k set sends what it has to the
+//! place without it, which adds it to its own, `left + right`. The first 2^k places of a group are
+//! one summand, and so are the others. It begins at zero, so that a sum is never -0: that is what a
+//! loop that adds to zeros gives.
+
+use weft_graph::CollectiveKind;
+
+use super::{Meeting, RankError};
+use crate::memory::{as_bytes, as_bytes_mut};
+
+/// An operand as `outer` blocks of `block_bytes`.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks {
+    pub outer: usize,
+    pub block_bytes: usize,
+}
+
+/// Carries out a collective on host memory; `to` has the size of the result.
+pub fn run(
+    kind: CollectiveKind,
+    meeting: &Meeting<'_>,
+    blocks: Blocks,
+    from: &[u8],
+    to: &mut [u8],
+) -> Result<(), RankError> {
+    match kind {
+        CollectiveKind::AllReduce => {
+            to.copy_from_slice(&all_reduce(meeting, from)?);
+            Ok(())
+        }
+        CollectiveKind::ReduceScatter => reduce_scatter(meeting, blocks, from, to),
+        CollectiveKind::AllGather => all_gather(meeting, blocks, from, to),
+    }
+}
+
+/// The sum over all places, for each.
+pub fn all_reduce(meeting: &Meeting<'_>, from: &[u8]) -> Result<Vec<u8>, RankError> {
+    let mut sum = reduce(meeting, from)?;
+    broadcast(meeting, as_bytes_mut(&mut sum))?;
+    Ok(as_bytes(&sum).to_vec())
+}
+
+/// The sum over all places, at place 0; the others hold parts of it.
+fn reduce(meeting: &Meeting<'_>, from: &[u8]) -> Result<Vec<f32>, RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    let mut sum = floats(from);
+    sum.iter_mut().for_each(|x| *x += 0.0);
+    let mut right = vec![0.0f32; sum.len()];
+    let mut distance = 1;
+    while distance < n {
+        if place & distance != 0 {
+            meeting.send(place - distance, as_bytes(&sum))?;
+            break;
+        }
+        if place + distance < n {
+            meeting.recv(place + distance, as_bytes_mut(&mut right))?;
+            sum.iter_mut().zip(&right).for_each(|(x, y)| *x += y);
+        }
+        distance *= 2;
+    }
+    Ok(sum)
+}
+
+/// What place 0 has, for all: the way of `reduce` back.
+pub fn broadcast(meeting: &Meeting<'_>, bytes: &mut [u8]) -> Result<(), RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    let mut distance = n.next_power_of_two();
+    while distance > 1 {
+        distance /= 2;
+        if place.is_multiple_of(2 * distance) && place + distance < n {
+            meeting.send(place + distance, bytes)?;
+        } else if place % (2 * distance) == distance {
+            meeting.recv(place - distance, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Each place gets its part of every other's operand and adds them up itself, in the tree's order.
+fn reduce_scatter(
+    meeting: &Meeting<'_>,
+    blocks: Blocks,
+    from: &[u8],
+    to: &mut [u8],
+) -> Result<(), RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    let part_bytes = blocks.block_bytes / n;
+    let part = |of: usize| -> Vec<u8> {
+        let block = from.chunks_exact(blocks.block_bytes.max(1)).take(blocks.outer);
+        block.flat_map(|b| &b[of * part_bytes..(of + 1) * part_bytes]).copied().collect()
+    };
+    for of in (0..n).filter(|of| *of != place) {
+        meeting.send(of, &part(of))?;
+    }
+    let mut parts: Vec<Vec<f32>> = vec![];
+    for of in 0..n {
+        let mut bytes = vec![0u8; to.len()];
+        if of == place {
+            bytes = part(of);
+        } else {
+            meeting.recv(of, &mut bytes)?;
+        }
+        parts.push(floats(&bytes).into_iter().map(|x| x + 0.0).collect());
+    }
+    to.copy_from_slice(as_bytes(&tree(&parts)));
+    Ok(())
+}
+
+fn tree(parts: &[Vec<f32>]) -> Vec<f32> {
+    let [one] = parts else {
+        let (left, right) = parts.split_at(parts.len().next_power_of_two() / 2);
+        let mut sum = tree(left);
+        sum.iter_mut().zip(tree(right)).for_each(|(x, y)| *x += y);
+        return sum;
+    };
+    one.clone()
+}
+
+fn all_gather(
+    meeting: &Meeting<'_>,
+    blocks: Blocks,
+    from: &[u8],
+    to: &mut [u8],
+) -> Result<(), RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    for of in (0..n).filter(|of| *of != place) {
+        meeting.send(of, from)?;
+    }
+    let mut other = vec![0u8; from.len()];
+    let size = blocks.block_bytes;
+    for of in 0..n {
+        let bytes = if of == place {
+            from
+        } else {
+            meeting.recv(of, &mut other)?;
+            &other
+        };
+        for i in 0..blocks.outer {
+            let at = (i * n + of) * size;
+            to[at..at + size].copy_from_slice(&bytes[i * size..(i + 1) * size]);
+        }
+    }
+    Ok(())
+}
+
+/// What each place has, by place; lengths may differ.
+pub fn gather_uneven(meeting: &Meeting<'_>, own: &[u8]) -> Result<Vec<Vec<u8>>, RankError> {
+    let each: Vec<&[u8]> = vec![own; meeting.n()];
+    all_to_all(meeting, &each)
+}
+
+/// Part i of every place goes to place i, which gets them by place; lengths may differ.
+pub fn all_to_all(meeting: &Meeting<'_>, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    for of in (0..n).filter(|of| *of != place) {
+        meeting.send(of, &(parts[of].len() as u64).to_le_bytes())?;
+        meeting.send(of, parts[of])?;
+    }
+    let mut all = vec![];
+    for of in 0..n {
+        if of == place {
+            all.push(parts[of].to_vec());
+            continue;
+        }
+        let mut len = [0; 8];
+        meeting.recv(of, &mut len)?;
+        let mut bytes = vec![0; u64::from_le_bytes(len) as usize];
+        meeting.recv(of, &mut bytes)?;
+        all.push(bytes);
+    }
+    Ok(all)
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let of = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    bytes.chunks_exact(4).map(of).collect()
+}

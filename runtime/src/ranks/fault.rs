@@ -1,0 +1,76 @@
+//! Faults on purpose, for tests: `WEFT_TEST_FAULT=KIND:RANK:N` makes a rank fail when it begins its
+//! N-th collective, counted from 0. `hang` sleeps for ever, `panic` panics, `lose` closes the
+//! rank's transport, `abort` ends the process as a crash does. `swap` changes the rank's program
+//! before it begins: its N-th and next collectives of the training step trade places.
+
+use std::time::Duration;
+
+use weft_graph::{Entry, Step};
+
+use super::Communicator;
+
+pub const VARIABLE: &str = "WEFT_TEST_FAULT";
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    kind: Kind,
+    pub rank: usize,
+    /// The collective at which it happens.
+    pub at: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Hang,
+    Panic,
+    Lose,
+    Abort,
+    Swap,
+}
+
+impl Fault {
+    /// The fault that the environment asks for.
+    pub fn from_env() -> Result<Option<Fault>, String> {
+        let Ok(text) = std::env::var(VARIABLE) else { return Ok(None) };
+        let why = || {
+            format!("{VARIABLE}={text}: expected KIND:RANK:N with hang, panic, lose, abort or swap")
+        };
+        let parts: Vec<&str> = text.split(':').collect();
+        let &[kind, rank, at] = &parts[..] else { return Err(why()) };
+        let kind = match kind {
+            "hang" => Kind::Hang,
+            "panic" => Kind::Panic,
+            "lose" => Kind::Lose,
+            "abort" => Kind::Abort,
+            "swap" => Kind::Swap,
+            _ => return Err(why()),
+        };
+        let rank = rank.parse().map_err(|_| why())?;
+        let at = at.parse().map_err(|_| why())?;
+        Ok(Some(Fault { kind, rank, at }))
+    }
+
+    /// The program of `rank` with its fault in it.
+    pub fn seed(&self, rank: usize, entry: &mut Entry) {
+        if self.kind != Kind::Swap || self.rank != rank {
+            return;
+        }
+        let steps = entry.steps.iter_mut().filter(|s| matches!(s, Step::Collective(_)));
+        let mut pair = steps.skip(self.at as usize).take(2);
+        if let (Some(a), Some(b)) = (pair.next(), pair.next()) {
+            std::mem::swap(a, b);
+        }
+    }
+
+    pub(super) fn happen(&self, comm: &dyn Communicator) {
+        match self.kind {
+            Kind::Hang => loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            },
+            Kind::Panic => panic!("asked for by {VARIABLE}"),
+            Kind::Lose => comm.close("it has lost its transport"),
+            Kind::Abort => std::process::abort(),
+            Kind::Swap => {}
+        }
+    }
+}
