@@ -8,7 +8,7 @@ use weft_graph::{Entry, Graph, Role};
 use weft_runtime::device::list::{DevicesArgs, devices};
 use weft_runtime::generate::command::{TextArgs, generate};
 use weft_runtime::train::command::{RunArgs, train};
-use weft_runtime::train::run::plot_runs;
+use weft_runtime::train::pictures::Runs;
 
 /// Run executable graphs.
 #[derive(Parser)]
@@ -76,7 +76,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             train(Graph::open(graph)?, run)?;
         }
         Command::Plot { runs, output } => {
-            for picture in plot_runs(runs, output)? {
+            let runs = Runs::read(runs)?;
+            print!("{}", runs.table(200));
+            for picture in runs.draw(output)? {
                 println!("picture: {}", picture.display());
             }
         }

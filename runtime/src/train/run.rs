@@ -17,6 +17,7 @@ use weft_graph::{Entry, Role};
 
 use super::TrainError;
 use super::metrics::{self, MetricsWriter, Record};
+use super::pictures::draw_runs;
 use super::plot;
 use super::progress::Progress;
 use super::settings::{CONFIG, DATA, Mesh, TrainSettings, VOCAB};
@@ -26,7 +27,7 @@ use crate::checkpoint::writer::Contents;
 use crate::data::loader::{Batch, Loader, LoaderOptions, LoaderState};
 use crate::data::tokenizer::Tokenizer;
 use crate::exec::{Program, Session, Store};
-use crate::ranks::{Rank, collective, last_action};
+use crate::ranks::{Rank, collective};
 use crate::weights::{self, Snapshot};
 
 pub const STEP: &str = "train_step";
@@ -275,7 +276,7 @@ impl Run {
             return Ok(Outcome { step, tokens, checkpoint, pictures, losses, interrupted });
         }
         let records = metrics::read(&self.out.join(METRICS))?;
-        let pictures = draw(&self.out, &records)?;
+        let pictures = draw_runs(&self.out, &[plot::Run { name: "", records: &records }])?;
         let loss = |r: Option<&Record>| r?.number("loss").or_else(|| r?.number("objective"));
         let losses = loss(records.first()).zip(loss(records.last()));
         let (step, tokens) = (self.step, self.tokens);
@@ -611,45 +612,6 @@ fn tokenizer_file(path: Option<&Path>) -> Result<Option<Vec<u8>>, TrainError> {
     let Some(path) = path else { return Ok(None) };
     let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
     fs::read(&path).map(Some).map_err(TrainError::io("read", &path))
-}
-
-/// The pictures of a run.
-fn draw(out: &Path, records: &[Record]) -> Result<Vec<PathBuf>, TrainError> {
-    draw_runs(out, &[plot::Run { name: "", records }])
-}
-
-/// Losses and MaxVio of runs side by side, as pictures in `out`; none of what no run measured.
-fn draw_runs(out: &Path, runs: &[plot::Run<'_>]) -> Result<Vec<PathBuf>, TrainError> {
-    let n_records = runs.iter().map(|r| r.records.len()).max().unwrap_or(0);
-    let smooth_steps = (n_records as f64 / 50.0).max(1.0);
-    let mut drawn = vec![];
-    let charts = [
-        ("losses.svg", plot::losses(runs, smooth_steps)),
-        ("max_vio.svg", plot::max_vio(runs, smooth_steps)),
-    ];
-    for (name, chart) in charts {
-        if chart.series.iter().all(|s| s.points.is_empty()) {
-            continue;
-        }
-        let path = out.join(name);
-        plot::write_svg(&path, &chart)?;
-        drawn.push(path);
-    }
-    Ok(drawn)
-}
-
-/// The pictures of several runs in one, each run under its folder's name; written to `out`.
-pub fn plot_runs(folders: &[PathBuf], out: &Path) -> Result<Vec<PathBuf>, TrainError> {
-    let mut all = vec![];
-    for folder in folders {
-        last_action::warn(folder);
-        let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-        all.push((name, metrics::read(&folder.join(METRICS))?));
-    }
-    fs::create_dir_all(out).map_err(TrainError::io("make", out))?;
-    let runs: Vec<plot::Run<'_>> =
-        all.iter().map(|(name, records)| plot::Run { name, records }).collect();
-    draw_runs(out, &runs)
 }
 
 #[cfg(test)]
