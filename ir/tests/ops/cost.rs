@@ -56,7 +56,7 @@ fn pointwise_ops_and_renamings() {
 fn bytes_of_quantized_values_include_scales() {
     let mut ty = Type::new(DType::E4m3, dims(&[3, 200]));
     ty.quant = Some(Quant { group: [1, 128], scale: DType::F32, layout: ScaleLayout::RowMajor });
-    let c = cost(Op::Neg, &[ty], Attrs::new());
+    let c = cost(Op::Dequantize, &[ty], Attrs::new().with("dtype", Attr::DType(DType::F32)));
     assert_eq!(c.bytes_read, 600 + 4 * 3 * 2);
     // Two values of 12 bits in three bytes.
     assert_eq!(cost(Op::Neg, &[Type::new(DType::E5m6, dims(&[5]))], Attrs::new()).bytes_read, 8);

@@ -12,6 +12,7 @@ mod moe;
 mod movement;
 mod one_op;
 mod pointwise;
+mod quantized;
 mod reduce;
 mod row;
 mod sizes;
