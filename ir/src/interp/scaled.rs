@@ -207,13 +207,16 @@ fn hopper14(terms: impl Iterator<Item = f64>) -> f64 {
     sum
 }
 
-/// The codes of an operand with its scales: in the value, or the operand `scales` places behind.
+/// The scales of an operand, and the group that shares one.
+type Scales<'a> = (&'a [f64], [u32; 2]);
+
+/// The scales of operand `i`, if it has any: in the value, or `n` operands behind it.
 pub(super) fn scales_of<'a>(
     cx: &Cx,
     xs: &[&'a Tensor],
     i: usize,
     n: usize,
-) -> Result<Option<(&'a [f64], [u32; 2])>, Fault> {
+) -> Result<Option<Scales<'a>>, Fault> {
     if let Some(scales) = &xs[i].scales {
         return Ok(Some((scales.floats()?, cx.group_of(i)?)));
     }
