@@ -68,6 +68,7 @@ fn candidates() -> Vec<Op> {
         // Codes jump where their source moves a little: `backend-cpu/tests/quantized.rs` has these.
         Op::Quantize,
         Op::Dequantize,
+        Op::Encode,
         // Their indices would have to be in range.
         Op::Gather,
         Op::Take,
@@ -76,7 +77,9 @@ fn candidates() -> Vec<Op> {
         Op::CrossEntropy,
         Op::OneHot,
     ];
-    OPS.iter().map(|d| d.op).filter(|op| op.is_pure() && !no.contains(op)).collect()
+    // One rank has no one to meet.
+    let fits = |op: &Op| op.is_pure() && !op.has(Trait::Collective) && !no.contains(op);
+    OPS.iter().map(|d| d.op).filter(fits).collect()
 }
 
 fn attrs(rng: &mut Rng, op: Op, b: &Builder, xs: &[ValueId]) -> Attrs {
