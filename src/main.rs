@@ -19,6 +19,7 @@ mod plot;
 mod policy;
 mod precision_table;
 mod published;
+mod schedule;
 mod train;
 mod verify_passes;
 mod weights;
@@ -46,6 +47,7 @@ enum Command {
     Export(export::Args),
     Opt(opt::Args),
     Plot(plot::Args),
+    Schedule(schedule::Args),
     Train(train::Args),
     Generate(generate::Args),
     Devices(devices::Args),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Opt(args) => opt::run(args),
         Command::Plot(args) => plot::run(args),
+        Command::Schedule(args) => schedule::run(args),
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Devices(args) => devices::run(args),
