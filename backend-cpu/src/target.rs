@@ -1,6 +1,6 @@
 //! The CPU variants as LLVM targets.
 
-use weft_codegen::emit::Target;
+use weft_codegen::emit::{Model, Target};
 use weft_graph::CpuVariant;
 
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -10,6 +10,7 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 pub fn target(variant: CpuVariant) -> Target {
     let avx2 = Target {
         name: variant.name(),
+        model: Model::Cpu,
         triple: TRIPLE,
         cpu: "x86-64-v3",
         features: "",

@@ -1,9 +1,9 @@
-//! From kernels to position-independent ELF objects.
+//! From kernels to position-independent ELF objects, or to PTX modules.
 //!
 //! A kernel is a name and a closure that emits it; kernels are compiled a handful to an object,
 //! objects in parallel, one LLVM context per thread. Which kernels share an object depends on their
 //! order alone, so any number of threads gives the same bytes. An object may ask for no symbol but
-//! `memcpy`, `memset` and `memmove`.
+//! `memcpy`, `memset` and `memmove`, a PTX module for none.
 
 mod elf;
 
@@ -20,7 +20,7 @@ use inkwell::targets::{
     TargetTriple,
 };
 
-use crate::emit::{Cg, Target};
+use crate::emit::{Cg, Model, Target};
 
 /// Emits one kernel into the module.
 pub type Emit = Arc<dyn for<'c> Fn(&Cg<'c>) + Send + Sync>;
@@ -45,7 +45,7 @@ impl KernelSource {
     }
 }
 
-/// A relocatable ELF object and the kernels it defines.
+/// A relocatable ELF object, or the text of a PTX module, and the kernels it defines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
     pub bytes: Vec<u8>,
@@ -104,16 +104,29 @@ pub fn compile_all(
 
 /// Compiles kernels into one object.
 pub fn compile(target: &Target, sources: &[KernelSource]) -> Result<Object, ObjectError> {
-    let bytes = emit_file(target, sources, FileType::Object)?;
-    let foreign: Vec<String> = elf::undefined_symbols(&bytes)
-        .into_iter()
-        .filter(|s| !ALLOWED_SYMBOLS.contains(&s.as_str()))
-        .collect();
+    let (kind, allowed) = match target.model {
+        Model::Cpu => (FileType::Object, &ALLOWED_SYMBOLS[..]),
+        Model::Simt => (FileType::Assembly, &[][..]),
+    };
+    let bytes = emit_file(target, sources, kind)?;
+    let undefined = match target.model {
+        Model::Cpu => elf::undefined_symbols(&bytes),
+        Model::Simt => undefined_functions(&bytes),
+    };
+    let foreign: Vec<String> =
+        undefined.into_iter().filter(|s| !allowed.contains(&s.as_str())).collect();
     if !foreign.is_empty() {
         let symbols = foreign.join(", ");
         return Err(ObjectError::Undefined { kernels: names(sources), symbols });
     }
     Ok(Object { bytes, kernels: sources.iter().map(|s| s.name.clone()).collect() })
+}
+
+/// What a PTX module declares and does not define.
+fn undefined_functions(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix(".extern .func"));
+    lines.map(|line| line.trim().to_string()).collect()
 }
 
 /// The assembly of kernels, for dumps.
@@ -161,7 +174,8 @@ fn optimised<'c>(
     let kernels = || names(sources);
     let malformed = |reason| ObjectError::Malformed { kernels: names(sources), reason };
     cg.module.verify().map_err(|e| malformed(e.to_string()))?;
-    let defined = |name: &str| cg.module.get_function(name).is_some_and(|f| f.count_params() == 5);
+    let defined =
+        |name: &str| cg.module.get_function(name).is_some_and(|f| f.count_basic_blocks() > 0);
     if let Some(absent) = sources.iter().find(|s| !defined(&s.name)) {
         return Err(malformed(format!("no function {}", absent.name)));
     }
@@ -176,6 +190,7 @@ fn machine(target: &Target) -> Result<TargetMachine, ObjectError> {
     static INITIALISE: Once = Once::new();
     INITIALISE.call_once(|| {
         LlvmTarget::initialize_x86(&InitializationConfig::default());
+        LlvmTarget::initialize_nvptx(&InitializationConfig::default());
         // SAFETY: the handler is a plain function that lives as long as the program.
         unsafe { inkwell::support::error_handling::install_fatal_error_handler(on_fatal_error) };
     });

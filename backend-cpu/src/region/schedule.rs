@@ -104,7 +104,8 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Planned, NodeId
     let sizes = grid.iter().map(|v| nest.vars.extent(*v)).collect();
     let chunked = chunk.map(|n| (nest.vars.extent(order[0]), n));
     let unroll = if lane_folds { 4 } else { 1 };
-    let schedule = Schedule { grid, chunk, order, lanes, unroll, parts, kept: kept.0 };
+    let kept = kept.0;
+    let schedule = Schedule { grid, chunk, order, lanes, unroll, parts, kept, warps: None };
     Ok(Planned { schedule, grid: sizes, chunked, scratch_bytes })
 }
 

@@ -17,6 +17,7 @@ mod arith;
 mod control;
 mod kernel;
 mod memory;
+mod simt;
 mod vector;
 
 use std::cell::Cell;
@@ -32,13 +33,24 @@ use inkwell::types::{BasicTypeEnum, VectorType};
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, FunctionValue};
 
 pub use arith::{Cmp, Operand};
-pub use kernel::Kernel;
+pub use kernel::{Frame, Kernel};
+pub use simt::WARP;
+
+/// Who runs a kernel's blocks (`kernel.rs` has the conventions).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// Threads of a pool, each some blocks in turn; a vector's lanes are those of registers.
+    Cpu,
+    /// Threads of a GPU, many to a block; a vector's lanes are what one thread holds.
+    Simt,
+}
 
 /// What a kernel is compiled for. Plain data: the backends own the tables of real machines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Prefix of kernel names, `avx512`.
     pub name: &'static str,
+    pub model: Model,
     pub triple: &'static str,
     pub cpu: &'static str,
     /// LLVM feature string, `+avx512bf16,-evex512`.
@@ -176,16 +188,17 @@ impl<'c> Cg<'c> {
             self.ctx.void_type().fn_type(&types, false),
             Some(linkage),
         );
-        let width = self.target.lanes * 32;
-        let attributes = [
+        let mut attributes = vec![
             ("target-cpu", self.target.cpu.to_string()),
             ("target-features", self.target.features.to_string()),
-            ("prefer-vector-width", width.to_string()),
-            ("no-trapping-math", "true".to_string()),
         ];
+        if self.target.model == Model::Cpu {
+            let width = self.target.lanes * 32;
+            attributes.push(("prefer-vector-width", width.to_string()));
+            attributes.push(("no-trapping-math", "true".to_string()));
+        }
         for (key, value) in attributes.iter().filter(|(_, v)| !v.is_empty()) {
-            let attribute = self.ctx.create_string_attribute(key, value);
-            f.add_attribute(AttributeLoc::Function, attribute);
+            self.function_attribute(f, key, value);
         }
         let nounwind = inkwell::attributes::Attribute::get_named_enum_kind_id("nounwind");
         f.add_attribute(AttributeLoc::Function, self.ctx.create_enum_attribute(nounwind, 0));
@@ -193,6 +206,12 @@ impl<'c> Cg<'c> {
         self.function.set(Some(f));
         let values = f.get_param_iter().zip(params);
         values.map(|(raw, &ty)| Val { ty, raw }).collect()
+    }
+
+    /// Gives the function a string attribute, which is how targets are told what LLVM has no other
+    /// word for.
+    fn function_attribute(&self, f: FunctionValue<'c>, key: &str, value: &str) {
+        f.add_attribute(AttributeLoc::Function, self.ctx.create_string_attribute(key, value));
     }
 
     /// Ends the current function.

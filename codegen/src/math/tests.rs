@@ -5,13 +5,14 @@ use inkwell::context::Context;
 use inkwell::targets::{InitializationConfig, Target as LlvmTarget};
 
 use super::*;
-use crate::emit::Target;
+use crate::emit::{Model, Target};
 
 type Function = for<'c> fn(&Cg<'c>, Val<'c>) -> Val<'c>;
 
 fn target(lanes: u32) -> Target {
     Target {
         name: "test",
+        model: Model::Cpu,
         triple: "x86_64-unknown-linux-gnu",
         cpu: "x86-64-v3",
         features: "",

@@ -9,7 +9,7 @@ use inkwell::targets::{InitializationConfig, Target as LlvmTarget};
 use weft_ir::formats::{self, E4M3, E5M2, E5M6};
 
 use super::*;
-use crate::emit::Target;
+use crate::emit::{Model, Target};
 
 /// `x` (32-bit words) through `f`, on vectors of 8 lanes, and of 16 where the machine has them.
 fn run(x: &[u32], f: impl for<'c> Fn(&Cg<'c>, Val<'c>) -> Val<'c>) -> Vec<(u32, Vec<u32>)> {
@@ -20,6 +20,7 @@ fn run(x: &[u32], f: impl for<'c> Fn(&Cg<'c>, Val<'c>) -> Val<'c>) -> Vec<(u32, 
     let on = |(lanes, cpu, bf16_dot): (u32, &'static str, bool)| {
         let target = Target {
             name: "test",
+            model: Model::Cpu,
             triple: "x86_64-unknown-linux-gnu",
             cpu,
             features: "",

@@ -1,12 +1,13 @@
 //! Objects: the same bytes for any number of threads, and no symbols but the allowed.
 
 use super::*;
-use crate::emit::{Cmp, Elem};
+use crate::emit::{Cmp, Elem, Model};
 use crate::math;
 
 fn target() -> Target {
     Target {
         name: "avx2",
+        model: Model::Cpu,
         triple: "x86_64-unknown-linux-gnu",
         cpu: "x86-64-v3",
         features: "",

@@ -9,7 +9,7 @@ use weft_ir::ty::DType;
 use super::columns::EncodeColumns;
 use super::graph::Groups;
 use super::{pack12, scalar};
-use crate::emit::{Cg, Cmp, Elem, Kernel, Ty, Val};
+use crate::emit::{Cg, Cmp, Elem, Frame, Kernel, Model, Ty, Val};
 
 /// A whole op with its sizes; buffers are the operands, then the results.
 #[derive(Clone, PartialEq, Debug)]
@@ -53,6 +53,8 @@ pub enum WholeKernel {
 /// Rows or places of a block.
 const BLOCK: i64 = 16;
 const PLACES: i64 = 4096;
+/// Threads of a CTA, on a target that has them.
+const THREADS: u32 = 128;
 
 impl WholeKernel {
     pub fn name(&self) -> &'static str {
@@ -107,6 +109,20 @@ impl WholeKernel {
         all
     }
 
+    /// On a target with threads: the units of work there are, how many of them a CTA does, and its
+    /// threads. Each thread does some by itself.
+    pub fn cta_grid(&self) -> (Dim, i64, u32) {
+        (self.grid().0, self.thread_units() * i64::from(THREADS), THREADS)
+    }
+
+    fn thread_units(&self) -> i64 {
+        match self {
+            // Codes lie in pairs.
+            WholeKernel::Pack12 { .. } | WholeKernel::Unpack12 { .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// How many units of work there are, and how many of them a block does.
     pub fn grid(&self) -> (Dim, i64) {
         match self {
@@ -133,7 +149,12 @@ impl WholeKernel {
 
     pub fn emit(&self, cg: &Cg, name: &str) {
         let symbols = self.scalars();
-        cg.kernel(name, self.n_buffers(), symbols.len(), |k| {
+        let frame = Frame::threads(THREADS, self.scratch_bytes());
+        let per = match cg.target.model {
+            Model::Cpu => self.grid().1,
+            Model::Simt => self.thread_units(),
+        };
+        cg.framed_kernel(name, frame, self.n_buffers(), symbols.len(), |k| {
             let size = |d: Dim| {
                 let of: Vec<SymId> = d.symbols().collect();
                 match symbols.iter().position(|s| *s == of) {
@@ -143,19 +164,20 @@ impl WholeKernel {
             };
             match self {
                 WholeKernel::Sort { n, groups } => {
-                    cg.for_each(k.begin, k.end, 1, |_| sort(cg, k, size(*n), size(*groups)));
+                    units(cg, k, cg.i64(1), per, |_| sort(cg, k, size(*n), size(*groups)));
                 }
                 WholeKernel::Invert { n } => {
                     let n = size(*n);
-                    units(cg, k, n, PLACES, |i| invert(cg, k, n, i));
+                    units(cg, k, n, per, |i| invert(cg, k, n, i));
                 }
                 WholeKernel::EncodeColumns(e) => {
-                    cg.for_each(k.begin, k.end, 1, |unit| e.unit(cg, k, unit));
+                    let n = e.units().unwrap_or(Dim::fixed(1));
+                    units(cg, k, size(n), per, |unit| e.unit(cg, k, unit));
                 }
                 WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => {
                     let n = size(*n);
-                    let first = cg.mul(k.begin, pack12::BLOCK);
-                    let end = cg.min(cg.mul(k.end, pack12::BLOCK), n);
+                    let first = cg.mul(k.begin, per);
+                    let end = cg.min(cg.mul(k.end, per), n);
                     match self {
                         WholeKernel::Pack12 { .. } => pack12::pack(cg, k, (first, end)),
                         _ => pack12::unpack(cg, k, (first, end)),
@@ -163,17 +185,17 @@ impl WholeKernel {
                 }
                 WholeKernel::SegmentSum { groups, width, dtype } => {
                     let cols = size(*width);
-                    units(cg, k, size(*groups), BLOCK, |g| {
+                    units(cg, k, size(*groups), per, |g| {
                         segment_sum(cg, k, *width, cols, *dtype, g);
                     });
                 }
                 WholeKernel::Topk { rows, n, k: count, groups, dtype } => {
                     let top = Topk { cg, kernel: k, n: *n, k: *count, dtype: *dtype };
-                    units(cg, k, size(*rows), BLOCK, |r| top.row(r, *groups));
+                    units(cg, k, size(*rows), per, |r| top.row(r, *groups));
                 }
                 WholeKernel::CacheAppend { rows, s, positions, width, dtype } => {
                     let [s, positions, width] = [s, positions, width].map(|d| size(*d));
-                    units(cg, k, size(*rows), BLOCK, |r| {
+                    units(cg, k, size(*rows), per, |r| {
                         append(cg, k, r, [s, positions, width], *dtype);
                     });
                 }

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Emitter, Lanes};
-use crate::emit::{Elem, Ty, Val};
+use super::{Emitter, Lanes, Warp};
+use crate::emit::{Elem, Ty, Val, WARP};
 use crate::region::index::Var;
 use crate::region::scalar;
 use crate::region::trace::{Expr, ExprId};
@@ -22,7 +22,8 @@ impl<'c> Emitter<'_, 'c> {
         vars.iter().for_each(|v| {
             self.ranges.remove(v);
         });
-        let varies = self.varies(self.deps(e));
+        // Threads that are apart cannot fold together: each does all of it.
+        let varies = self.varies(self.deps(e)) || self.apart;
         let lanes = if varies { self.lanes } else { self.lanes.take() };
         let value = if varies {
             self.fold_each_lane(e, x, vars, max)
@@ -54,6 +55,11 @@ impl<'c> Emitter<'_, 'c> {
             return self.joined(max, self.identity(elem.x(1), max), v);
         };
         self.hoist(x, &vars.iter().copied().collect());
+        if let Some(warp) = self.warp {
+            let start = self.identity(elem.x(1), max);
+            let ends = self.serial(serial, &[start], &|s, acc| s.in_warp(warp, x, *last, max, acc));
+            return self.cg.reduce_warp(ends[0], |a, b| self.joined(max, a, b));
+        }
         let wide = self.identity(elem.x(self.step(x, *last)), max);
         let start = [wide, self.identity(elem.x(self.cg.target.lanes), max)];
         let ends = self.serial(serial, &start, &|s, acc| s.along(x, *last, max, acc));
@@ -131,6 +137,25 @@ impl<'c> Emitter<'_, 'c> {
             }
         }
         false
+    }
+
+    /// Folds along `var`, each thread of a warp its own elements.
+    fn in_warp(
+        &mut self,
+        warp: Warp<'c>,
+        x: ExprId,
+        var: Var,
+        max: bool,
+        acc: &[Val<'c>],
+    ) -> Vec<Val<'c>> {
+        let cg = self.cg;
+        // What may be folded together is, while the warp is.
+        self.hoist(x, &BTreeSet::from([var]));
+        let (lo, hi) = self.bounds(var);
+        cg.for_(cg.add(lo, warp.lane), hi, i64::from(WARP), acc, |i, carried| {
+            let v = self.in_lanes_of(Lanes { var, n: 1, mask: None }, i, |s| s.eval(x));
+            vec![self.joined(max, carried[0], v)]
+        })
     }
 
     /// Folds along `var` in lanes: whole steps into the first partials, then vectors and a masked
@@ -219,7 +244,9 @@ impl<'c> Emitter<'_, 'c> {
         body: impl FnOnce(&mut Self) -> R,
     ) -> R {
         let before = self.lanes.replace(lanes);
+        let apart = std::mem::replace(&mut self.apart, self.warp.is_some());
         let result = self.scope(lanes.var, first, body);
+        self.apart = apart;
         self.lanes = before;
         result
     }

@@ -4,6 +4,9 @@
 //! loop is entered, whatever does not depend on it is hoisted. One variable runs over the lanes of
 //! vectors; what does not depend on it stays scalar until it meets what does. A row's costly values
 //! that a fold and a later loop both need are kept in scratch.
+//!
+//! On a target with threads a block is done by a warp. Its threads are the lanes: they share out
+//! the loop over lanes, do everything else alike, and one of them stores what is the same for all.
 
 mod fold;
 mod nest;
@@ -18,7 +21,7 @@ use super::graph::Buf;
 use super::index::Var;
 use super::scalar;
 use super::trace::{Expr, ExprId, Nest};
-use crate::emit::{Cg, Elem, Kernel, Val};
+use crate::emit::{Cg, Elem, Frame, Kernel, Val, WARP};
 
 /// How a nest is cut into blocks and loops.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -38,6 +41,9 @@ pub struct Schedule {
     pub parts: Option<Parts>,
     /// Places in scratch, in f32 elements, of expressions kept along a row.
     pub kept: BTreeMap<ExprId, Kept>,
+    /// Warps of a CTA, on a target with threads, where a block is a warp's. There `lanes` is the
+    /// innermost loop, and nothing is kept.
+    pub warps: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -100,8 +106,10 @@ impl Signature {
 /// Emits the kernel `name`.
 pub fn kernel(cg: &Cg, name: &str, nest: &Nest, schedule: &Schedule, signature: &Signature) {
     let (n_buffers, n_scalars) = (signature.buffers.len(), signature.scalars.len());
-    cg.kernel(name, n_buffers, n_scalars, |k| {
+    let frame = Frame::ctas(schedule.warps.map_or(1, |n| n * WARP));
+    cg.framed_kernel(name, frame, n_buffers, n_scalars, |k| {
         let mut emitter = Emitter {
+            warp: schedule.warps.map(|n| Warp::new(cg, n)),
             cg,
             nest,
             schedule,
@@ -117,6 +125,7 @@ pub fn kernel(cg: &Cg, name: &str, nest: &Nest, schedule: &Schedule, signature: 
             limits: None,
             keeping: vec![],
             kept: BTreeSet::new(),
+            apart: false,
         };
         emitter.blocks();
     });
@@ -140,7 +149,26 @@ enum Undo {
     Kept(ExprId),
 }
 
+/// The warp that this thread is of.
+#[derive(Clone, Copy)]
+struct Warp<'c> {
+    /// Its place in the CTA, which has so many.
+    index: Val<'c>,
+    per_cta: u32,
+    /// The thread's place in it.
+    lane: Val<'c>,
+}
+
+impl<'c> Warp<'c> {
+    fn new(cg: &Cg<'c>, per_cta: u32) -> Warp<'c> {
+        let thread = cg.cast(cg.thread_index(), Elem::I64);
+        let index = cg.lshr(thread, i64::from(WARP.trailing_zeros()));
+        Warp { index, per_cta, lane: cg.and(thread, i64::from(WARP) - 1) }
+    }
+}
+
 struct Emitter<'a, 'c> {
+    warp: Option<Warp<'c>>,
     cg: &'a Cg<'c>,
     nest: &'a Nest,
     schedule: &'a Schedule,
@@ -162,6 +190,8 @@ struct Emitter<'a, 'c> {
     keeping: Vec<ExprId>,
     /// Expressions whose values are in scratch.
     kept: BTreeSet<ExprId>,
+    /// The warp's threads are at different elements, or some at none: nothing may be done together.
+    apart: bool,
 }
 
 impl<'c> Emitter<'_, 'c> {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Emitter, Lanes};
-use crate::emit::{Cmp, Val};
+use super::{Emitter, Lanes, Warp};
+use crate::emit::{Cmp, Val, WARP};
 use crate::region::index::{Ix, Var};
 use crate::region::trace::{Expr, Guard};
 
@@ -18,20 +18,41 @@ impl<'c> Emitter<'_, 'c> {
         let inner = schedule.grid.iter().chain(&schedule.order).copied().collect();
         // A part's fold is not the same for all blocks though no variable of the roots says so.
         self.hoist_roots(&roots, &inner);
-        cg.for_each(self.kernel.begin, self.kernel.end, 1, |block| {
-            let (mut rest, mut first) = (block, cg.i64(0));
-            let mut end = None;
-            if let (Some(chunk), Some(var)) = (schedule.chunk, schedule.order.first()) {
-                let extent = self.size(self.nest.vars.extent(*var));
-                let chunks = cg.div_ceil(extent, chunk);
-                let at = cg.rem(rest, chunks);
-                rest = cg.div(rest, chunks);
-                first = cg.mul(at, chunk);
-                end = Some(cg.min(cg.add(first, chunk), extent));
-            }
-            self.grid(schedule.grid.len(), rest, &mut |s| {
-                s.level(0, &roots, end.map(|end| (first, end)));
+        let Some(warp) = self.warp else {
+            return cg.for_each(self.kernel.begin, self.kernel.end, 1, |block| {
+                self.block(&roots, block);
             });
+        };
+        let first = cg.mul(self.kernel.begin, i64::from(warp.per_cta));
+        let block = cg.add(first, warp.index);
+        let n_blocks = self.n_blocks();
+        cg.when(cg.cmp(Cmp::Lt, block, n_blocks), || self.block(&roots, block));
+    }
+
+    fn n_blocks(&self) -> Val<'c> {
+        let cg = self.cg;
+        let extent = |var: &Var| self.size(self.nest.vars.extent(*var));
+        let chunks = match (self.schedule.chunk, self.schedule.order.first()) {
+            (Some(chunk), Some(var)) => cg.div_ceil(extent(var), chunk),
+            _ => cg.i64(1),
+        };
+        self.schedule.grid.iter().fold(chunks, |n, var| cg.mul(n, extent(var)))
+    }
+
+    fn block(&mut self, roots: &[usize], block: Val<'c>) {
+        let (cg, schedule) = (self.cg, self.schedule);
+        let (mut rest, mut first) = (block, cg.i64(0));
+        let mut end = None;
+        if let (Some(chunk), Some(var)) = (schedule.chunk, schedule.order.first()) {
+            let extent = self.size(self.nest.vars.extent(*var));
+            let chunks = cg.div_ceil(extent, chunk);
+            let at = cg.rem(rest, chunks);
+            rest = cg.div(rest, chunks);
+            first = cg.mul(at, chunk);
+            end = Some(cg.min(cg.add(first, chunk), extent));
+        }
+        self.grid(schedule.grid.len(), rest, &mut |s| {
+            s.level(0, roots, end.map(|end| (first, end)));
         });
     }
 
@@ -97,7 +118,9 @@ impl<'c> Emitter<'_, 'c> {
                 Some(known) => self.ranges.insert(var, known),
                 None => self.ranges.remove(&var),
             };
-            if schedule.lanes == Some(var) {
+            if let (Some(warp), true) = (self.warp, schedule.lanes == Some(var)) {
+                self.warp_loop(warp, var, depth, &later, bounds);
+            } else if schedule.lanes == Some(var) {
                 let n = known.filter(|_| chunk.is_none()).map(|(lo, hi)| hi - lo);
                 self.lane_loop(var, depth, &later, bounds, n);
             } else {
@@ -158,6 +181,22 @@ impl<'c> Emitter<'_, 'c> {
             return self.scope(var, lo, |s| s.level(depth + 1, roots, None));
         }
         cg.for_each(lo, hi, 1, |i| self.scope(var, i, |s| s.level(depth + 1, roots, None)));
+    }
+
+    /// A loop over lanes that are the threads of a warp: each takes its own elements.
+    fn warp_loop(
+        &mut self,
+        warp: Warp<'c>,
+        var: Var,
+        depth: usize,
+        roots: &[usize],
+        (lo, hi): (Val<'c>, Val<'c>),
+    ) {
+        let first = self.cg.add(lo, warp.lane);
+        self.cg.for_each(first, hi, i64::from(WARP), |i| {
+            let lanes = Lanes { var, n: 1, mask: None };
+            self.in_lanes_of(lanes, i, |s| s.level(depth + 1, roots, None));
+        });
     }
 
     /// A loop over lanes: unrolled steps, vectors, a masked rest. `n` is the count where it is

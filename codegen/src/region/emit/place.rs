@@ -308,7 +308,13 @@ impl<'c> Emitter<'_, 'c> {
         let place = self.place(at);
         let ptr = self.buffer(buf);
         match place.step {
-            Step::Uniform => cg.store(cg.lane(v, 0), cg.at(ptr, elem, place.base)),
+            Step::Uniform => {
+                let store = || cg.store(cg.lane(v, 0), cg.at(ptr, elem, place.base));
+                match self.warp.filter(|_| !self.apart) {
+                    None => store(),
+                    Some(warp) => cg.when(cg.cmp(Cmp::Eq, warp.lane, 0), store),
+                }
+            }
             Step::Contiguous => {
                 let lanes = self.lanes.expect("only lanes are contiguous");
                 let v = self.spread(v, lanes.n);

@@ -1,0 +1,54 @@
+//! What only targets with threads have: who a thread is, and values handed across a warp.
+
+use super::{Cg, Elem, Ty, Val};
+
+/// Threads of a warp.
+pub const WARP: u32 = 32;
+
+/// All threads of a warp take part.
+const ALL: i32 = -1;
+/// The highest lane of a warp: segments of a shuffle are whole warps.
+const CLAMP: i32 = 31;
+
+impl<'c> Cg<'c> {
+    /// The thread's place in its CTA, an i32.
+    pub fn thread_index(&self) -> Val<'c> {
+        self.intrinsic("llvm.nvvm.read.ptx.sreg.tid.x", &[], &[], Ty::I32)
+    }
+
+    /// The CTA's place in the grid, an i32.
+    pub fn cta_index(&self) -> Val<'c> {
+        self.intrinsic("llvm.nvvm.read.ptx.sreg.ctaid.x", &[], &[], Ty::I32)
+    }
+
+    /// The value of the lane whose number differs in the bits of `mask`. All threads of the warp
+    /// must come here together.
+    pub fn shuffle_xor(&self, v: Val<'c>, mask: u32) -> Val<'c> {
+        let shuffle = |bits: Val<'c>| {
+            let args = [self.i32(ALL), bits, self.i32(mask as i32), self.i32(CLAMP)];
+            self.intrinsic("llvm.nvvm.shfl.sync.bfly.i32", &[], &args, Ty::I32)
+        };
+        match v.ty.elem {
+            Elem::I32 => shuffle(v),
+            Elem::F32 => self.bitcast(shuffle(self.bitcast(v, Ty::I32)), Ty::F32),
+            Elem::I64 => {
+                let low = shuffle(self.cast(v, Elem::I32));
+                let high = shuffle(self.cast(self.lshr(v, 32), Elem::I32));
+                let high = self.shl(self.zext(high, Elem::I64), 32);
+                self.or(high, self.zext(low, Elem::I64))
+            }
+            _ => panic!("{} does not go across a warp", v.ty),
+        }
+    }
+
+    /// Folds the values of a warp's lanes; every lane gets the same bits if `f` is commutative.
+    pub fn reduce_warp(&self, v: Val<'c>, f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
+        let mut v = v;
+        let mut mask = WARP / 2;
+        while mask > 0 {
+            v = f(v, self.shuffle_xor(v, mask));
+            mask /= 2;
+        }
+        v
+    }
+}
