@@ -1,22 +1,27 @@
-//! Round what is saved for the backward pass to the formats that recipes save it in.
+//! Save for the backward pass codes and scales, in the formats that recipes say.
 //!
 //! ```text
 //! func @f.fwd(..) {                                func @f.fwd(..) {
 //!   %y = matmul %x, %w {site = o_proj}               %y = matmul %x, %w {site = o_proj}
 //!   return %y, %x                             =>     %1 = quantize %x {dtype = e5m6, ..}
-//! }                                                  %2 = dequantize %1 {dtype = bf16}
-//!                                                    return %y, %2
+//! }                                                  return %y, %1
+//!                                                  }
 //! ```
 //!
 //! Why: a recipe says in which formats inputs and outputs of products are kept between the passes;
-//! what the backward pass computes from them has their rounding. Where a product reads codes of the
-//! same format, `cse` makes both one. Cost: one walk over the functions that `autodiff` made.
+//! what the backward pass computes from them has their rounding, and what lies in memory their
+//! size: bf16 takes 2 bytes, e4m3 with an f32 for 128 1.03, e5m6 with a power of two 1.51.
+//! Backward functions begin with `dequantize`. Where a product reads codes of the same format,
+//! `cse` makes both one. Cost: three walks over the functions of derivatives and their callers.
 //! Requires: derivatives; before `inline`, while what is saved is what functions return.
+
+mod across;
 
 use std::collections::BTreeMap;
 
 use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
+use weft_ir::dim::Dim;
 use weft_ir::module::{Func, Module, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::DType;
@@ -41,6 +46,9 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         let rounded = with_rounded(func, n_own, &formats).map_err(|e| e.within(func))?;
         module.funcs[i] = rounded;
     }
+    if saved > 0 {
+        across::hand_codes(module)?;
+    }
     Ok(Stats::one("values saved as codes", saved))
 }
 
@@ -50,19 +58,29 @@ fn own_results(module: &Module, func: &Func) -> Option<usize> {
     module.find(of).map(|f| module.func(f).results.len())
 }
 
+/// How a value is saved.
+#[derive(Clone, Debug)]
+struct Saved {
+    format: Format,
+    /// The product that asks for it.
+    product: OpId,
+    /// The dims in which the product reads or makes it: groups run over the last two.
+    dims: Vec<Dim>,
+}
+
 fn with_rounded(
     func: &Func,
     n_own: usize,
-    formats: &BTreeMap<ValueId, (Format, OpId)>,
+    formats: &BTreeMap<ValueId, Saved>,
 ) -> Result<Func, PassError> {
     let mut copy = Copier::new(func, &func.name);
     copy.params();
     func.body.iter().for_each(|op| copy.op(*op));
     let mut rounded = BTreeMap::new();
-    for (v, (format, product)) in formats {
-        copy.to.at(&func.op(*product).spans);
+    for (v, saved) in formats {
+        copy.to.at(&func.op(saved.product).spans);
         let x = copy.get(*v);
-        rounded.insert(*v, through_codes(&mut copy.to, x, format)?);
+        rounded.insert(*v, through_codes(&mut copy.to, x, saved)?);
     }
     let result = |(i, r): (usize, &ValueId)| match rounded.get(r) {
         Some(value) if i >= n_own => *value,
@@ -73,24 +91,38 @@ fn with_rounded(
 }
 
 /// `x` as its codes have it.
-fn through_codes(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
-    let dtype = b.ty(x).dtype;
-    let codes = quantize(b, x, format)?;
-    Ok(b.emit(Op::Dequantize, &[codes], Attrs::new().with("dtype", Attr::DType(dtype)))?)
+fn through_codes(b: &mut Builder, x: ValueId, saved: &Saved) -> Result<ValueId, PassError> {
+    let (dtype, dims) = (b.ty(x).dtype, b.dims(x));
+    let odd = |n: Dim| n.as_fixed().is_some_and(|n| n % 2 == 1);
+    if let (DType::E5m6, Some(last)) = (saved.format.dtype, saved.dims.last().filter(|n| odd(**n)))
+    {
+        return Err(PassError::new(format!(
+            "rows of {} values cannot be saved as e5m6, of which two take three bytes: an even \
+             number can, or e4m3",
+            last.as_fixed().unwrap_or(0)
+        )));
+    }
+    let rows = b.reshape(x, &saved.dims)?;
+    let codes = quantize(b, rows, &saved.format)?;
+    let attrs = Attrs::new().with("dtype", Attr::DType(dtype));
+    let value = b.emit(Op::Dequantize, &[codes], attrs)?;
+    Ok(b.reshape(value, &dims)?)
 }
 
-/// The values that are saved, each with its format and the product that asks for it. A product's
-/// operand or result may be a reshape of what is saved, as long as rows stay rows.
-fn saved_values(policy: &Policy, func: &Func, n_own: usize) -> BTreeMap<ValueId, (Format, OpId)> {
-    let mut formats: BTreeMap<ValueId, (Format, OpId)> = BTreeMap::new();
+/// The values that are saved. A product's operand or result may be a reshape of what is saved.
+fn saved_values(policy: &Policy, func: &Func, n_own: usize) -> BTreeMap<ValueId, Saved> {
+    let mut formats: BTreeMap<ValueId, Saved> = BTreeMap::new();
     for (id, op) in func.body_ops().filter(|(_, op)| op.op.has(Trait::Contraction)) {
         let forward = op.attrs.get_word("role").is_none();
         let site = op.attrs.get_word("site").filter(|_| forward);
         let Some(recipe) = site.and_then(|s| policy.get(s)) else { continue };
         let ends = [(op.operands[0], recipe.saved_input), (op.results[0], recipe.saved_output)];
         for (v, format) in ends.into_iter().filter_map(|(v, f)| Some((v, f?))) {
-            for same in with_reshapes(func, v) {
-                formats.entry(same).or_insert((format, id));
+            for same in reshapes(func, v) {
+                // A value that keeps its rows keeps its dims: nothing is moved to save it.
+                let own = func.ty(same).last() == func.ty(v).last() && func.ty(same).rank() >= 2;
+                let dims = func.ty(if own { same } else { v }).dims.clone();
+                formats.entry(same).or_insert(Saved { format, product: id, dims });
             }
         }
     }
@@ -102,8 +134,8 @@ fn saved_values(policy: &Policy, func: &Func, n_own: usize) -> BTreeMap<ValueId,
     formats
 }
 
-/// `v`, what it is a reshape of and reshapes of those, as far as they have its rows.
-fn with_reshapes(func: &Func, v: ValueId) -> Vec<ValueId> {
+/// `v`, what it is a reshape of and reshapes of those.
+fn reshapes(func: &Func, v: ValueId) -> Vec<ValueId> {
     let mut all = vec![v];
     let mut from = v;
     while let Some(op) = func.def_op(from).map(|id| func.op(id)).filter(|o| o.op == Op::Reshape) {
@@ -115,7 +147,5 @@ fn with_reshapes(func: &Func, v: ValueId) -> Vec<ValueId> {
             all.push(op.results[0]);
         }
     }
-    let last = func.ty(v).last();
-    all.retain(|v| func.ty(*v).last() == last && func.ty(*v).rank() >= 2);
     all
 }
