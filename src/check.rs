@@ -35,6 +35,8 @@ pub fn run(args: Args) -> Result<()> {
     source.lower(&tree, Purpose::Infer, cached)?;
     let mut diags = vec![];
     weft_lang::settings::check_products(&tree, &lowered.sites, &mut diags);
+    let entry = if tree.loss.is_some() { "loss" } else { "forward" };
+    weft_lang::settings::parallel::check_model(&tree, &lowered.module, entry, None, &mut diags);
     frontend::show(&source.map, &diags)?;
     let parameters: u64 = tree
         .stores

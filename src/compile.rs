@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use weft_ir::text;
 use weft_lang::elaborate::Overrides;
 use weft_lang::lower::{Purpose, Settings, Size};
@@ -62,6 +62,9 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.output {
         return write_graph(&args, path);
     }
+    if args.mesh.is_given() {
+        bail!("ranks share the training step of a graph: give --for train -o FILE");
+    }
     let source = frontend::load(&args.model.model)?;
     let tree = source.elaborate(&args.model.overrides(None)?)?;
     let batch = Size::Fixed(args.batch);
@@ -104,7 +107,7 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             args.block.as_deref(),
             checkpoint.map(Taken::Dims),
             &[],
-            args.mesh.mesh(None)?,
+            (&args.mesh, None),
             Target::Any,
             &args.show,
         )?,

@@ -18,7 +18,7 @@ use weft_lang::lower::{Lowered, Purpose, Settings, Size};
 use weft_lang::settings::{self, Recompute, TrainSettings};
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
-use weft_passes::{Mesh, PassCx, Save, Train};
+use weft_passes::{PassCx, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::generate::{self, CONTEXT};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
@@ -26,7 +26,7 @@ use weft_runtime::train::settings::{CONFIG, MESH, MODEL, TRAIN, VOCAB};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
-use crate::mesh;
+use crate::mesh::{self, MeshArgs};
 use crate::pipeline::{self, Recorder, ShowArgs};
 use crate::policy;
 use crate::weights;
@@ -72,7 +72,7 @@ pub fn for_training(
     block: Option<&str>,
     checkpoint: Option<Taken>,
     watch: &[String],
-    mesh: Option<Mesh>,
+    (mesh, ranks): (&MeshArgs, Option<usize>),
     target: Target,
     show: &ShowArgs,
 ) -> Result<Graph> {
@@ -89,6 +89,8 @@ pub fn for_training(
         None => source.choose_precision(&mut tree, &train.precision)?,
     }
 
+    let chosen = mesh.chosen();
+    let mesh = mesh.mesh(ranks, &source, &tree, &train)?;
     if let Some(mesh) = &mesh {
         mesh::check_batch(mesh, &train)?;
         if !watch.is_empty() {
@@ -102,6 +104,11 @@ pub fn for_training(
         cache: None,
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
+    if let Some(chosen) = chosen {
+        let mut diags = vec![];
+        settings::parallel::check_model(&tree, &lowered.module, LOSS, Some(chosen), &mut diags);
+        frontend::show(&source.map, &diags)?;
+    }
     let watch = watched_sites(watch, &lowered)?;
     let policy = policy::policy(&lowered);
     let mut module = lowered.module;

@@ -1,8 +1,11 @@
-//! `--mesh`: how many ranks share a training step, and how.
+//! `--mesh` and `--parallel`: how many ranks share a training step, and how.
 
 use anyhow::{Result, bail};
-use weft_lang::settings::TrainSettings;
+use weft_lang::elaborate::Tree;
+use weft_lang::settings::{self, Parallel, TrainSettings};
 use weft_passes::Mesh;
+
+use crate::frontend::{self, Source};
 
 /// The ranks that a step is compiled for.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -11,20 +14,41 @@ pub struct MeshArgs {
     /// [default: all --ranks along data]
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
+    /// The same from a parallel block of the model
+    #[arg(long, value_name = "NAME", conflicts_with = "mesh")]
+    parallel: Option<String>,
 }
 
 const AXES: &[&str] = &["data"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
-        !self.mesh.is_empty()
+        !self.mesh.is_empty() || self.parallel.is_some()
+    }
+
+    /// The parallel block that is to be used.
+    pub fn chosen(&self) -> Option<&str> {
+        self.parallel.as_deref()
     }
 
     /// The mesh, where there is more than one rank; `ranks` is how many there will be, if the
     /// command says so.
-    pub fn mesh(&self, ranks: Option<usize>) -> Result<Option<Mesh>> {
+    pub fn mesh(
+        &self,
+        ranks: Option<usize>,
+        source: &Source,
+        tree: &Tree,
+        train: &TrainSettings,
+    ) -> Result<Option<Mesh>> {
         let mut mesh = Mesh { data: 1 };
-        if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
+        if let Some(name) = &self.parallel {
+            let mut diags = vec![];
+            let layout = settings::parallel(tree, name, &mut diags);
+            frontend::show(&source.map, &diags)?;
+            if let Some(layout) = layout {
+                mesh = runnable(&layout, train)?;
+            }
+        } else if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
             mesh.data = n.max(1) as u64;
         }
         for (i, text) in self.mesh.iter().enumerate() {
@@ -46,12 +70,40 @@ impl MeshArgs {
         }
         match ranks {
             Some(given) if given as u64 != mesh.n_ranks() => bail!(
-                "--mesh has {} ranks, and --ranks is {given}; give --ranks {0}",
+                "{} has {} ranks, and --ranks is {given}; give --ranks {1}",
+                self.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
                 mesh.n_ranks()
             ),
             _ => Ok((mesh.n_ranks() > 1).then_some(mesh)),
         }
     }
+}
+
+/// The mesh of a layout, if a step can be compiled for it.
+fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
+    let name = &layout.name;
+    let hint = "give data alone";
+    if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
+        bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
+    }
+    if layout.zero > 0 && layout.data > 1 {
+        bail!("not available yet: optimizer states divided among ranks (`{name}` has zero = 1)");
+    }
+    let batch = train.batch.ends().fold(0.0, f64::max) as u64;
+    let n_micro = (batch / train.micro_batch / layout.data).max(1);
+    let same = [
+        ("micro_batch", layout.micro_batch, train.micro_batch),
+        ("micro_batches", layout.micro_batches, n_micro),
+    ];
+    for (key, given, has) in same {
+        if let Some(given) = given.filter(|given| *given != has) {
+            bail!(
+                "`{name}` has {key} = {given}, and train block `{}` makes it {has}; change one",
+                train.name
+            );
+        }
+    }
+    Ok(Mesh { data: layout.data })
 }
 
 /// Refuses a batch that the ranks cannot share evenly.

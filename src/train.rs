@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
             args.block.as_deref(),
             weights,
             &args.watch,
-            args.mesh.mesh(Some(args.run.ranks))?,
+            (&args.mesh, Some(args.run.ranks)),
             graphs::Target::Here,
             &args.show,
         )?

@@ -197,22 +197,89 @@ fn a_precision_that_a_train_block_names_is_checked() {
 fn what_later_versions_bring_is_refused() {
     assert_eq!(said("precision p { compute = f32 }\nparallel q { data = 1 }"), [""; 0]);
     assert_eq!(
-        said("parallel p { pipeline = 16 }"),
-        ["not available yet: pipeline parallelism; `pipeline = 1` is what there is"]
-    );
-    assert_eq!(
         said("serve s { speculative = 1 }"),
         ["not available yet: speculative decoding; `speculative = 0` is what there is"]
-    );
-    assert_eq!(
-        said("parallel p { pipelin = 16 }"),
-        ["a parallel block has no key `pipelin`; did you mean `pipeline`?"]
     );
     let muon = GOOD.replace("adamw(decay = 0.1)", "muon()");
     assert_eq!(
         said(&format!("train t {{\n{muon}batch = 4\n}}")),
         ["not available yet: optimizer `muon`; there is adamw(beta1, beta2, eps, decay)"]
     );
+}
+
+#[test]
+fn a_layout_is_read_as_data() {
+    let path = models().join("deepseek_v3.model");
+    let read = |tree: &Tree, diags: &mut Vec<Diag>| settings::parallel(tree, "h800_2048", diags);
+    let (layout, said) = with_tree(&path, None, &Overrides::default(), read);
+    assert_eq!(said, [""; 0]);
+    let p = layout.expect("a layout");
+    assert_eq!((p.n_ranks(), p.stage_ranks(), p.batch()), (2048, 128, Some(15360)));
+    assert_eq!(p.axes(), [("data", 128), ("pipeline", 16), ("experts", 64)]);
+    assert_eq!((p.stages_per_rank, p.zero, p.communication_sms), (2, 1, 20));
+    let read = |tree: &Tree, diags: &mut Vec<Diag>| settings::parallel(tree, "h80", diags);
+    let (layout, said) = with_tree(&path, None, &Overrides::default(), read);
+    let want = "`DeepSeekV3` has no parallel block `h80`; there are: h800_2048";
+    assert_eq!((layout, said), (None, vec![want.to_string()]));
+}
+
+#[test]
+fn wrong_layouts_are_explained() {
+    let parallel = |keys: &str| said(&format!("parallel p {{\n{keys}\n}}"));
+    let one = |keys: &str, want: &str| assert_eq!(parallel(keys), [want]);
+    assert_eq!(parallel("data = 4"), [""; 0]);
+    assert_eq!(parallel("pipeline = 2  schedule = \"own.csv\"  micro_batches = 3"), [""; 0]);
+    assert_eq!(parallel("pipeline = 2  schedule = \"zb-v\"  micro_batches = 3"), [""; 0]);
+    one("pipelin = 16", "a parallel block has no key `pipelin`; did you mean `pipeline`?");
+    one("data = 0", "`data` takes a whole number from 1, found 0");
+    one("data = 9999999", "`data` takes a whole number up to 1048576, found 9999999");
+    one(
+        "data = 8  experts = 6",
+        "experts = 6 does not divide the 8 ranks of a stage (data x context x tensor); the nearest \
+         is experts = 4 or 8",
+    );
+    one(
+        "data = 12  node = 5",
+        "nodes of 5 ranks do not divide 12 ranks; the nearest is node = 4 or 6",
+    );
+    one(
+        "data = 16  experts = 16  nodes_per_token = 3",
+        "nodes_per_token = 3, and 16 ranks with experts lie on 2 nodes of 8; at most \
+         nodes_per_token = 2",
+    );
+    one(
+        "schedule = dualpipe",
+        "`schedule` orders the stages of a pipeline, and pipeline = 1; leave `schedule` out, or \
+         give pipeline = 2",
+    );
+    let none = parallel("pipeline = 2");
+    assert!(
+        none[0].starts_with("pipeline = 2 has no `schedule`; there are: gpipe, 1f1b"),
+        "{none:?}"
+    );
+    one(
+        "pipeline = 2  schedule = dualpipe",
+        "`schedule` has no `micro_batches` to order; give those of one pipeline in a step",
+    );
+    one(
+        "pipeline = 3  schedule = dualpipe  micro_batches = 8",
+        "dualpipe: its ranks are mirrored, so their number is even, not 3; the nearest are 2 and 4",
+    );
+    one(
+        "pipeline = 4  schedule = \"zb-v\"  stages_per_rank = 3  micro_batches = 8",
+        "zb-v: its ranks have stages: 2 each, not 3",
+    );
+    one(
+        "pipeline = 4  schedule = \"dualpip\"  micro_batches = 8",
+        "`schedule` takes a schedule or a CSV file, found \"dualpip\"; did you mean `dualpipe`?",
+    );
+    one(
+        "mesh = [data, tensor]",
+        "`mesh` takes the axes, outermost first: [pipeline, data, context, tensor], found [data, \
+         tensor]",
+    );
+    one("zero = 3", "`zero` takes a number from 0 to 1, found 3");
+    one("data = 1048576  tensor = 2", "`p` has more than 1048576 ranks");
 }
 
 #[test]

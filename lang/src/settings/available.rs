@@ -1,16 +1,15 @@
-//! The blocks `parallel` and `serve`: their keys are known, and what this version does
-//! not do is refused.
+//! The block `serve`: its keys are known, and what this version does not do is refused.
 //!
 //! A key is available with the one value that says what is done anyway: f32, one device, one
 //! sequence.
 
 use super::keys::Keys;
 use super::kind;
-use crate::ast::{self, BlockKind, EntryValue, ExprKind};
+use crate::ast::{self, EntryValue, ExprKind};
 use crate::diag::Diag;
 use crate::elaborate::{Const, Tree};
 
-/// A key of one of these blocks.
+/// A key of the block.
 struct Known {
     name: &'static str,
     /// What another value asks for.
@@ -27,16 +26,6 @@ enum Now {
     None,
 }
 
-const PARALLEL: &[Known] = &[
-    Known { name: "data", asks: "data parallelism", now: Now::Number(1.0) },
-    Known { name: "pipeline", asks: "pipeline parallelism", now: Now::Number(1.0) },
-    Known { name: "experts", asks: "expert parallelism", now: Now::Number(1.0) },
-    Known { name: "tensor", asks: "tensor parallelism", now: Now::Number(1.0) },
-    Known { name: "context", asks: "context parallelism", now: Now::Number(1.0) },
-    Known { name: "mesh", asks: "a mesh of devices", now: Now::None },
-    Known { name: "schedule", asks: "a pipeline schedule", now: Now::None },
-];
-
 const SERVE: &[Known] = &[
     Known { name: "cache", asks: "a cache of another type than f32", now: Now::Type("f32") },
     Known { name: "batch", asks: "several sequences at once", now: Now::Number(1.0) },
@@ -46,18 +35,13 @@ const SERVE: &[Known] = &[
 
 /// Refuse every entry that means more than what this version does anyway.
 pub fn check(tree: &Tree, block: &ast::Block, diags: &mut Vec<Diag>) {
-    let known = match block.kind {
-        BlockKind::Parallel => PARALLEL,
-        BlockKind::Serve => SERVE,
-        BlockKind::Precision | BlockKind::Train => return,
-    };
     let mut keys = Keys { tree, diags };
     keys.twice(&block.entries.iter().collect::<Vec<_>>());
     for entry in &block.entries {
-        match known.iter().find(|k| k.name == entry.key.text) {
+        match SERVE.iter().find(|k| k.name == entry.key.text) {
             Some(k) => value(&mut keys, k, entry),
             None => {
-                let names: Vec<&str> = known.iter().map(|k| k.name).collect();
+                let names: Vec<&str> = SERVE.iter().map(|k| k.name).collect();
                 keys.unknown(&entry.key, kind(block), &names);
             }
         }

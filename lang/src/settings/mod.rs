@@ -1,9 +1,9 @@
 //! What the blocks `train`, `precision`, `parallel` and `serve` say, typed and checked.
 //!
-//! `train` is one block's settings, `precision` another's, with the `selector`s of its rules;
-//! `available` checks the other blocks and refuses what this version does not do, `published`
-//! writes the model's constants as a `config.json`. The structs here serialize to the form that the
-//! runtime reads back from an executable graph.
+//! `train` is one block's settings, `precision` another's, with the `selector`s of its rules,
+//! `parallel` a third's; `available` checks `serve` and refuses what this version does not do,
+//! `published` writes the model's constants as a `config.json`. The structs here serialize to the
+//! form that the runtime reads back from an executable graph.
 //!
 //! `--set NAME=VALUE` names a constant of the model first; a name that is no constant is a key of
 //! the train block. So `--set depth=4 --set steps=20` changes one of each, and a model with a
@@ -12,6 +12,7 @@
 mod available;
 pub mod gemm;
 mod keys;
+pub mod parallel;
 mod precision;
 mod published;
 pub mod recipe;
@@ -19,6 +20,7 @@ mod schedule;
 mod selector;
 mod train;
 
+pub use parallel::{Order, Parallel, parallel};
 pub use precision::{Precision, choose as choose_precision};
 pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};
@@ -50,7 +52,10 @@ pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
                     precision::resolve(&precision, tree, diags);
                 }
             }
-            _ => available::check(tree, block, diags),
+            ast::BlockKind::Parallel => {
+                parallel::read(tree, block, diags);
+            }
+            ast::BlockKind::Serve => available::check(tree, block, diags),
         }
     }
 }

@@ -1,0 +1,74 @@
+//! `parallel` blocks against their model, and what of them runs.
+
+use std::path::Path;
+use std::process::Command;
+
+/// `weft ARGS` on models/nano.model with `block` in it: whether it succeeds, and what it says.
+fn with_block(block: &str, args: &[&str]) -> (bool, String) {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let text = std::fs::read_to_string(models.join("nano.model")).expect("a model");
+    let lib = models.join("lib");
+    let text = text.replace("\"lib/", &format!("\"{}/", lib.display()));
+    let family = models.join("deepseek_v3.model").display().to_string();
+    let text = text.replace("deepseek_v3.model", &family);
+    let at = text.find("  train ").expect("a train block");
+    let text = format!("{}  parallel p {{ {block} }}\n{}", &text[..at], &text[at..]);
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("nano.model");
+    std::fs::write(&path, text).expect("written");
+    let weft = env!("CARGO_BIN_EXE_weft");
+    let out =
+        Command::new(weft).arg(args[0]).arg(&path).args(&args[1..]).output().expect("it runs");
+    let said = [out.stdout, out.stderr].concat();
+    // A long message is cut into lines.
+    (out.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn a_layout_must_fit_the_model() {
+    let refuse = |block: &str, wants: &[&str]| {
+        let (ok, said) = with_block(block, &["check"]);
+        assert!(!ok, "{said}");
+        for want in wants {
+            assert!(said.contains(want), "{said}");
+        }
+    };
+    refuse(
+        "data = 6  experts = 6  node = 6",
+        &["experts = 6 does not divide the model's 8 experts", "the nearest is experts = 4 or 8"],
+    );
+    refuse("tensor = 3", &["tensor = 3 does not divide 8 heads", "the nearest is tensor = 2 or 4"]);
+    refuse(
+        "pipeline = 8  schedule = \"zb-v\"  micro_batches = 4  micro_batch = 4",
+        &["pipeline = 8 has 16 stages for", "at most"],
+    );
+    refuse("context = 3", &["context = 3 does not divide the sequence of 256", "context = 2 or 4"]);
+    refuse(
+        "data = 2  micro_batches = 3  micro_batch = 4",
+        &["24 sequences in a step", "train block", "has batch ="],
+    );
+    let (ok, said) = with_block("data = 2  experts = 2  tensor = 2", &["check"]);
+    assert!(ok, "{said}");
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_and_says_what_can() {
+    let compile = ["compile", "--for", "train", "-o", "/dev/null", "--parallel", "p"];
+    let refuse = |block: &str, want: &str| {
+        let (ok, said) = with_block(block, &compile);
+        assert!(!ok, "{said}");
+        assert!(said.contains(want), "{said}");
+    };
+    refuse(
+        "tensor = 2",
+        "not available yet: ranks along tensor (`p` has tensor = 2); give data alone",
+    );
+    refuse("data = 2  zero = 1", "not available yet: optimizer states divided among ranks");
+    refuse(
+        "data = 2  micro_batch = 3  micro_batches = 1",
+        "`p` has micro_batch = 3, and train block",
+    );
+    let q = ["compile", "--for", "train", "-o", "/dev/null", "--parallel", "q"];
+    let (ok, said) = with_block("data = 2", &q);
+    assert!(!ok && said.contains("`Nano` has no parallel block `q`"), "{said}");
+}
