@@ -20,6 +20,7 @@ fn recipe(recipe: &Recipe) -> policy::Recipe {
         weight_grad: product(recipe.product(Role::WeightGrad)),
         saved_input: recipe.saved_input.map(format),
         saved_output: recipe.saved_output.map(format),
+        dispatched: recipe.dispatched.map(format),
     }
 }
 

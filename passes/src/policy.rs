@@ -38,6 +38,8 @@ pub struct Recipe {
     /// What the backward finds of the product's input, and of its output; `None` is as it is.
     pub saved_input: Option<Format>,
     pub saved_output: Option<Format>,
+    /// What rows that `dispatch` hands to the product are on their way.
+    pub dispatched: Option<Format>,
 }
 
 impl Recipe {

@@ -12,7 +12,9 @@
 //! Why: 8-bit products run at twice the rate of bf16, and their operands take half the bytes. Each
 //! product names its `site` and `role`; a recipe says the format of each operand, what is summed
 //! how, and nothing is chosen here. A weight is quantized from its f32 master. Equal quantizations
-//! of one value are one op after `cse`. Cost: an op for each operand of a product.
+//! of one value are one op after `cse`. Rows that `dispatch` makes for a product are rounded before
+//! it to the format they travel in, whether or not they leave the device: a run's numbers do not
+//! depend on how many ranks share it. Cost: an op for each operand of a product.
 //! Requires: derivatives, so that all three products of a linear map are there.
 
 use weft_ir::attr::{Attr, Attrs};
@@ -21,7 +23,7 @@ use weft_ir::module::{Def, Module, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::DType;
 
-use crate::policy::{Format, Product};
+use crate::policy::{Format, Product, Recipe};
 use crate::rewrite::rebuild;
 use crate::{Pass, PassCx, PassError, Stats};
 
@@ -34,23 +36,45 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let mut products = 0;
     for i in 0..module.funcs.len() {
         module.funcs[i] = rebuild(&module.funcs[i], |b, op| {
-            let Some(product) = recipe(cx, op)? else { return Ok(None) };
-            let Some(formats) = product.operands else { return Ok(None) };
+            let Some(recipe) = recipe(cx, op)? else { return Ok(None) };
+            let mut op = op.clone();
+            if let Some(format) = &recipe.dispatched {
+                dispatched(b, &mut op, format)?;
+            }
+            let product = recipe.product(op.attrs.get_word("role"));
+            let Some(formats) = product.operands else {
+                return Ok(Some(b.emit_all(op.op, &op.operands, op.attrs)?));
+            };
             products += 1;
-            Ok(Some(vec![quantized(b, op, product, formats)?]))
+            Ok(Some(vec![quantized(b, &op, product, formats)?]))
         })?;
     }
     Ok(Stats::one("products quantized", products))
 }
 
 /// What is said of an op, if it is a product with a site.
-fn recipe<'a>(cx: &'a PassCx, op: &OpData) -> Result<Option<&'a Product>, PassError> {
+fn recipe<'a>(cx: &'a PassCx, op: &OpData) -> Result<Option<&'a Recipe>, PassError> {
     let site = op.attrs.get_word("site").filter(|_| op.op.has(Trait::Contraction));
     let Some(site) = site else { return Ok(None) };
     match cx.policy.get(site) {
-        Some(recipe) => Ok(Some(recipe.product(op.attrs.get_word("role")))),
+        Some(recipe) => Ok(Some(recipe)),
         None => Err(PassError::new(format!("no recipe for the product `{site}`"))),
     }
+}
+
+/// Rows that come to `op` from other tokens' places travel as codes.
+fn dispatched(b: &mut Builder, op: &mut OpData, format: &Format) -> Result<(), PassError> {
+    for x in &mut op.operands {
+        let made_by = b.func.def_op(*x).map(|id| b.func.op(id).clone());
+        let Some(mut dispatch) = made_by.filter(|o| o.op == Op::Dispatch) else { continue };
+        let sent = dispatch.operands[0];
+        let dtype = b.ty(sent).dtype;
+        let codes = quantize(b, sent, format)?;
+        let attrs = Attrs::new().with("dtype", Attr::DType(dtype));
+        dispatch.operands[0] = b.emit(Op::Dequantize, &[codes], attrs)?;
+        *x = b.emit(Op::Dispatch, &dispatch.operands, dispatch.attrs)?;
+    }
+    Ok(())
 }
 
 fn quantized(

@@ -72,7 +72,7 @@ fn context(options: &str) -> Result<PassCx, String> {
 }
 
 /// E4M3 with a scale for 1x128 of activations and gradients and 128x128 of weights; inputs are
-/// saved in E5M6.
+/// saved in E5M6, and dispatched with powers of two.
 fn fp8() -> Recipe {
     let format = |group| Format { dtype: DType::E4m3, group, scale: DType::F32, floor: 0.0 };
     let product = |a, b| Product {
@@ -86,6 +86,7 @@ fn fp8() -> Recipe {
         weight_grad: product([128, 1], [128, 1]),
         saved_input: Some(Format { dtype: DType::E5m6, scale: DType::Ue8m0, ..format([1, 128]) }),
         saved_output: Some(format([1, 128])),
+        dispatched: Some(Format { scale: DType::Ue8m0, ..format([1, 128]) }),
     }
 }
 
