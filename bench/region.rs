@@ -8,12 +8,14 @@
 
 use std::time::{Duration, Instant};
 
-use weft_backend_cpu::region::{Buf, Region, compile};
+use weft_backend_cpu::region::compile;
 use weft_backend_cpu::target::target;
 use weft_codegen::object;
+use weft_codegen::region::graph::Buf;
 use weft_graph::{CpuVariant, DimExpr};
 use weft_ir::dim::Dim;
 use weft_ir::module::Module;
+use weft_lower::region::Region;
 use weft_runtime::elf::{Code, KernelFn};
 
 /// Name, and a function of `N` rows.

@@ -6,12 +6,14 @@
 
 pub mod cache;
 pub mod listing;
+mod objects;
 
 use weft_codegen::object::ObjectError;
 use weft_graph::{CpuVariant, Graph, VerifyError};
 use weft_ir::module::Module;
+use weft_lower::{Kernels, LowerError};
 
-use crate::lower::{self, Kernels, LowerError};
+use crate::Cpu;
 
 /// What a graph is compiled for.
 #[derive(Clone, Debug)]
@@ -56,9 +58,9 @@ pub fn compile(
     let mut lowered = vec![];
     for name in entries {
         let func = module.find(name).ok_or_else(|| CompileError::NoEntry(name.to_string()))?;
-        lowered.push(lower::lower(module, func, &mut kernels)?);
+        lowered.push(weft_lower::lower(&Cpu, module, func, &mut kernels)?);
     }
-    let (kernels, objects) = kernels.compile(&options.variants, options.threads)?;
+    let (kernels, objects) = objects::compile(&kernels, &options.variants, options.threads)?;
     let graph = Graph {
         compiler: COMPILER.into(),
         source: options.source.clone(),

@@ -41,78 +41,9 @@ mod tile;
 use std::sync::Arc;
 
 use weft_codegen::emit::{Cg, Elem, Val};
-use weft_graph::{DType, DimExpr};
 
-pub use plan::{Planned, plan};
-
-/// One operand: its element and, in elements, its strides.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Matrix {
-    pub dtype: DType,
-    pub row_stride: DimExpr,
-    pub col_stride: DimExpr,
-    /// From one group to the next; unused by the operand a form segments.
-    pub group_stride: DimExpr,
-}
-
-/// How a product repeats.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Form {
-    /// One product.
-    Dense,
-    /// A leading dim: operands move by their group stride.
-    Batch { count: DimExpr },
-    /// Rows `offsets[e]..offsets[e + 1]` of A and C belong to B of group `e`; `m` is all rows.
-    Rows { groups: DimExpr },
-    /// Terms `offsets[e]..offsets[e + 1]` of the sum belong to C of group `e`; `k` is all terms.
-    Inner { groups: DimExpr },
-}
-
-/// A matrix product to be planned.
-#[derive(Clone)]
-pub struct Gemm {
-    pub m: DimExpr,
-    pub n: DimExpr,
-    pub k: DimExpr,
-    pub a: Matrix,
-    pub b: Matrix,
-    pub c: Matrix,
-    pub form: Form,
-    /// Adds to C instead of overwriting it.
-    pub accumulate: bool,
-    pub epilogue: Option<Arc<dyn Epilogue>>,
-}
-
-/// What happens to the sums before they are stored: bias, activation, residual.
-pub trait Epilogue: Send + Sync {
-    /// Part of the kernel's name: equal names promise equal code.
-    fn name(&self) -> String;
-
-    /// Buffers it reads, appended to the product's own.
-    fn n_buffers(&self) -> usize;
-
-    /// Scalars it reads, appended to the product's own.
-    fn n_scalars(&self) -> usize;
-
-    /// The f32 lanes to store for the f32 sums `acc` (C's old value already added, where the
-    /// product accumulates). Memory beyond the mask may not be touched.
-    fn apply<'c>(&self, cg: &Cg<'c>, at: &Position<'c>, acc: Val<'c>) -> Val<'c>;
-}
-
-/// Where in C a vector of sums belongs: consecutive columns of one row.
-pub struct Position<'c> {
-    /// Row of C; of the whole ragged C in [`Form::Rows`], of the group's C elsewhere.
-    pub row: Val<'c>,
-    /// Column of the first lane.
-    pub col: Val<'c>,
-    /// Batch index or group.
-    pub group: Val<'c>,
-    /// Lanes inside C; `None` is all.
-    pub mask: Option<Val<'c>>,
-    /// The epilogue's own buffers and scalars.
-    pub buffers: Vec<Val<'c>>,
-    pub scalars: Vec<Val<'c>>,
-}
+pub use plan::plan;
+pub use weft_lower::describe::product::{Epilogue, Form, Gemm, Matrix, Planned, Position};
 
 /// Which stride of an operand is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

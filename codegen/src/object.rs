@@ -32,7 +32,17 @@ pub struct KernelSource {
     pub name: String,
     /// Where it comes from, `mla.model:12`; printed if LLVM gives up on it.
     pub label: String,
+    /// Of a block, on targets with threads.
+    pub cta: Cta,
     pub emit: Emit,
+}
+
+/// What a CTA of a kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cta {
+    pub threads: u32,
+    /// Shared memory beyond what the kernel declares itself.
+    pub dynamic_shared_bytes: u32,
 }
 
 impl KernelSource {
@@ -41,7 +51,14 @@ impl KernelSource {
         label: impl Into<String>,
         emit: impl for<'c> Fn(&Cg<'c>) + Send + Sync + 'static,
     ) -> KernelSource {
-        KernelSource { name: name.into(), label: label.into(), emit: Arc::new(emit) }
+        let cta = Cta { threads: 1, dynamic_shared_bytes: 0 };
+        KernelSource { name: name.into(), label: label.into(), cta, emit: Arc::new(emit) }
+    }
+
+    /// The same for blocks of so many threads.
+    pub fn with_threads(mut self, threads: u32) -> KernelSource {
+        self.cta.threads = threads;
+        self
     }
 }
 

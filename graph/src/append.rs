@@ -3,7 +3,7 @@
 use crate::{ConstantId, Graph, KernelId, ObjectId, Role, Step};
 
 impl Graph {
-    /// Adds the entries of `other`, a verified graph for the same CPU variants, behind one's own.
+    /// Adds the entries of `other`, a verified graph for the same machines, behind one's own.
     /// Their names must differ for `verify` to pass.
     pub fn append(&mut self, other: Graph) {
         let first_object = self.objects.len() as u32;
@@ -22,6 +22,9 @@ impl Graph {
             }
             for variant in &mut kernel.variants {
                 variant.object = ObjectId(variant.object.0 + first_object);
+            }
+            if let Some(code) = &mut kernel.ptx {
+                code.object = ObjectId(code.object.0 + first_object);
             }
             self.kernels.push(kernel);
         }
@@ -68,6 +71,7 @@ mod tests {
         let kernel = |name: &str| Kernel {
             name: name.into(),
             variants: vec![variant],
+            ptx: None,
             scratch_bytes: name.len() as u64,
         };
         Graph {

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Raised whenever a graph written before would be misread.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Not valid UTF-8, and spoilt by a transfer that changes line ends.
 const MAGIC: [u8; 8] = *b"\x93WEFT\r\n\x1a";
@@ -311,8 +311,12 @@ mod tests {
     #[test]
     fn a_missing_feature_names_the_kernel_and_the_command() {
         let variant = |cpu| KernelVariant { cpu, object: ObjectId(0) };
-        let kernel =
-            |name: &str, variants| Kernel { name: name.into(), scratch_bytes: 0, variants };
+        let kernel = |name: &str, variants| Kernel {
+            name: name.into(),
+            scratch_bytes: 0,
+            variants,
+            ptx: None,
+        };
         let graph = Graph {
             command: "weft compile toy.model".into(),
             kernels: vec![

@@ -1,4 +1,4 @@
-//! Kernels and the CPU variants their code exists for.
+//! Kernels, and the machines their code exists for.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,18 +6,35 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KernelId(pub u32);
 
-/// Position of an ELF object in the graph.
+/// Position of an object, ELF or PTX, in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectId(pub u32);
 
-/// A function of the kernel ABI, under this symbol name in the object of every variant.
+/// A function of the kernel ABI, under this symbol name in the object of every variant, or an entry
+/// of a PTX module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     /// Unique in the graph.
     pub name: String,
     /// Memory a calling thread provides, 64-byte aligned; the most any variant needs.
     pub scratch_bytes: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<KernelVariant>,
+    /// Its code for GPUs, an entry of this name in a PTX module.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ptx: Option<PtxCode>,
+}
+
+/// Code for GPUs. The entry's parameters are the buffers' addresses, then the scalars, eight bytes
+/// each; a block of the launch's grid is a CTA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PtxCode {
+    /// The text of the module, PTX ISA 8.3 for sm_90a.
+    pub object: ObjectId,
+    /// Threads of a CTA.
+    pub threads: u32,
+    /// Shared memory of a CTA beyond what the entry declares itself.
+    pub dynamic_shared_bytes: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +160,7 @@ mod tests {
         let kernel = Kernel {
             name: "k".into(),
             scratch_bytes: 0,
+            ptx: None,
             variants: vec![variant(CpuVariant::Avx2, 0), variant(CpuVariant::Avx512, 1)],
         };
         assert_eq!(kernel.variant_for(CpuVariant::Avx512Bf16).unwrap().object, ObjectId(1));

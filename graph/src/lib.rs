@@ -20,6 +20,9 @@
 //! computes does not depend on the thread that runs it: any number of threads gives the same bits.
 //! An f32 scalar is passed as its bits in the low half of the `int64_t`.
 //!
+//! For GPUs a kernel is an entry of a PTX module instead, whose parameters are the buffers and then
+//! the scalars, and whose CTAs are the blocks.
+//!
 //! A graph from a file is checked by [`verify`](Graph::verify) before anything uses it: every id in
 //! range, every size finite, every argument inside its buffer with the dims at their bounds.
 
@@ -40,7 +43,7 @@ pub use collective::{Collective, CollectiveKind, Group};
 pub use dim::{DimDecl, DimExpr, DimId, Factor, Term};
 pub use dtype::DType;
 pub use file::{FORMAT_VERSION, OpenError, Reason};
-pub use kernel::{CpuVariant, Kernel, KernelId, KernelVariant, ObjectId};
+pub use kernel::{CpuVariant, Kernel, KernelId, KernelVariant, ObjectId, PtxCode};
 pub use step::{Arg, Copy, Launch, Loop, LoopStride, Scalar, Step};
 pub use verify::{VerifyError, offset_range};
 pub use weight::{Init, WeightInfo};
@@ -58,7 +61,7 @@ pub struct Graph {
     pub command: String,
     pub entries: Vec<Entry>,
     pub kernels: Vec<Kernel>,
-    /// ELF relocatable objects; several kernels may be functions of one object.
+    /// ELF relocatable objects and PTX modules; several kernels may be functions of one object.
     #[serde(skip)]
     pub objects: Vec<Vec<u8>>,
     /// Bytes of constant buffers; several buffers may read one.

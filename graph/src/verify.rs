@@ -55,11 +55,18 @@ impl Graph {
 
     fn verify_kernel(&self, kernel: &Kernel) -> Checked {
         let place = format!("kernel {}", kernel.name);
-        ensure(!kernel.variants.is_empty(), &place, || "has no code".into())?;
+        let has_code = !kernel.variants.is_empty() || kernel.ptx.is_some();
+        ensure(has_code, &place, || "has no code".into())?;
         unique(&place, "variant", kernel.variants.iter().map(|variant| variant.cpu.name()))?;
-        for variant in &kernel.variants {
-            ensure((variant.object.0 as usize) < self.objects.len(), &place, || {
-                format!("names object {} of {}", variant.object.0, self.objects.len())
+        let of_variants = kernel.variants.iter().map(|variant| variant.object);
+        for object in of_variants.chain(kernel.ptx.map(|code| code.object)) {
+            ensure((object.0 as usize) < self.objects.len(), &place, || {
+                format!("names object {} of {}", object.0, self.objects.len())
+            })?;
+        }
+        if let Some(code) = kernel.ptx {
+            ensure((1..=1024).contains(&code.threads), &place, || {
+                format!("has blocks of {} threads, not 1 to 1024", code.threads)
             })?;
         }
         ensure(kernel.scratch_bytes <= 1 << 32, &place, || {

@@ -58,7 +58,7 @@ fn another_version_names_the_command() {
     let error = Graph::from_bytes(&file).unwrap_err().to_string();
     assert_eq!(
         error,
-        "the file has format 7, this program reads format 1; compile it again with \
+        "the file has format 7, this program reads format 2; compile it again with \
          `weft compile toy.model --for eval -o toy.weft`"
     );
 }

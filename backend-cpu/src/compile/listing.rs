@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_codegen::object::{self, KernelSource, ObjectError};
 use weft_graph::CpuVariant;
 use weft_ir::module::Module;
+use weft_lower::Kernels;
 
 use super::CompileError;
-use crate::lower::{self, Kernels};
+use crate::Cpu;
 use crate::target::target;
 
 /// One kernel as text.
@@ -30,7 +31,7 @@ pub fn listings(
     let mut kernels = Kernels::default();
     for name in entries {
         let func = module.find(name).ok_or_else(|| CompileError::NoEntry(name.to_string()))?;
-        lower::lower(module, func, &mut kernels)?;
+        weft_lower::lower(&Cpu, module, func, &mut kernels)?;
     }
     let sources: Vec<KernelSource> = kernels.sources().cloned().collect();
     let next = AtomicUsize::new(0);

@@ -3,22 +3,10 @@
 use weft_codegen::emit::Elem;
 use weft_codegen::object::KernelSource;
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
+use weft_lower::describe::product::{bytes, flops, groups};
 
 use super::tile::{COL_STEP, ROW_STEP, SCRATCH_BYTES, TILE_COLS_MAX, TILE_ROWS_MAX};
-use super::{Form, Gemm, Grouping, Matrix, Shape, Unit, gemv, tile};
-
-/// One launch. Its buffers are A, B, C, the offsets of a grouped product, the epilogue's.
-#[derive(Clone)]
-pub struct Planned {
-    /// Independent of the CPU variant; equal names mean equal code.
-    pub kernel: KernelSource,
-    pub scratch_bytes: u64,
-    /// To be followed by the epilogue's.
-    pub scalars: Vec<Scalar>,
-    pub grid: DimExpr,
-    pub flops: DimExpr,
-    pub bytes: DimExpr,
-}
+use super::{Form, Gemm, Grouping, Matrix, Planned, Shape, Unit, gemv, tile};
 
 /// Rows up to which a product reads B once, unpacked.
 const GEMV_ROWS_MAX: i64 = 4;
@@ -133,35 +121,6 @@ pub fn scalars(gemm: &Gemm, (rows, cols): (i64, i64), grid: &DimExpr) -> Vec<Sca
         grid.clone(),
     ];
     exprs.into_iter().map(Scalar::Dim).collect()
-}
-
-pub fn groups(form: &Form) -> DimExpr {
-    match form {
-        Form::Dense => 1.into(),
-        Form::Batch { count } => count.clone(),
-        Form::Rows { groups } | Form::Inner { groups } => groups.clone(),
-    }
-}
-
-/// How often the `m * n * k` of the description is done.
-fn repeats(form: &Form) -> DimExpr {
-    match form {
-        Form::Batch { count } => count.clone(),
-        Form::Dense | Form::Rows { .. } | Form::Inner { .. } => 1.into(),
-    }
-}
-
-pub fn flops(gemm: &Gemm) -> DimExpr {
-    repeats(&gemm.form) * gemm.m.clone() * gemm.n.clone() * gemm.k.clone() * 2
-}
-
-pub fn bytes(gemm: &Gemm) -> DimExpr {
-    let (m, n, k) = (gemm.m.clone(), gemm.n.clone(), gemm.k.clone());
-    let size = |x: &Matrix| i64::from(x.dtype.bits() / 8);
-    let times = |yes: bool| if yes { groups(&gemm.form) } else { repeats(&gemm.form) };
-    let b = times(matches!(gemm.form, Form::Rows { .. })) * k.clone() * n.clone() * size(&gemm.b);
-    let c = times(matches!(gemm.form, Form::Inner { .. })) * m.clone() * n * size(&gemm.c);
-    repeats(&gemm.form) * m * k * size(&gemm.a) + b + c
 }
 
 fn shape(gemm: &Gemm) -> Shape {

@@ -24,59 +24,12 @@ mod hopper;
 mod plan;
 
 use weft_codegen::emit::Elem;
-use weft_graph::{DType, DimExpr};
 use weft_ir::formats::Format;
 
-use super::{Form, Matrix, Shape};
+use super::Shape;
 
 pub use plan::plan;
-
-/// One scale for each group of elements.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Scales {
-    /// f32 or ue8m0.
-    pub dtype: DType,
-    /// Rows and columns of a group, of the matrix as the product sees it.
-    pub group: [i64; 2],
-    /// In scales, from one group to the next.
-    pub row_stride: DimExpr,
-    pub col_stride: DimExpr,
-    /// From one matrix of a batch (or of the operand that a form does not segment) to the next.
-    pub group_stride: DimExpr,
-}
-
-/// An operand: codes, or plain numbers without scales.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Operand {
-    /// Of e4m3, e5m2, bf16 or f32.
-    pub codes: Matrix,
-    pub scales: Option<Scales>,
-}
-
-/// How the products of a block are summed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sum {
-    F32,
-    /// 32 products and the accumulator aligned to the largest, 14 bits kept, the rest cut off.
-    Hopper14,
-}
-
-/// A product to be planned.
-#[derive(Clone, Debug)]
-pub struct ScaledGemm {
-    pub m: DimExpr,
-    pub n: DimExpr,
-    pub k: DimExpr,
-    pub a: Operand,
-    pub b: Operand,
-    pub c: Matrix,
-    pub form: Form,
-    /// Adds to C instead of overwriting it.
-    pub accumulate: bool,
-    /// Terms after which a partial sum is scaled and added in f32.
-    pub promote: Option<i64>,
-    pub sum: Sum,
-}
+pub use weft_lower::describe::product::{Operand, ScaledGemm, Scales, Sum};
 
 /// What a kernel knows of an operand when it is compiled.
 #[derive(Clone, Debug, PartialEq)]

@@ -69,6 +69,7 @@ pub fn graph() -> Graph {
         entries: vec![entry],
         kernels: vec![Kernel {
             name: "f32_scale".into(),
+            ptx: None,
             scratch_bytes: 256,
             variants: vec![KernelVariant { cpu: CpuVariant::Avx2, object: ObjectId(0) }],
         }],

@@ -4,9 +4,10 @@ use weft_codegen::emit::Elem;
 use weft_codegen::object::KernelSource;
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_ir::formats::{E4M3, E5M2, Format};
+use weft_lower::describe::product::{bytes, flops, groups};
 
-use super::super::plan::{self as plain, Planned};
-use super::super::{Gemm, Shape};
+use super::super::plan as plain;
+use super::super::{Planned, Shape};
 use super::{Coded, Grouped, Operand, ScaledGemm, ScaledShape, Scales, Sum, emit};
 
 /// Plans a product; `dims` are those its sizes speak of, and `label` names its source. Buffers: A,
@@ -15,7 +16,7 @@ pub fn plan(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Result<Planned,
     let shape = shape(gemm)?;
     let max = |e: &DimExpr| e.range(dims).map_or(i64::MAX, |(_, max)| max);
     let codes = gemm.codes();
-    let groups_max = max(&plain::groups(&gemm.form));
+    let groups_max = max(&groups(&gemm.form));
     let tile = plain::tile_size(max(&gemm.m), max(&gemm.n), max(&gemm.k), groups_max, &gemm.form);
     let grid = plain::tiles_grid(&codes, tile);
     let mut scalars = plain::scalars(&codes, tile, &grid);
@@ -30,26 +31,9 @@ pub fn plan(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Result<Planned,
         scratch_bytes: emit::SCRATCH_BYTES,
         scalars,
         grid,
-        flops: plain::flops(&codes),
-        bytes: plain::bytes(&codes),
+        flops: flops(&codes),
+        bytes: bytes(&codes),
     })
-}
-
-impl ScaledGemm {
-    /// The product of the codes alone.
-    fn codes(&self) -> Gemm {
-        Gemm {
-            m: self.m.clone(),
-            n: self.n.clone(),
-            k: self.k.clone(),
-            a: self.a.codes.clone(),
-            b: self.b.codes.clone(),
-            c: self.c.clone(),
-            form: self.form.clone(),
-            accumulate: self.accumulate,
-            epilogue: None,
-        }
-    }
 }
 
 fn shape(gemm: &ScaledGemm) -> Result<ScaledShape, String> {

@@ -6,8 +6,7 @@ use weft_ir::op::Op;
 
 use super::view::{View, row_major};
 use super::{Fault, Frame, Lower, Work, dims};
-use crate::gemm::scaled::{self, Operand, ScaledGemm, Scales, Sum};
-use crate::gemm::{self, Form, Gemm, Matrix};
+use crate::describe::product::{Form, Gemm, Matrix, Operand, ScaledGemm, Scales, Sum};
 
 /// A batch of matrices: leading dims as one, and the two last.
 struct Batch {
@@ -92,11 +91,11 @@ impl<'a> Lower<'a> {
                         return Err(why.into());
                     }
                 }
-                gemm::plan(&gemm, &self.dims.decls(), &place)
+                self.backend.product(&gemm, &self.dims.decls(), &place)?
             }
             _ => {
                 let scaled = self.scaled(f, op, gemm, n, swapped)?;
-                scaled::plan(&scaled, &self.dims.decls(), &place)?
+                self.backend.scaled_product(&scaled, &self.dims.decls(), &place)?
             }
         };
         let mut args = vec![];

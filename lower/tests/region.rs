@@ -7,6 +7,7 @@ mod harness;
 mod random;
 
 use harness::{Tolerance, check, check_on, check_with, parse, sizes};
+use weft_backend_cpu::Cpu;
 use weft_ir::interp::{Range, Tensor, random_args};
 use weft_ir::module::FuncId;
 use weft_ir::ty::Type;
@@ -136,7 +137,7 @@ fn groups_are_quantized_in_one_launch() {
         }
         let module = parse(&text);
         let dim = |d| harness::size(&module, d);
-        let region = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
+        let region = weft_lower::region::compile(&Cpu, &module, &module.funcs[0], "t", "t:1", &dim);
         assert_eq!(region.map(|r| r.launches.len()).ok(), Some(1));
     }
 }
@@ -162,6 +163,7 @@ fn codes_and_scales_of_groups() {
                 [("f32", "f32", ""), ("ue8m0", "bf16", ""), ("f32", "bf16", ", floor = 0.5")]
             {
                 let [r, c] = group;
+                harness::ON_PTX.set((code == "e4m3") == (scale == "f32"));
                 let body = format!(
                     "%c, %s = encode %x {{dtype = {code}, group = [{r}, {c}], scale = {scale}{floor}}}\n\
                      return %c, %s"
@@ -636,13 +638,13 @@ fn refusals_name_op_and_reason() {
     let text = func("%x: f32[4, 4]", "f32[4, 4]", "%y = matmul %x, %x\nreturn %y");
     let module = parse(&text);
     let dim = |d| harness::size(&module, d);
-    let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
+    let error = weft_lower::region::compile(&Cpu, &module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
     assert_eq!(error.as_deref(), Some("matmul: it has a backend of its own"));
     let (codes, plain) = ("%x: e4m3<1x128, f32>[4, 128]", "f32[4, 128]");
     let text = func(codes, plain, "%y = dequantize %x {dtype = f32}\nreturn %y");
     let module = parse(&text);
-    let error = weft_backend_cpu::region::compile(&module, &module.funcs[0], "t", "t:1", &dim);
+    let error = weft_lower::region::compile(&Cpu, &module, &module.funcs[0], "t", "t:1", &dim);
     let error = error.err().map(|e| e.to_string());
     let why = "parameter: a quantized value in a region";
     assert_eq!(error.as_deref(), Some(why));

@@ -8,11 +8,17 @@ use weft_ir::module::{Func, FuncId, Init, Module, Store, StoreKind, ValueId};
 use super::dims::{self, Dims};
 use super::plan_memory::{Temp, collision, plan};
 use super::view::View;
-use super::{Kernels, Lower, LowerError};
+use super::{Backend, Kernels, Lower, LowerError};
 
 /// The entry that `func` becomes. Kernels it launches are added to `kernels`.
-pub fn lower(module: &Module, func: FuncId, kernels: &mut Kernels) -> Result<Entry, LowerError> {
+pub fn lower(
+    backend: &dyn Backend,
+    module: &Module,
+    func: FuncId,
+    kernels: &mut Kernels,
+) -> Result<Entry, LowerError> {
     let mut cx = Lower {
+        backend,
         module,
         kernels,
         dims: Dims::new(module),

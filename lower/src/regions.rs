@@ -9,7 +9,9 @@ use weft_ir::op::{Op, Trait};
 use super::plan_memory::InPlace;
 use super::view::View;
 use super::{Fault, Frame, Lower, TempInfo, Work};
-use crate::region::{self, Buf};
+use weft_codegen::region::graph::Buf;
+
+use crate::region;
 
 /// A function for a region, and what its parameters are in the frame.
 struct Part {
@@ -99,7 +101,7 @@ impl<'a> Lower<'a> {
         }
         let place = self.place(op);
         let size = |d| self.dims.expr(d);
-        let compiled = region::compile(self.module, func, &hint(func), &place, &size)
+        let compiled = region::compile(self.backend, self.module, func, &hint(func), &place, &size)
             .map_err(|e| if e.op == op.op.name() { e.reason } else { e.to_string() })?;
         let mut made = vec![];
         for (i, r) in func.results.iter().enumerate() {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use weft_codegen::emit::WARP;
 use weft_codegen::object::KernelSource;
 use weft_codegen::region::emit::{self, Signature};
 use weft_codegen::region::graph::{Buf, Graph, Kind, NodeId, Whole};
@@ -18,8 +19,8 @@ use weft_ir::dim::{Dim, SymId, product};
 use weft_ir::module::{Func, Module};
 use weft_ir::ty::DType;
 
-use super::schedule;
 use super::{Region, RegionLaunch};
+use crate::Backend;
 
 /// A sum of at least so many terms for few results is done in parts.
 const PARTED_MIN: u64 = 1024;
@@ -29,6 +30,7 @@ const PARTED_RESULTS_MAX: u64 = 1 << 14;
 const PARTS: u64 = 32;
 
 pub fn plan(
+    backend: &dyn Backend,
     module: &Module,
     func: &Func,
     hint: &str,
@@ -41,6 +43,7 @@ pub fn plan(
     loop {
         let max = |d: Dim| module.dim_max(d);
         let mut planner = Planner {
+            backend,
             graph: graph.clone(),
             max: &max,
             size,
@@ -84,6 +87,7 @@ impl From<Unsupported> for Stop {
 }
 
 struct Planner<'a> {
+    backend: &'a dyn Backend,
     graph: Graph,
     max: &'a dyn Fn(Dim) -> u64,
     size: &'a dyn Fn(Dim) -> DimExpr,
@@ -286,11 +290,16 @@ impl Planner<'_> {
     }
 
     fn launch(&mut self, nest: Nest) -> Result<(), Stop> {
-        let planned = schedule::schedule(&nest, self.max).map_err(Stop::Cut)?;
+        let planned = self.backend.schedule(&nest, self.max).map_err(Stop::Cut)?;
         let signature = Signature::of(&nest);
         let mut grid = DimExpr::product(planned.grid.iter().map(|d| (self.size)(*d)));
         if let Some((dim, n)) = planned.chunked {
             grid = grid * (self.size)(dim).ceil_div(n);
+        }
+        let warps = planned.schedule.warps;
+        let threads = warps.map_or(1, |n| n * WARP);
+        if let Some(warps) = warps.filter(|n| *n > 1) {
+            grid = grid.ceil_div(warps.into());
         }
         let per_element = nest.exprs.iter().filter(|e| matches!(e.expr, Expr::Scalar(..))).count();
         let main = DimExpr::product(nest.main.iter().map(|v| (self.size)(nest.vars.extent(*v))));
@@ -302,7 +311,7 @@ impl Planner<'_> {
         let emit = move |cg: &weft_codegen::emit::Cg, name: &str| {
             emit::kernel(cg, name, &nest, &schedule, &signature);
         };
-        let kernel = self.source(&code, emit);
+        let kernel = self.source(&code, emit).with_threads(threads);
         self.launches.push(RegionLaunch {
             kernel,
             args,
@@ -410,8 +419,8 @@ impl Planner<'_> {
                 args.push(buf);
             }
         }
-        let (n, per) = kernel.grid();
-        let grid = (self.size)(n).ceil_div(per);
+        let whole = self.backend.whole_grid(&kernel);
+        let grid = (self.size)(whole.units).ceil_div(whole.per_block);
         let n_elements = |s: &Self, x: &NodeId| {
             let dims = dims(s, *x);
             let n = DimExpr::product(dims.iter().map(|d| (s.size)(*d)));
@@ -423,6 +432,7 @@ impl Planner<'_> {
         let (symbols, scratch_bytes) = (kernel.scalars(), kernel.scratch_bytes());
         let code = format!("{kernel:?}");
         let source = self.source(&code, move |cg, name| kernel.emit(cg, name));
+        let source = source.with_threads(whole.threads);
         self.launches.push(RegionLaunch {
             kernel: source,
             args,

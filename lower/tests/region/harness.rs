@@ -1,14 +1,19 @@
 //! Runs a compiled region and holds it against the reference interpreter: on every CPU variant this
 //! machine runs, the grid dealt out whole and block by block in reverse, which must give the same
-//! bits.
+//! bits; and as PTX, which the interpreter of `ptx-sim` runs and looks for races.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 use half::bf16;
-use weft_backend_cpu::region::{self, Buf, Region};
+use ptx_sim::{Arg, Device, Launch, Module as Ptx};
+use weft_backend_cpu::Cpu;
 use weft_backend_cpu::target::target;
+use weft_backend_cuda::Cuda;
+use weft_backend_cuda::target::hopper;
 use weft_codegen::object::compile;
+use weft_codegen::region::graph::Buf;
 use weft_graph::{CpuVariant, DimExpr, DimId, Scalar};
 use weft_ir::builder::infer;
 use weft_ir::dim::{Dim, SymId};
@@ -16,6 +21,8 @@ use weft_ir::formats::{self, E4M3, E5M2, E5M6};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{Func, Module};
 use weft_ir::ty::{DType, Type};
+use weft_lower::Backend;
+use weft_lower::region::{self, Region};
 use weft_runtime::elf::Code;
 
 /// Memory whose start is a multiple of 64.
@@ -148,14 +155,82 @@ thread_local! {
     static CODE: Mutex<HashMap<(CpuVariant, String), Code>> = Mutex::new(HashMap::new());
 }
 
+thread_local! {
+    /// Where a test has many cases of the same kernels, some are enough for the slower machine.
+    pub static ON_PTX: Cell<bool> = const { Cell::new(true) };
+}
+
 impl<'a> Runner<'a> {
-    pub fn new(module: &'a Module, func: &'a Func, sizes: &Sizes) -> Runner<'a> {
+    pub fn new(
+        backend: &dyn Backend,
+        module: &'a Module,
+        func: &'a Func,
+        sizes: &Sizes,
+    ) -> Runner<'a> {
         let dim = |d| size(module, d);
-        let region = region::compile(module, func, "test", "test.model:1", &dim);
+        let region = region::compile(backend, module, func, "test", "test.model:1", &dim);
         let region = region.unwrap_or_else(|e| panic!("@{}: {e}", func.name));
         let of = |i| sizes.get(&SymId(i)).map_or(1, |n| *n as i64);
         let sizes = (0..module.syms.len() as u32).map(of).collect();
         Runner { module, func, region, sizes }
+    }
+
+    /// Where a buffer lies: results may share storage with operands.
+    fn storage(&self, buf: Buf) -> Buf {
+        match buf {
+            Buf::Result(r) => {
+                let alias = self.region.aliases.iter().find(|(x, _)| *x == r);
+                alias.map_or(buf, |(_, p)| Buf::Operand(*p))
+            }
+            other => other,
+        }
+    }
+
+    /// The results' bytes, of the region as PTX.
+    pub fn run_ptx(&self, args: &[Tensor]) -> Vec<Vec<u8>> {
+        let mut device = Device::new();
+        let mut memory: BTreeMap<Buf, (u64, usize)> = BTreeMap::new();
+        let mut place = |device: &mut Device, buf: Buf, bytes: &[u8]| {
+            memory.entry(buf).or_insert_with(|| (device.alloc_from(bytes), bytes.len()));
+        };
+        for (i, arg) in args.iter().enumerate() {
+            place(&mut device, Buf::Operand(i as u32), &encode(arg));
+        }
+        // What is not written shows.
+        let unwritten = |n: usize| vec![0x7f; n];
+        for (r, v) in self.func.results.iter().enumerate() {
+            let ty = self.func.ty(*v);
+            let bytes = (self.len(ty) * ty.dtype.bits() as usize).div_ceil(8);
+            place(&mut device, self.storage(Buf::Result(r as u32)), &unwritten(bytes));
+        }
+        for (w, n) in self.region.workspaces.iter().enumerate() {
+            let bytes = n.eval(&self.sizes) as usize;
+            place(&mut device, Buf::Workspace(w as u32), &unwritten(bytes));
+        }
+        for launch in &self.region.launches {
+            let object = compile(&hopper(), std::slice::from_ref(&launch.kernel));
+            let text = String::from_utf8(object.unwrap_or_else(|e| panic!("{e}")).bytes).unwrap();
+            let module = Ptx::load(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            let buffers = launch.args.iter().map(|a| Arg::Ptr(memory[&self.storage(*a)].0));
+            let scalars = launch.scalars.iter().map(|s| match s {
+                Scalar::Dim(d) => Arg::I64(d.eval(&self.sizes)),
+                other => panic!("no region has a scalar {other:?}"),
+            });
+            let args: Vec<Arg> = buffers.chain(scalars).collect();
+            let grid = launch.grid.eval(&self.sizes) as u32;
+            if grid == 0 {
+                continue;
+            }
+            let frame = Launch::new(grid, launch.kernel.cta.threads);
+            let run = device.launch(&module, &launch.kernel.name, &frame, &args);
+            run.unwrap_or_else(|e| panic!("{e}\n{text}"));
+        }
+        let results = (0..self.func.results.len() as u32).map(Buf::Result);
+        let bytes = |buf: Buf| {
+            let (address, n) = memory[&self.storage(buf)];
+            device.read(address, n).unwrap().to_vec()
+        };
+        results.map(bytes).collect()
     }
 
     fn len(&self, ty: &Type) -> usize {
@@ -172,13 +247,7 @@ impl<'a> Runner<'a> {
             buffer.write(&bytes);
             memory.insert(Buf::Operand(i as u32), buffer);
         }
-        let storage = |buf: Buf| match buf {
-            Buf::Result(r) => {
-                let alias = self.region.aliases.iter().find(|(x, _)| *x == r);
-                alias.map_or(buf, |(_, p)| Buf::Operand(*p))
-            }
-            other => other,
-        };
+        let storage = |buf| self.storage(buf);
         for (r, v) in self.func.results.iter().enumerate() {
             let ty = self.func.ty(*v);
             let bytes = (self.len(ty) * ty.dtype.bits() as usize).div_ceil(8);
@@ -336,15 +405,28 @@ pub fn check_on(module: &Module, sizes: &Sizes, args: &[Tensor], tolerance: Tole
         .collect();
     let expected = Interp::new(module, Precision::Stated).run_sized(id, rounded.clone(), sizes);
     let expected = expected.unwrap_or_else(|e| panic!("{e}"));
-    let runner = Runner::new(module, func, sizes);
+    let runner = Runner::new(&Cpu, module, func, sizes);
     for variant in variants() {
         let results = runner.run(variant, &rounded, false);
         assert_eq!(results, runner.run(variant, &rounded, true), "@{}: order of blocks", func.name);
-        for (r, (bytes, want)) in results.iter().zip(&expected).enumerate() {
-            let got = decode(bytes, want.dtype);
-            let what = format!("@{} result {r} on {}", func.name, variant.name());
-            compare(&what, &got, want, tolerance);
-        }
+        compare_all(&func.name, variant.name(), &results, &expected, tolerance);
+    }
+    if ON_PTX.get() {
+        let results = Runner::new(&Cuda, module, func, sizes).run_ptx(&rounded);
+        compare_all(&func.name, "ptx", &results, &expected, tolerance);
+    }
+}
+
+fn compare_all(
+    func: &str,
+    machine: &str,
+    results: &[Vec<u8>],
+    expected: &[Tensor],
+    tolerance: Tolerance,
+) {
+    for (r, (bytes, want)) in results.iter().zip(expected).enumerate() {
+        let got = decode(bytes, want.dtype);
+        compare(&format!("@{func} result {r} on {machine}"), &got, want, tolerance);
     }
 }
 

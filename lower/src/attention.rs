@@ -6,7 +6,7 @@ use weft_ir::op::Op;
 use weft_ir::ty;
 
 use super::{Fault, Frame, Lower, TempInfo, Work, dims};
-use crate::attention::{self, Attention, Buffer, Gradients, Heads, Part};
+use crate::describe::attention::{Attention, Buffer, Gradients, Heads, Part};
 
 /// An op's operands by what they are.
 struct Operands<'o> {
@@ -38,10 +38,10 @@ impl<'a> Lower<'a> {
         }
         let (place, dims) = (self.place(op), self.dims.decls());
         let planned = match op.op {
-            Op::Attention => attention::forward(&described, &dims, &place),
+            Op::Attention => self.backend.attention(&described, &dims, &place)?,
             _ => {
                 let gradients = self.gradients(f, op, &x)?;
-                attention::backward(&described, &gradients, &dims, &place)
+                self.backend.attention_gradient(&described, &gradients, &dims, &place)?
             }
         };
         let mut workspaces = vec![];

@@ -7,17 +7,23 @@
 //! (an output, the slice of a stack, what the next turn of a loop reads) is known before the op
 //! that makes it, which writes it there.
 //!
+//! Which kernel does an op, and how a region's loops are cut, is a [`Backend`]'s to say; what is
+//! here is the same for all.
+//!
 //! A state is changed in place. What was moved out of it by strides alone and is needed later is
 //! copied first.
 
 mod attention;
+mod backend;
 mod collective;
 mod contract;
+pub mod describe;
 mod dims;
 mod entry;
 mod kernels;
 pub mod plan_memory;
-mod region;
+pub mod region;
+mod regions;
 mod repeat;
 mod uses;
 mod view;
@@ -35,6 +41,7 @@ use plan_memory::InPlace;
 use uses::{last_uses, made_at_state, writer};
 use view::View;
 
+pub use backend::{Backend, WholeGrid};
 pub use entry::lower;
 pub use kernels::Kernels;
 
@@ -88,6 +95,7 @@ impl From<LowerError> for Fault {
 
 /// An entry under construction.
 struct Lower<'a> {
+    backend: &'a dyn Backend,
     module: &'a Module,
     kernels: &'a mut Kernels,
     dims: Dims<'a>,
@@ -146,7 +154,7 @@ impl Frame<'_> {
     /// Has a value no step of its own?
     fn is_deferred(&self, v: ValueId) -> bool {
         let Some(id) = self.func.def_op(v) else { return false };
-        self.late[id.0 as usize] || region::is_deferred(self.func.op(id).op)
+        self.late[id.0 as usize] || regions::is_deferred(self.func.op(id).op)
     }
 }
 

@@ -1,4 +1,4 @@
-//! How a nest is cut into blocks and loops.
+//! What is true of a nest however its loops are cut, for the backends that cut them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,22 +6,18 @@ use weft_codegen::region::emit::{Kept, Parts, Schedule};
 use weft_codegen::region::graph::NodeId;
 use weft_codegen::region::index::{Atom, Var};
 use weft_codegen::region::scalar::is_expensive;
-use weft_codegen::region::trace::{Expr, ExprId, Nest, Root};
+use weft_codegen::region::trace::{Expr, ExprId, Nest};
 use weft_ir::dim::Dim;
 
-/// Elements of a block, about: some microseconds of work.
-const BLOCK_ELEMENTS: u64 = 4096;
 /// A row longer than this is not kept in scratch: recomputing costs less than the cache misses.
 const KEPT_MAX: u64 = 1 << 16;
 /// A fold of up to so many elements may be done again for every index of a loop.
 const REPEATED_MAX: u64 = 16;
-/// The same, for a fold that each call of a kernel does once.
-const PER_CALL_MAX: u64 = 1024;
 /// Lanes are assumed to be at most this many where a loop's tail matters.
-const LANES_MAX: u64 = 16;
+pub const LANES_MAX: u64 = 16;
 
 /// A schedule and how its launch is sized.
-pub struct Planned {
+pub struct Scheduled {
     pub schedule: Schedule,
     /// `grid` is the product of these.
     pub grid: Vec<Dim>,
@@ -30,92 +26,23 @@ pub struct Planned {
     pub scratch_bytes: u64,
 }
 
-/// A schedule, or the node of a fold that has to be stored by a launch before.
-pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Planned, NodeId> {
-    let extent = |v: &Var| max(nest.vars.extent(*v)).max(1);
-    let parts = nest.part.map(|index| {
-        let root = &nest.roots[0];
-        let var = match &nest.exprs[root.value.0 as usize].expr {
-            Expr::Fold { vars, .. } => vars.first().copied(),
-            _ => None,
-        };
-        let count = nest.vars.extent(index).as_fixed().unwrap_or(1) as i64;
-        var.map(|var| Parts { var, index, count })
-    });
-    let parts = parts.flatten();
-    let main: Vec<Var> = nest.main.iter().copied().filter(|v| Some(*v) != nest.part).collect();
-    let lanes = main.last().copied().filter(|v| lanes_fit(nest, *v));
-    let folds = Folds::of(nest);
-    let work = |vars: &[Var]| {
-        let product = vars.iter().map(&extent).fold(1u64, u64::saturating_mul);
-        let inside = |e: &ExprId| match lanes {
-            Some(v) => nest.exprs[e.0 as usize].deps.contains(&v),
-            None => true,
-        };
-        let of_fold = |(e, vars): &(ExprId, Vec<Var>)| {
-            if !inside(e) {
-                return 1;
-            }
-            vars.iter().map(&extent).fold(1, u64::saturating_mul)
-        };
-        product.saturating_mul(folds.all.iter().map(of_fold).max().unwrap_or(1))
+/// How a nest that sums in parts does.
+pub fn parts(nest: &Nest) -> Option<Parts> {
+    let index = nest.part?;
+    let Expr::Fold { vars, .. } = &nest.exprs[nest.roots[0].value.0 as usize].expr else {
+        return None;
     };
-    let row_folds = folds
-        .all
-        .iter()
-        .any(|(e, _)| lanes.is_some_and(|v| !nest.exprs[e.0 as usize].deps.contains(&v)));
-    let mut split = main.len().saturating_sub(1);
-    while split > 0 && work(&main[split..]) < BLOCK_ELEMENTS {
-        split -= 1;
-    }
-    let (mut grid, mut order) = (main[..split].to_vec(), main[split..].to_vec());
-    let mut chunk = None;
-    if let Some(first) = order.first().copied() {
-        let inner = work(&order[1..]).max(1);
-        let whole_row = lanes == Some(first) && row_folds;
-        let mut n = BLOCK_ELEMENTS.div_ceil(inner).max(1);
-        if lanes == Some(first) {
-            n = n.next_multiple_of(LANES_MAX * 4);
-        }
-        if !whole_row && n < extent(&first) {
-            chunk = Some(n as i64);
-        }
-    }
-    if let Some(index) = nest.part {
-        grid.insert(0, index);
-    }
-    sink(nest, lanes, chunk.is_some(), &mut order);
-    let planned_order: Vec<Var> = grid.iter().chain(&order).copied().collect();
-    // A value that is the same for several blocks is not theirs to store.
-    let blocks = grid.iter().chain(chunk.map(|_| &order[0]));
-    let shared = |r: &&Root| blocks.clone().any(|v| !r.deps.contains(v));
-    if let Some(root) = nest.roots.iter().find(shared) {
-        return Err(root.node);
-    }
-    if let Some(node) = repeated(nest, &planned_order, chunk.map(|_| order[0]), &extent) {
-        return Err(node);
-    }
-    let kept = kept(nest, &folds, lanes, &extent);
-    let scratch_bytes = kept.1 * 4;
-    let lane_folds = folds
-        .all
-        .iter()
-        .any(|(e, _)| lanes.is_some_and(|v| nest.exprs[e.0 as usize].deps.contains(&v)));
-    let sizes = grid.iter().map(|v| nest.vars.extent(*v)).collect();
-    let chunked = chunk.map(|n| (nest.vars.extent(order[0]), n));
-    let unroll = if lane_folds { 4 } else { 1 };
-    let kept = kept.0;
-    let schedule = Schedule { grid, chunk, order, lanes, unroll, parts, kept, warps: None };
-    Ok(Planned { schedule, grid: sizes, chunked, scratch_bytes })
+    let count = nest.vars.extent(index).as_fixed().unwrap_or(1) as i64;
+    Some(Parts { var: *vars.first()?, index, count })
 }
 
 /// The folds of a nest, and the expressions each loop evaluates.
-struct Folds {
-    all: Vec<(ExprId, Vec<Var>)>,
+pub struct Folds {
+    pub all: Vec<(ExprId, Vec<Var>)>,
 }
 
 impl Folds {
-    fn of(nest: &Nest) -> Folds {
+    pub fn of(nest: &Nest) -> Folds {
         let live = reachable(nest, nest.roots.iter().map(|r| r.value), true);
         let fold = |e: ExprId| match &nest.exprs[e.0 as usize].expr {
             Expr::Fold { vars, .. } => Some((e, vars.clone())),
@@ -154,7 +81,7 @@ fn reachable(nest: &Nest, from: impl Iterator<Item = ExprId>, inside: bool) -> B
 
 /// Is `var` better in lanes than the last variable of the folds in it? Not where those would then
 /// be read with strides.
-fn lanes_fit(nest: &Nest, var: Var) -> bool {
+pub fn lanes_fit(nest: &Nest, var: Var) -> bool {
     let live = reachable(nest, nest.roots.iter().map(|r| r.value), true);
     let mut along_fold = 0;
     let mut along_var = 0;
@@ -190,7 +117,7 @@ fn lanes_fit(nest: &Nest, var: Var) -> bool {
 
 /// Moves loops inside the lanes' loop that costly values in lanes do not depend on: rotary angles
 /// are the same for all heads.
-fn sink(nest: &Nest, lanes: Option<Var>, chunked: bool, order: &mut Vec<Var>) {
+pub fn sink(nest: &Nest, lanes: Option<Var>, chunked: bool, order: &mut Vec<Var>) {
     let Some(lanes) = lanes else { return };
     let live = reachable(nest, nest.roots.iter().map(|r| r.value), false);
     let idle = |u: &Var| {
@@ -207,11 +134,13 @@ fn sink(nest: &Nest, lanes: Option<Var>, chunked: bool, order: &mut Vec<Var>) {
     order.extend(sunk);
 }
 
-/// A fold that this order of loops would do too often.
-fn repeated(
+/// A fold that this order of loops would do too often; one of up to `per_call_max` elements that is
+/// the same for all blocks may be done again by each call of a kernel.
+pub fn repeated(
     nest: &Nest,
     order: &[Var],
     chunked: Option<Var>,
+    per_call_max: u64,
     extent: &dyn Fn(&Var) -> u64,
 ) -> Option<NodeId> {
     // Folds to look at, with the loops around them.
@@ -239,7 +168,7 @@ fn repeated(
         let is_root = nest.roots.iter().any(|r| r.value == e);
         let too_often = (times > 1 || per_chunk) && size > REPEATED_MAX
             || rebound
-            || deps.is_empty() && !order.is_empty() && size > PER_CALL_MAX;
+            || deps.is_empty() && !order.is_empty() && size > per_call_max;
         if too_often && !is_root {
             return nest.folds.iter().find(|(f, _)| *f == e).map(|(_, node)| *node);
         }
@@ -251,7 +180,7 @@ fn repeated(
 
 /// Costly values along the lanes' variable that a fold and another loop both need, and the elements
 /// of scratch they take.
-fn kept(
+pub fn kept(
     nest: &Nest,
     folds: &Folds,
     lanes: Option<Var>,

@@ -1,0 +1,69 @@
+//! How a nest is cut into blocks: each a warp's, whose lanes run along the rows of memory.
+//!
+//! A warp does a row, or a piece of one where nothing is folded along it, so every access of a
+//! contiguous operand is a line of 128 bytes (of f32). What a row needs folded is folded by its
+//! warp alone, in registers: nothing waits for other warps.
+
+use weft_codegen::region::emit::Schedule;
+use weft_codegen::region::graph::NodeId;
+use weft_codegen::region::index::Var;
+use weft_codegen::region::trace::{ExprId, Nest, Root};
+use weft_ir::dim::Dim;
+use weft_lower::region::schedule::{Folds, Scheduled, lanes_fit, parts, repeated};
+
+/// Warps of a CTA: enough CTAs of them fill a multiprocessor, and few are idle at the end.
+const WARPS: u32 = 4;
+/// Elements of a piece of a row: eight for each lane, so that loads overlap.
+const PIECE: i64 = 256;
+/// The same where each lane folds by itself, which is work enough.
+const FOLDED_PIECE: i64 = 32;
+/// A fold of up to so many elements, the same for all blocks, is done again by each.
+const PER_BLOCK_MAX: u64 = 16;
+
+/// A schedule, or the node of a fold that has to be stored by a launch before.
+pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, NodeId> {
+    let extent = |v: &Var| max(nest.vars.extent(*v)).max(1);
+    let mut grid: Vec<Var> = nest.main.iter().copied().filter(|v| Some(*v) != nest.part).collect();
+    let lanes = grid.last().copied().filter(|v| lanes_fit(nest, *v));
+    if lanes.is_some() {
+        grid.pop();
+    }
+    let order: Vec<Var> = lanes.into_iter().collect();
+    let folds = Folds::of(nest);
+    let in_lanes = |v: Var| {
+        let depends = |(e, _): &(ExprId, Vec<Var>)| nest.exprs[e.0 as usize].deps.contains(&v);
+        (folds.all.iter().any(depends), folds.all.iter().any(|f| !depends(f)))
+    };
+    let chunk = lanes.and_then(|v| {
+        let (by_lane, of_row) = in_lanes(v);
+        let piece = if by_lane { FOLDED_PIECE } else { PIECE };
+        (!of_row && extent(&v) > piece as u64).then_some(piece)
+    });
+    grid.splice(0..0, nest.part);
+    let chunked = chunk.and(lanes);
+    // A value that is the same for several blocks is not theirs to store.
+    let blocks = grid.iter().chain(&chunked);
+    let shared = |r: &&Root| blocks.clone().any(|v| !r.deps.contains(v));
+    if let Some(root) = nest.roots.iter().find(shared) {
+        return Err(root.node);
+    }
+    let path: Vec<Var> = grid.iter().chain(&order).copied().collect();
+    if let Some(node) = repeated(nest, &path, chunked, PER_BLOCK_MAX, &extent) {
+        return Err(node);
+    }
+    Ok(Scheduled {
+        grid: grid.iter().map(|v| nest.vars.extent(*v)).collect(),
+        chunked: chunked.zip(chunk).map(|(v, n)| (nest.vars.extent(v), n)),
+        scratch_bytes: 0,
+        schedule: Schedule {
+            grid,
+            chunk,
+            order,
+            lanes,
+            unroll: 1,
+            parts: parts(nest),
+            warps: Some(WARPS),
+            ..Schedule::default()
+        },
+    })
+}

@@ -1,0 +1,61 @@
+//! What a backend decides.
+
+use weft_codegen::region::graph::NodeId;
+use weft_codegen::region::trace::Nest;
+use weft_codegen::region::whole::WholeKernel;
+use weft_graph::DimDecl;
+use weft_ir::dim::Dim;
+
+use crate::describe::{attention, product};
+use crate::region::schedule::Scheduled;
+
+/// Kernels for a kind of machine. A description that it has no kernel for is refused with a reason,
+/// which is shown with the op and its place.
+pub trait Backend {
+    /// How the loops of a region are cut into blocks, or the node of a fold that has to be stored
+    /// by a launch before. `max` is the greatest a dim may be.
+    fn schedule(&self, nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, NodeId>;
+
+    /// The blocks of an op with a kernel of its own.
+    fn whole_grid(&self, kernel: &WholeKernel) -> WholeGrid;
+
+    /// `dims` are those that sizes speak of, and `label` names the source.
+    fn product(
+        &self,
+        gemm: &product::Gemm,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Result<product::Planned, String>;
+
+    fn scaled_product(
+        &self,
+        gemm: &product::ScaledGemm,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Result<product::Planned, String>;
+
+    fn attention(
+        &self,
+        attention: &attention::Attention,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Result<attention::Planned, String>;
+
+    fn attention_gradient(
+        &self,
+        attention: &attention::Attention,
+        gradients: &attention::Gradients,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Result<attention::Planned, String>;
+}
+
+/// Units of work, and who does them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WholeGrid {
+    pub units: Dim,
+    /// Units of a block.
+    pub per_block: i64,
+    /// Threads of a block; 1 on a CPU.
+    pub threads: u32,
+}
