@@ -19,6 +19,7 @@
 //! Idle cells say where the authors of a schedule expect a wait. They cost nothing here: a cell
 //! begins when its rank is free and its messages are there.
 
+pub mod assign;
 pub mod check;
 pub mod csv;
 pub mod generate;
