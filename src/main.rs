@@ -4,6 +4,7 @@ mod check;
 mod compare;
 mod compile;
 mod devices;
+mod eplb;
 mod eval;
 mod explain;
 mod export;
@@ -43,6 +44,7 @@ enum Command {
     Explain(explain::Args),
     Compare(compare::Args),
     Compile(compile::Args),
+    Eplb(eplb::Args),
     Eval(eval::Args),
     Export(export::Args),
     Opt(opt::Args),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Compile(args) => compile::run(args),
+        Command::Eplb(args) => eplb::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
         Command::Opt(args) => opt::run(args),

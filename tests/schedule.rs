@@ -56,3 +56,36 @@ fn what_is_missing_or_wrong_is_named() {
     let times = ["1f1b", "--ranks", "2", "--micro-batches", "2", "--times", "1,1"];
     refuse(&times, "expected four times");
 }
+
+#[test]
+fn recorded_loads_become_places() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = |text: &str, args: &[&str]| {
+        let path = dir.path().join("loads.csv");
+        std::fs::write(&path, text).expect("written");
+        let weft = env!("CARGO_BIN_EXE_weft");
+        let out = Command::new(weft).arg("eplb").arg(&path).args(args).output().expect("it runs");
+        (out.status.success(), text_of(&out))
+    };
+    let loads = "# layer 3\n90,132,40,61,104,165,39,4,73,56,183,86\n";
+    let args = ["--replicas", "16", "--groups", "4", "--nodes", "2", "--gpus", "8"];
+    let (ok, said) = run(loads, &args);
+    assert!(ok && said.contains("gpu 0: 5 6\n") && said.contains("gpu 7: 11 1\n"), "{said}");
+    let json = run("[[3, 1], [1, 3]]", &["--gpus", "3", "--replicas", "3", "--json"]).1;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json[0]["logical_count"], serde_json::json!([2, 1]));
+    assert_eq!(json[1]["logical_to_physical"], serde_json::json!([[0], [1, 2]]));
+    let refuse = |text: &str, want: &str| {
+        let (ok, said) = run(text, &["--gpus", "2"]);
+        assert!(!ok && said.contains(want), "{said}");
+    };
+    refuse("1 2\n3", "layer 0 has 2 experts, and layer 1 has 1");
+    refuse("1 x", "line 1: expected a load, found x");
+    refuse("", "no loads");
+    refuse("[1, 2]", "expected a list of numbers for each layer");
+    refuse("1 -2", "layer 0: the load of expert 1 is -2");
+}
+
+fn text_of(out: &Output) -> String {
+    text(&out.stdout) + &text(&out.stderr)
+}

@@ -1,4 +1,6 @@
-//! Pipeline schedules as plain data: which rank does what to which micro-batch, in which order.
+//! Plans as plain data: pipeline schedules, that is which rank does what to which micro-batch, in
+//! which order; beside them which stage has which layers ([`assign`]), and which GPU which experts
+//! ([`experts`]).
 //!
 //! A [`Table`] has a row of cells for each rank. [`generate`] makes the published ones, [`csv`]
 //! reads and writes them, [`Program`] adds the messages between ranks, [`check()`] proves that any
@@ -22,6 +24,7 @@
 pub mod assign;
 pub mod check;
 pub mod csv;
+pub mod experts;
 pub mod generate;
 pub mod picture;
 pub mod program;
