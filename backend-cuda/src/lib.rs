@@ -3,8 +3,11 @@
 //! Kernels are emitted through the builder that the CPU's are emitted through (`weft_codegen`), as
 //! text of PTX ISA 8.3 for sm_90a, which the driver assembles when a graph is loaded.
 
+pub mod gemm;
+pub mod ptx;
 mod schedule;
 pub mod target;
+pub mod tiles;
 
 use weft_codegen::region::graph::NodeId;
 use weft_codegen::region::trace::Nest;

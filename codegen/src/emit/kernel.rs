@@ -157,4 +157,4 @@ impl<'c> Cg<'c> {
 }
 
 /// LLVM's number for the calling convention of an entry of a PTX module.
-const PTX_KERNEL: u32 = 71;
+pub(super) const PTX_KERNEL: u32 = 71;

@@ -14,7 +14,9 @@
 //! ```
 
 mod arith;
+mod asm;
 mod control;
+mod device;
 mod kernel;
 mod memory;
 mod simt;
@@ -33,6 +35,8 @@ use inkwell::types::{BasicTypeEnum, VectorType};
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, FunctionValue};
 
 pub use arith::{Cmp, Operand};
+pub use asm::Effect;
+pub use device::Param;
 pub use kernel::{Frame, Kernel};
 pub use simt::WARP;
 
@@ -181,13 +185,23 @@ impl<'c> Cg<'c> {
 
     /// Starts a function with the given parameters; statements go to its end until [`Cg::finish`].
     pub fn function(&self, name: &str, params: &[Ty], external: bool) -> Vec<Val<'c>> {
-        let types: Vec<_> = params.iter().map(|&t| self.llvm_type(t).into()).collect();
+        let types: Vec<_> = params.iter().map(|&t| self.llvm_type(t)).collect();
         let linkage = if external { Linkage::External } else { Linkage::Internal };
-        let f = self.module.add_function(
-            name,
-            self.ctx.void_type().fn_type(&types, false),
-            Some(linkage),
-        );
+        let f = self.declare(name, &types, linkage);
+        let values = f.get_param_iter().zip(params);
+        values.map(|(raw, &ty)| Val { ty, raw }).collect()
+    }
+
+    /// Starts a function with parameters of LLVM types.
+    fn declare(
+        &self,
+        name: &str,
+        params: &[BasicTypeEnum<'c>],
+        linkage: Linkage,
+    ) -> FunctionValue<'c> {
+        let types: Vec<_> = params.iter().map(|&t| t.into()).collect();
+        let ty = self.ctx.void_type().fn_type(&types, false);
+        let f = self.module.add_function(name, ty, Some(linkage));
         let mut attributes = vec![
             ("target-cpu", self.target.cpu.to_string()),
             ("target-features", self.target.features.to_string()),
@@ -204,8 +218,7 @@ impl<'c> Cg<'c> {
         f.add_attribute(AttributeLoc::Function, self.ctx.create_enum_attribute(nounwind, 0));
         self.builder.position_at_end(self.ctx.append_basic_block(f, "entry"));
         self.function.set(Some(f));
-        let values = f.get_param_iter().zip(params);
-        values.map(|(raw, &ty)| Val { ty, raw }).collect()
+        f
     }
 
     /// Gives the function a string attribute, which is how targets are told what LLVM has no other

@@ -1,0 +1,169 @@
+//! Matrix products on tensor cores: `C[m, n] (+)= Σ_k A[m, k] · B[k, n]`.
+//!
+//! One kernel form serves all. Its CTAs stay: each takes tiles of C one after the other. A thread
+//! of the last warpgroup fills a ring of stages by TMA; two warpgroups multiply them by wgmma, each
+//! 64 rows of the tile, and store. The producer runs ahead into the next tile while the consumers
+//! store.
+//!
+//! Sums of bf16 stay in the tensor cores' accumulators for all of k. Products of codes are cut in
+//! blocks of 128 terms, at multiples of 128 counted from the start of the array (and where a
+//! segment of [`Grouping::Inner`] ends):
+//!
+//! ```text
+//! s = round(scale of A · scale of B)        sum = fma(partial, s, sum)        C = round(sum)
+//! ```
+//!
+//! as the CPU's kernels do it; `partial` is what the tensor core makes of its 128 terms.
+//!
+//! Envelope: a stage of 128 rows and BN columns is `128 * BN` times 64 terms of bf16, or 128 of
+//! e4m3, in `(128 + BN) * 128` bytes. A multiprocessor multiplies 2048 pairs of bf16 or 4096 of
+//! e4m3 a cycle, so that a stage takes `4 BN` cycles: 64 bytes a cycle with BN = 128, about what
+//! the second-level cache gives, 48 with 256. Never timed: no GPU has run it.
+
+mod consume;
+pub mod epilogue;
+mod kernel;
+mod produce;
+mod schedule;
+pub mod select;
+
+use std::sync::Arc;
+
+pub use crate::ptx::wgmma::Kind;
+use crate::tiles::shared::{Major, OperandTile};
+pub use epilogue::Epilogue;
+pub use kernel::{Argument, Launch, MapSpec};
+
+/// Rows of a tile: 64 for each of the two consumer warpgroups.
+pub const TILE_ROWS: u32 = 128;
+
+/// Terms of k that share a scale, and after which a partial sum is promoted.
+pub const BLOCK_K: u32 = 128;
+
+/// How a product repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Grouping {
+    /// A batch of equal products; a single one is a batch of one.
+    Batch,
+    /// Rows `offsets[g]..offsets[g + 1]` of A and C belong to B of group `g`.
+    Rows,
+    /// Group `g` has rows `0..counts[g]` of its own A and C; there are `m` places for them.
+    Masked,
+    /// Terms `offsets[g]..offsets[g + 1]` of the sum belong to C of group `g`.
+    Inner,
+}
+
+/// How an operand of codes is scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Scales {
+    pub dtype: ScaleType,
+    /// Rows of A or columns of B that share a scale: 1, or 128 (of B alone).
+    pub rows: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScaleType {
+    F32,
+    /// A power of two in a byte.
+    Ue8m0,
+}
+
+/// What C is stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    F32,
+    Bf16,
+}
+
+/// What a kernel's code depends on. Sizes, strides and addresses come at the launch.
+#[derive(Clone)]
+pub struct Gemm {
+    pub kind: Kind,
+    /// How A's rows (m) and B's (n) lie in memory.
+    pub a_major: Major,
+    pub b_major: Major,
+    /// Of operands of codes, and only of those: A's and B's.
+    pub scales: Option<[Scales; 2]>,
+    pub output: Output,
+    pub grouping: Grouping,
+    /// Adds to C instead of overwriting it.
+    pub accumulate: bool,
+    /// Columns of a tile.
+    pub tile_cols: u32,
+    /// Neighbouring columns of C can be stored together: its row stride is even.
+    pub paired: bool,
+    pub epilogue: Option<Arc<dyn Epilogue>>,
+}
+
+impl Gemm {
+    /// The kernel's name; equal names mean equal code.
+    pub fn name(&self) -> String {
+        let mut name = match self.kind {
+            Kind::Bf16 => "sm90a_bf16_gemm".to_string(),
+            Kind::E4m3 => "sm90a_e4m3_gemm".to_string(),
+        };
+        let major = |m: Major| if m == Major::K { 'k' } else { 'r' };
+        name += &format!("_{}{}", major(self.a_major), major(self.b_major));
+        if let Some(scales) = self.scales {
+            for s in scales {
+                let dtype = if s.dtype == ScaleType::F32 { 's' } else { 'u' };
+                name += &format!("_{dtype}{}", s.rows);
+            }
+        }
+        name += match self.output {
+            Output::F32 => "_f32",
+            Output::Bf16 => "_bf16",
+        };
+        name += match self.grouping {
+            Grouping::Batch => "",
+            Grouping::Rows => "_rows",
+            Grouping::Masked => "_masked",
+            Grouping::Inner => "_inner",
+        };
+        name += if self.accumulate { "_acc" } else { "" };
+        name += if self.paired { "" } else { "_odd" };
+        name += &format!("_{TILE_ROWS}x{}", self.tile_cols);
+        if let Some(epilogue) = &self.epilogue {
+            name += &format!("_{}", epilogue.name());
+        }
+        name
+    }
+
+    fn a_tile(&self) -> OperandTile {
+        OperandTile { kind: self.kind, major: self.a_major, rows: TILE_ROWS }
+    }
+
+    fn b_tile(&self) -> OperandTile {
+        OperandTile { kind: self.kind, major: self.b_major, rows: self.tile_cols }
+    }
+
+    /// Why there is no such kernel.
+    pub fn check(&self) -> Result<(), String> {
+        let refuse = |what: &str| Err(format!("{}: {what}", self.name()));
+        let n = self.tile_cols;
+        match (self.kind, self.scales) {
+            (Kind::Bf16, Some(_)) => return refuse("bf16 has no scales"),
+            (Kind::E4m3, None) => return refuse("codes need scales"),
+            (Kind::E4m3, Some([a, b])) => {
+                if [self.a_major, self.b_major] != [Major::K; 2] {
+                    return refuse("codes must be contiguous along k");
+                }
+                if a.rows != 1 || ![1, 128].contains(&b.rows) {
+                    return refuse("scales of A are 1 x 128, those of B 1 or 128 x 128");
+                }
+                if !n.is_multiple_of(32) || !(32..=192).contains(&n) {
+                    return refuse("a tile has 32 to 192 columns, in steps of 32");
+                }
+            }
+            (Kind::Bf16, None) => {
+                if !n.is_multiple_of(16) || !(16..=256).contains(&n) {
+                    return refuse("a tile has 16 to 256 columns, in steps of 16");
+                }
+                if self.b_major == Major::Rows && !n.is_multiple_of(64) {
+                    return refuse("columns contiguous in memory come 64 at a time");
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! The consumers: two warpgroups that multiply what is in the ring, promote, and store.
+
+mod promote;
+mod store;
+mod trim;
+
+use weft_codegen::emit::{Cg, Cmp, Ty, Val};
+
+use super::kernel::{Args, lane};
+use super::schedule::Tile;
+use super::{Gemm, Grouping};
+use crate::ptx::wgmma::{self, Products};
+use crate::tiles::fragment::{Lanes, n_sums};
+use crate::tiles::ring::{Place, Ring};
+
+/// Who a consumer thread is.
+pub(super) struct Consumer<'c> {
+    pub thread: Val<'c>,
+    /// First row of the tile that its warpgroup has: 0 or 64.
+    pub first_row: Val<'c>,
+    pub lanes: Lanes<'c>,
+    /// One thread of each warp.
+    pub leads: Val<'c>,
+}
+
+impl Gemm {
+    pub(super) fn consume<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Args<'c>,
+        ring: &Ring<'c>,
+        thread: Val<'c>,
+        warp: Val<'c>,
+    ) {
+        let lane = lane(cg, thread);
+        let consumer = Consumer {
+            thread,
+            first_row: cg.mul(cg.lshr(warp, 2), 64),
+            lanes: Lanes::new(cg, cg.and(warp, 3), lane),
+            leads: cg.cmp(Cmp::Eq, lane, 0),
+        };
+        self.each_tile(cg, args, &Place::first(cg).values(), |tile, place| {
+            let (sums, place) = match self.scales {
+                None => self.accumulate(cg, ring, &consumer, &tile, Place::of(place)),
+                Some(_) => self.promote(cg, args, ring, &consumer, &tile, Place::of(place)),
+            };
+            self.store(cg, args, &consumer, &tile, &sums);
+            place.values().to_vec()
+        });
+    }
+
+    fn products(&self) -> Products {
+        let (a, b) = (self.a_tile(), self.b_tile());
+        Products {
+            kind: self.kind,
+            n: self.tile_cols,
+            steps: a.k() / self.kind.k(),
+            transposed: [a, b].map(|t| t.major == crate::tiles::shared::Major::Rows),
+            stride: [a, b].map(|t| t.descriptor_step()),
+        }
+    }
+
+    /// Descriptors of the stage's A, as far as it is this warpgroup's, and B.
+    fn descriptors<'c>(
+        &self,
+        cg: &Cg<'c>,
+        consumer: &Consumer<'c>,
+        stage: Val<'c>,
+    ) -> [Val<'c>; 2] {
+        let (a, b) = (self.a_tile(), self.b_tile());
+        let part = cg.mul(cg.lshr(consumer.first_row, 6), a.row_offset_bytes(64) as i32);
+        let to_b = cg.add(stage, a.bytes() as i32);
+        [a.descriptor(cg, cg.add(stage, part)), b.descriptor(cg, to_b)]
+    }
+
+    /// Waits for a stage; where segments of k meet in it, what is not the tile's becomes zero.
+    fn arrived<'c>(
+        &self,
+        cg: &Cg<'c>,
+        ring: &Ring<'c>,
+        consumer: &Consumer<'c>,
+        tile: &Tile<'c>,
+        block: Val<'c>,
+        place: Place<'c>,
+    ) -> Val<'c> {
+        let stage = ring.wait(cg, place);
+        if self.grouping == Grouping::Inner {
+            self.trim(cg, consumer, tile, block, stage);
+        }
+        stage
+    }
+
+    /// Sums over all of k in the tensor cores' accumulators. One group of products stays under way
+    /// while the next stage is waited for.
+    fn accumulate<'c>(
+        &self,
+        cg: &Cg<'c>,
+        ring: &Ring<'c>,
+        consumer: &Consumer<'c>,
+        tile: &Tile<'c>,
+        place: Place<'c>,
+    ) -> (Vec<Val<'c>>, Place<'c>) {
+        let (first, end) = self.blocks(cg, tile);
+        let mut init = place.values().to_vec();
+        init.extend(vec![cg.zero(Ty::F32); n_sums(self.tile_cols)]);
+        let products = self.products();
+        let out = cg.for_(first, end, 1, &init, |block, carried| {
+            let place = Place::of(carried);
+            let stage = self.arrived(cg, ring, consumer, tile, block, place);
+            let operands = self.descriptors(cg, consumer, stage);
+            let adds = cg.cmp(Cmp::Ne, block, first);
+            let sums = products.start(cg, &carried[2..], operands, adds, Some(1));
+            // The products of the stage before have ended with this wait.
+            let done = cg.and(consumer.leads, adds);
+            ring.release_if(cg, done, ring.previous(cg, place.stage));
+            let mut next = ring.next(cg, place).values().to_vec();
+            next.extend(sums);
+            next
+        });
+        let place = Place::of(&out);
+        let sums = wgmma::wait(cg, 0, &out[2..]);
+        let any = cg.cmp(Cmp::Lt, first, end);
+        let last = ring.previous(cg, place.stage);
+        ring.release_if(cg, cg.and(consumer.leads, any), last);
+        (sums, place)
+    }
+}

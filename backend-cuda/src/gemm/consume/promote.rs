@@ -1,0 +1,172 @@
+//! Products of codes: each block's partial sums, scaled and added in f32.
+
+use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
+use weft_codegen::narrow;
+
+use super::{Consumer, Gemm};
+use crate::gemm::kernel::{Args, strided};
+use crate::gemm::schedule::Tile;
+use crate::gemm::{BLOCK_K, ScaleType};
+use crate::tiles::fragment::{n_sums, pairs};
+use crate::tiles::ring::{Place, Ring};
+
+/// What is loaded of scales for a block of k, before the stage is waited for.
+struct BlockScales<'c> {
+    /// Of the thread's two rows.
+    a: [Val<'c>; 2],
+    b: ColumnScales<'c>,
+}
+
+enum ColumnScales<'c> {
+    /// Columns before `bound` of the tile have the first, the others the second.
+    Groups { of: [Val<'c>; 2], bound: Val<'c> },
+    /// One for all columns.
+    One(Val<'c>),
+    /// Each column has its own: for every eight columns, the thread's two.
+    Each(Vec<[Val<'c>; 2]>),
+}
+
+impl Gemm {
+    pub(super) fn promote<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Args<'c>,
+        ring: &Ring<'c>,
+        consumer: &Consumer<'c>,
+        tile: &Tile<'c>,
+        place: Place<'c>,
+    ) -> (Vec<Val<'c>>, Place<'c>) {
+        let (first, end) = self.blocks(cg, tile);
+        let n = n_sums(self.tile_cols);
+        let zeros = vec![cg.zero(Ty::F32); n];
+        let mut init = place.values().to_vec();
+        init.extend(&zeros);
+        let products = self.products();
+        let out = cg.for_(first, end, 1, &init, |block, carried| {
+            let place = Place::of(carried);
+            let scales = self.block_scales(cg, args, consumer, tile, block);
+            let stage = self.arrived(cg, ring, consumer, tile, block, place);
+            let operands = self.descriptors(cg, consumer, stage);
+            let partial = products.start(cg, &zeros, operands, cg.i1(false), Some(0));
+            ring.release_if(cg, consumer.leads, place.stage);
+            let mut next = ring.next(cg, place).values().to_vec();
+            next.extend(self.promoted(cg, &scales, &partial, &carried[2..]));
+            next
+        });
+        (out[2..].to_vec(), Place::of(&out))
+    }
+
+    /// `sum + partial * (scale of the row * scale of the column)`.
+    fn promoted<'c>(
+        &self,
+        cg: &Cg<'c>,
+        scales: &BlockScales<'c>,
+        partial: &[Val<'c>],
+        sums: &[Val<'c>],
+    ) -> Vec<Val<'c>> {
+        let mut out = sums.to_vec();
+        // Of few scales the products are few: by row, and by group of columns.
+        let by_row = |b: Val<'c>| scales.a.map(|a| cg.mul(a, b));
+        let whole = match &scales.b {
+            ColumnScales::One(b) => vec![by_row(*b)],
+            ColumnScales::Groups { of, .. } => of.iter().map(|b| by_row(*b)).collect(),
+            ColumnScales::Each(_) => vec![],
+        };
+        for pair in pairs(self.tile_cols) {
+            let both = match &scales.b {
+                ColumnScales::One(_) => [whole[0][pair.half]; 2],
+                ColumnScales::Groups { bound, .. } => {
+                    let before = cg.cmp(Cmp::Gt, *bound, pair.col as i32);
+                    [cg.select(before, whole[0][pair.half], whole[1][pair.half]); 2]
+                }
+                ColumnScales::Each(of) => {
+                    of[pair.col as usize / 8].map(|b| cg.mul(scales.a[pair.half], b))
+                }
+            };
+            for (i, scale) in both.into_iter().enumerate() {
+                let at = pair.index + i;
+                out[at] = cg.fma(partial[at], scale, sums[at]);
+            }
+        }
+        out
+    }
+
+    fn block_scales<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Args<'c>,
+        consumer: &Consumer<'c>,
+        tile: &Tile<'c>,
+        block: Val<'c>,
+    ) -> BlockScales<'c> {
+        let last_row = cg.sub(tile.row_end, 1);
+        let row = cg.add(tile.row, cg.add(consumer.first_row, consumer.lanes.row));
+        let a = [0, 8].map(|half| {
+            // Rows beyond the last are not stored, but their scale must be somewhere.
+            let row = cg.min(cg.add(row, half), last_row);
+            self.scale(cg, args, 0, tile, row, block)
+        });
+        BlockScales { a, b: self.column_scales(cg, args, consumer, tile, block) }
+    }
+
+    fn column_scales<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Args<'c>,
+        consumer: &Consumer<'c>,
+        tile: &Tile<'c>,
+        block: Val<'c>,
+    ) -> ColumnScales<'c> {
+        let group = self.scales.map_or(1, |s| s[1].rows);
+        let last_col = cg.sub(args.n, 1);
+        if group == 1 {
+            let at = |col: Val<'c>| {
+                let col = cg.min(cg.add(tile.col, col), last_col);
+                self.scale(cg, args, 1, tile, col, block)
+            };
+            let both = |eight: u32| {
+                let col = cg.add(consumer.lanes.col, (8 * eight) as i32);
+                [at(col), at(cg.add(col, 1))]
+            };
+            return ColumnScales::Each((0..self.tile_cols / 8).map(both).collect());
+        }
+        let width = group as i32;
+        let first = cg.div(tile.col, width);
+        let of = |i: Val<'c>| self.scale(cg, args, 1, tile, i, block);
+        if group.is_multiple_of(self.tile_cols) {
+            return ColumnScales::One(of(first));
+        }
+        let second = cg.min(cg.add(first, 1), cg.div(last_col, width));
+        let bound = cg.sub(cg.mul(cg.add(first, 1), width), tile.col);
+        ColumnScales::Groups { of: [of(first), of(second)], bound }
+    }
+
+    /// The scale of row (or group of columns) `i` for the terms of `block`.
+    fn scale<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Args<'c>,
+        side: usize,
+        tile: &Tile<'c>,
+        i: Val<'c>,
+        block: Val<'c>,
+    ) -> Val<'c> {
+        let (Some(of), Some(base), Some(strides)) = (self.scales, args.scales, args.scale_strides)
+        else {
+            panic!("{} has no scales", self.name());
+        };
+        let [rows, k, groups] = strides[side];
+        let at = cg.add(strided(cg, i, rows), strided(cg, block, k));
+        let at = cg.add(at, strided(cg, tile.group, groups));
+        match of[side].dtype {
+            ScaleType::F32 => cg.load(Ty::F32, cg.at(base[side], Elem::F32, at)),
+            ScaleType::Ue8m0 => {
+                let code = cg.load(Elem::I8.x(1), cg.at(base[side], Elem::I8, at));
+                narrow::decode_scale(cg, cg.zext(code, Elem::I32))
+            }
+        }
+    }
+}
+
+// A stage of codes is a block of scales.
+const _: () = assert!(BLOCK_K == crate::tiles::shared::LINE_BYTES);

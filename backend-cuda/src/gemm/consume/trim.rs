@@ -1,0 +1,74 @@
+//! A stage where segments of k meet holds terms of two groups: those of the other become zero.
+//!
+//! Zero in both operands: a product of zero with what the other group holds would still be NaN
+//! where that is NaN or infinite. Happens in at most two stages of a tile.
+
+use weft_codegen::emit::{Cg, Cmp, Ty, Val};
+
+use super::{Consumer, Gemm};
+use crate::gemm::schedule::Tile;
+use crate::ptx::{memory, sync};
+use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, permuted};
+
+/// Threads that share the work, and the barrier at which they meet.
+const THREADS: u32 = 256;
+const BARRIER: i32 = 1;
+
+impl Gemm {
+    pub(super) fn trim<'c>(
+        &self,
+        cg: &Cg<'c>,
+        consumer: &Consumer<'c>,
+        tile: &Tile<'c>,
+        block: Val<'c>,
+        stage: Val<'c>,
+    ) {
+        let k = self.stage_k();
+        let start = cg.mul(block, k);
+        let begin = cg.sub(tile.k_begin, start);
+        let end = cg.sub(tile.k_end, start);
+        let partial = cg.or(cg.cmp(Cmp::Gt, begin, 0), cg.cmp(Cmp::Lt, end, k));
+        cg.when(partial, || {
+            let (a, b) = (self.a_tile(), self.b_tile());
+            clear(cg, a, stage, consumer.thread, [begin, end]);
+            clear(cg, b, cg.add(stage, a.bytes() as i32), consumer.thread, [begin, end]);
+            sync::fence_async(cg);
+            sync::named_barrier(cg, cg.i32(BARRIER), THREADS);
+        });
+    }
+}
+
+/// Clears the terms outside `[begin, end)` of a tile.
+fn clear<'c>(
+    cg: &Cg<'c>,
+    tile: OperandTile,
+    at: Val<'c>,
+    thread: Val<'c>,
+    [begin, end]: [Val<'c>; 2],
+) {
+    let words = (LINE_BYTES / 4) as i32;
+    let n = cg.i32((tile.bytes() / 4) as i32);
+    let inside = |term: Val<'c>| cg.and(cg.cmp(Cmp::Ge, term, begin), cg.cmp(Cmp::Lt, term, end));
+    cg.for_each(thread, n, THREADS as i32, |i| match tile.major {
+        Major::Rows => {
+            let term = cg.rem(cg.div(i, words), tile.k() as i32);
+            cg.when(cg.not(inside(term)), || {
+                memory::store_shared(cg, cg.i32(0), cg.add(at, cg.mul(i, 4)));
+            });
+        }
+        Major::K => {
+            let (line, word) = (cg.div(i, words), cg.rem(i, words));
+            let element = tile.kind.element_bytes();
+            let mask = (0..4 / element).fold(cg.i32(0), |mask, j| {
+                let term = cg.add(cg.mul(word, (4 / element) as i32), j as i32);
+                let bits = (u32::MAX >> (32 - 8 * element)) << (8 * element * j);
+                let bits = cg.select(inside(term), cg.i32(bits as i32), cg.i32(0));
+                cg.or(mask, bits)
+            });
+            let chunk = permuted(cg, line, cg.lshr(word, 2));
+            let address = cg.add(at, cg.add(chunk, cg.mul(cg.and(word, 3), 4)));
+            let old = memory::load_shared(cg, Ty::I32, address);
+            memory::store_shared(cg, cg.and(old, mask), address);
+        }
+    });
+}

@@ -1,0 +1,54 @@
+//! Single accesses under a predicate, and accesses to shared memory by address.
+
+use weft_codegen::emit::{Cg, Effect, Elem, Val};
+
+pub fn load_shared<'c>(cg: &Cg<'c>, ty: weft_codegen::emit::Ty, address: Val<'c>) -> Val<'c> {
+    let text = format!("ld.shared.{} $0, [$1];", word(ty.elem));
+    cg.asm(&text, &[ty], &[address], 0, Effect::Memory)[0]
+}
+
+pub fn store_shared<'c>(cg: &Cg<'c>, v: Val<'c>, address: Val<'c>) {
+    let text = format!("st.shared.{} [$0], $1;", word(v.ty.elem));
+    cg.asm(&text, &[], &[address, v], 0, Effect::Memory);
+}
+
+/// Stores neighbours in global memory where `when` holds; the address is a multiple of their bytes.
+pub fn store_if<'c>(cg: &Cg<'c>, when: Val<'c>, values: &[Val<'c>], address: Val<'c>) {
+    let (vector, list) = vector(values.len(), 2);
+    let text = format!("@$0 st.global{vector}.{} [$1], {list};", word(values[0].ty.elem));
+    let operands: Vec<Val> = [when, address].into_iter().chain(values.to_vec()).collect();
+    cg.asm(&text, &[], &operands, 0, Effect::Memory);
+}
+
+/// Loads neighbours of global memory over `values`, which stay where `when` does not hold.
+pub fn load_if<'c>(
+    cg: &Cg<'c>,
+    when: Val<'c>,
+    address: Val<'c>,
+    values: &[Val<'c>],
+) -> Vec<Val<'c>> {
+    let n = values.len();
+    let (vector, list) = vector(n, 0);
+    let (ty, p, a) = (word(values[0].ty.elem), 2 * n, 2 * n + 1);
+    let text = format!("@${p} ld.global{vector}.{ty} {list}, [${a}];");
+    let types: Vec<_> = values.iter().map(|v| v.ty).collect();
+    let operands: Vec<Val> = values.iter().copied().chain([when, address]).collect();
+    cg.asm(&text, &types, &operands, n, Effect::Memory)
+}
+
+fn vector(n: usize, first: usize) -> (String, String) {
+    let list = (first..first + n).map(|i| format!("${i}")).collect::<Vec<_>>().join(",");
+    match n {
+        1 => (String::new(), list),
+        n => (format!(".v{n}"), format!("{{{list}}}")),
+    }
+}
+
+fn word(elem: Elem) -> &'static str {
+    match elem.bytes() {
+        2 => "b16",
+        4 => "b32",
+        8 => "b64",
+        n => panic!("an access of {n} bytes"),
+    }
+}
