@@ -32,7 +32,7 @@ use std::sync::Arc;
 pub use crate::ptx::wgmma::Kind;
 use crate::tiles::shared::{Major, OperandTile};
 pub use epilogue::Epilogue;
-pub use kernel::{Argument, Launch, MapSpec};
+pub use kernel::{Argument, Launch, MapElement, MapSpec};
 
 /// Rows of a tile: 64 for each of the two consumer warpgroups.
 pub const TILE_ROWS: u32 = 128;
@@ -75,6 +75,17 @@ pub enum Output {
     Bf16,
 }
 
+/// How a tile gets to C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Store {
+    /// Element by element.
+    Single,
+    /// Two neighbours at once: C's row stride is even.
+    Paired,
+    /// Through shared memory by TMA: C is bf16, its row stride a multiple of 8.
+    Tensor,
+}
+
 /// What a kernel's code depends on. Sizes, strides and addresses come at the launch.
 #[derive(Clone)]
 pub struct Gemm {
@@ -90,8 +101,7 @@ pub struct Gemm {
     pub accumulate: bool,
     /// Columns of a tile.
     pub tile_cols: u32,
-    /// Neighbouring columns of C can be stored together: its row stride is even.
-    pub paired: bool,
+    pub store: Store,
     pub epilogue: Option<Arc<dyn Epilogue>>,
 }
 
@@ -121,7 +131,11 @@ impl Gemm {
             Grouping::Inner => "_inner",
         };
         name += if self.accumulate { "_acc" } else { "" };
-        name += if self.paired { "" } else { "_odd" };
+        name += match self.store {
+            Store::Single => "_single",
+            Store::Paired => "",
+            Store::Tensor => "_tma",
+        };
         name += &format!("_{TILE_ROWS}x{}", self.tile_cols);
         if let Some(epilogue) = &self.epilogue {
             name += &format!("_{}", epilogue.name());
@@ -141,6 +155,10 @@ impl Gemm {
     pub fn check(&self) -> Result<(), String> {
         let refuse = |what: &str| Err(format!("{}: {what}", self.name()));
         let n = self.tile_cols;
+        let whole = self.grouping == Grouping::Batch && !self.accumulate;
+        if self.store == Store::Tensor && !(whole && self.output == Output::Bf16) {
+            return refuse("TMA stores whole tiles of bf16, over what was there");
+        }
         match (self.kind, self.scales) {
             (Kind::Bf16, Some(_)) => return refuse("bf16 has no scales"),
             (Kind::E4m3, None) => return refuse("codes need scales"),
@@ -154,10 +172,15 @@ impl Gemm {
                 if !n.is_multiple_of(32) || !(32..=192).contains(&n) {
                     return refuse("a tile has 32 to 192 columns, in steps of 32");
                 }
+                // More would not fit in registers: two scales of every eight columns.
+                if b.rows == 1 && n > 96 {
+                    return refuse("columns with scales of their own come 96 at a time at most");
+                }
             }
             (Kind::Bf16, None) => {
-                if !n.is_multiple_of(16) || !(16..=256).contains(&n) {
-                    return refuse("a tile has 16 to 256 columns, in steps of 16");
+                let step = if n > 64 { 32 } else { 16 };
+                if !n.is_multiple_of(step) || !(16..=256).contains(&n) {
+                    return refuse("a tile has 16 to 256 columns, in steps of 16, above 64 of 32");
                 }
                 if self.b_major == Major::Rows && !n.is_multiple_of(64) {
                     return refuse("columns contiguous in memory come 64 at a time");

@@ -1,6 +1,7 @@
 //! The consumers: two warpgroups that multiply what is in the ring, promote, and store.
 
 mod promote;
+mod stage_out;
 mod store;
 mod trim;
 
@@ -8,7 +9,7 @@ use weft_codegen::emit::{Cg, Cmp, Ty, Val};
 
 use super::kernel::{Args, lane};
 use super::schedule::Tile;
-use super::{Gemm, Grouping};
+use super::{Gemm, Grouping, Store};
 use crate::ptx::wgmma::{self, Products};
 use crate::tiles::fragment::{Lanes, n_sums};
 use crate::tiles::ring::{Place, Ring};
@@ -16,6 +17,11 @@ use crate::tiles::ring::{Place, Ring};
 /// Who a consumer thread is.
 pub(super) struct Consumer<'c> {
     pub thread: Val<'c>,
+    /// Its warpgroup: 0 or 1.
+    pub warpgroup: Val<'c>,
+    /// Its warp within the warpgroup, and its lane.
+    pub warp: Val<'c>,
+    pub lane: Val<'c>,
     /// First row of the tile that its warpgroup has: 0 or 64.
     pub first_row: Val<'c>,
     pub lanes: Lanes<'c>,
@@ -29,14 +35,19 @@ impl Gemm {
         cg: &Cg<'c>,
         args: &Args<'c>,
         ring: &Ring<'c>,
+        staging: Val<'c>,
         thread: Val<'c>,
         warp: Val<'c>,
     ) {
         let lane = lane(cg, thread);
+        let (warpgroup, warp) = (cg.lshr(warp, 2), cg.and(warp, 3));
         let consumer = Consumer {
             thread,
-            first_row: cg.mul(cg.lshr(warp, 2), 64),
-            lanes: Lanes::new(cg, cg.and(warp, 3), lane),
+            warpgroup,
+            warp,
+            lane,
+            first_row: cg.mul(warpgroup, 64),
+            lanes: Lanes::new(cg, warp, lane),
             leads: cg.cmp(Cmp::Eq, lane, 0),
         };
         self.each_tile(cg, args, &Place::first(cg).values(), |tile, place| {
@@ -44,9 +55,15 @@ impl Gemm {
                 None => self.accumulate(cg, ring, &consumer, &tile, Place::of(place)),
                 Some(_) => self.promote(cg, args, ring, &consumer, &tile, Place::of(place)),
             };
-            self.store(cg, args, &consumer, &tile, &sums);
+            match self.store {
+                Store::Single | Store::Paired => self.store(cg, args, &consumer, &tile, &sums),
+                Store::Tensor => self.stage_out(cg, args, &consumer, staging, &tile, &sums),
+            }
             place.values().to_vec()
         });
+        if self.store == Store::Tensor {
+            self.staged_out(cg, &consumer);
+        }
     }
 
     fn products(&self) -> Products {

@@ -3,10 +3,10 @@
 use weft_codegen::emit::{Cg, Cmp, Elem, Param, Val};
 use weft_codegen::object::KernelSource;
 
-use super::{Gemm, Grouping, Kind, TILE_ROWS};
+use super::{Gemm, Grouping, Kind, Store, TILE_ROWS};
 use crate::ptx::sync;
 use crate::tiles::ring::Ring;
-use crate::tiles::shared::{Major, OperandTile, PERIOD_BYTES};
+use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, PERIOD_BYTES};
 
 /// Two warpgroups that multiply, and one of which a thread copies.
 const CONSUMER_WARPS: u32 = 8;
@@ -27,6 +27,7 @@ const STAGES_MAX: u32 = 8;
 pub struct Args<'c> {
     pub map_a: Val<'c>,
     pub map_b: Val<'c>,
+    /// C's address, or its tensor map.
     pub c: Val<'c>,
     /// i32: `[groups + 1]` of `Rows` and `Inner`, counts `[groups]` of `Masked`.
     pub offsets: Option<Val<'c>>,
@@ -50,7 +51,9 @@ pub struct Args<'c> {
 pub enum Argument {
     MapA(MapSpec),
     MapB(MapSpec),
+    /// C, by address or by tensor map.
     C,
+    MapC(MapSpec),
     Offsets,
     ScalesA,
     ScalesB,
@@ -68,16 +71,24 @@ pub enum Argument {
     Extra(usize),
 }
 
-/// The tensor map of an operand: what the launch must say of the tensor. Dims innermost first.
+/// A tensor map: what the launch must say of the tensor. Dims innermost first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MapSpec {
-    pub kind: Kind,
-    /// Whether the inner dim is k (then rows) or rows (then k).
+    pub element: MapElement,
+    /// Whether the inner dim is k (then rows) or rows (then k); of C its columns are k.
     pub major: Major,
     /// A third dim counts groups.
     pub grouped: bool,
     /// One for each dim.
     pub box_dims: Vec<u32>,
+    /// Bytes within which 16-byte chunks are permuted: of a line of the box.
+    pub swizzle_bytes: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapElement {
+    Byte,
+    Bf16,
 }
 
 /// What a launch of the kernel needs beside its arguments.
@@ -92,7 +103,7 @@ pub struct Launch {
 impl Gemm {
     /// Stages that fit.
     pub fn n_stages(&self) -> u32 {
-        let free = SHARED_BYTES_MAX - PERIOD_BYTES;
+        let free = SHARED_BYTES_MAX - PERIOD_BYTES - self.staging_bytes();
         (free / (self.stage_bytes() + 2 * 8)).min(STAGES_MAX)
     }
 
@@ -112,15 +123,23 @@ impl Gemm {
             name: self.name(),
             arguments: self.arguments(),
             threads: THREADS,
-            shared_bytes: self.n_stages() * self.stage_bytes()
-                + Ring::barriers_bytes(self.n_stages()),
+            shared_bytes: self.barriers_offset_bytes() + Ring::barriers_bytes(self.n_stages()),
         }
     }
 
     fn map(&self, tile: OperandTile, grouped: bool) -> MapSpec {
         let mut box_dims = tile.box_dims().to_vec();
         box_dims.extend(grouped.then_some(1));
-        MapSpec { kind: tile.kind, major: tile.major, grouped, box_dims }
+        let element = match tile.kind {
+            Kind::Bf16 => MapElement::Bf16,
+            Kind::E4m3 => MapElement::Byte,
+        };
+        MapSpec { element, major: tile.major, grouped, box_dims, swizzle_bytes: LINE_BYTES }
+    }
+
+    /// From the start of shared memory, behind the stages and C's staging.
+    fn barriers_offset_bytes(&self) -> u32 {
+        self.n_stages() * self.stage_bytes() + self.staging_bytes()
     }
 
     /// Whether A's and B's tensors have a dim of groups.
@@ -135,7 +154,11 @@ impl Gemm {
     fn arguments(&self) -> Vec<Argument> {
         use Argument::*;
         let [a, b] = self.grouped_operands();
-        let mut out = vec![MapA(self.map(self.a_tile(), a)), MapB(self.map(self.b_tile(), b)), C];
+        let c = match self.store {
+            Store::Tensor => MapC(self.c_map()),
+            Store::Single | Store::Paired => C,
+        };
+        let mut out = vec![MapA(self.map(self.a_tile(), a)), MapB(self.map(self.b_tile(), b)), c];
         if self.grouping != Grouping::Batch {
             out.push(Offsets);
         }
@@ -154,7 +177,7 @@ impl Gemm {
     fn params(&self) -> Vec<Param> {
         let extra = self.epilogue.as_ref().map(|e| e.params()).unwrap_or_default();
         let param = |a: &Argument| match a {
-            Argument::MapA(_) | Argument::MapB(_) => Param::TensorMap,
+            Argument::MapA(_) | Argument::MapB(_) | Argument::MapC(_) => Param::TensorMap,
             Argument::C | Argument::Offsets | Argument::ScalesA | Argument::ScalesB => {
                 Param::Buffer
             }
@@ -206,7 +229,7 @@ impl Gemm {
         let (n_stages, stage_bytes) = (self.n_stages(), self.stage_bytes());
         let ring = Ring {
             stages,
-            barriers: cg.add(stages, (n_stages * stage_bytes) as i32),
+            barriers: cg.add(stages, self.barriers_offset_bytes() as i32),
             n_stages,
             stage_bytes,
             consumers: CONSUMER_WARPS,
@@ -230,7 +253,8 @@ impl Gemm {
             },
             || {
                 sync::take_registers(cg, CONSUMER_REGISTERS);
-                self.consume(cg, args, &ring, thread, warp);
+                let staging = cg.add(stages, (n_stages * stage_bytes) as i32);
+                self.consume(cg, args, &ring, staging, thread, warp);
                 vec![]
             },
         );

@@ -98,8 +98,10 @@ impl OperandTile {
     }
 }
 
-/// Where byte `chunk * 16` of line `line` lies in a permuted tile.
-pub fn permuted<'c>(cg: &Cg<'c>, line: Val<'c>, chunk: Val<'c>) -> Val<'c> {
-    let place = cg.xor(chunk, cg.and(line, 7));
-    cg.add(cg.mul(line, LINE_BYTES as i32), cg.mul(place, 16))
+/// Where chunk `chunk` (of 16 bytes) of line `line` lies in a tile whose lines of `line_bytes` (32,
+/// 64 or 128) are permuted within themselves.
+pub fn permuted<'c>(cg: &Cg<'c>, line_bytes: u32, line: Val<'c>, chunk: Val<'c>) -> Val<'c> {
+    let start = cg.mul(line, line_bytes as i32);
+    let by = cg.and(cg.lshr(start, 7), (line_bytes / 16 - 1) as i32);
+    cg.add(start, cg.mul(cg.xor(chunk, by), 16))
 }

@@ -2,6 +2,8 @@
 
 use ptx_sim::{Completion, Error, ErrorKind};
 
+use weft_backend_cuda::gemm::{Gemm, Output, Store};
+
 use crate::problem::{Problem, Wrong, bf16};
 
 /// Several stages, several turns of the ring, several tiles.
@@ -10,14 +12,17 @@ fn problem() -> Problem {
 }
 
 fn fault(change: impl Fn(&str) -> String) -> Error {
-    match wrong(change) {
+    fault_of(&problem(), change)
+}
+
+fn fault_of(problem: &Problem, change: impl Fn(&str) -> String) -> Error {
+    match wrong(problem, change) {
         Wrong::Stopped(error) => error,
         Wrong::Numbers(what) => panic!("the fault was noticed by its numbers alone: {what}"),
     }
 }
 
-fn wrong(change: impl Fn(&str) -> String) -> Wrong {
-    let problem = problem();
+fn wrong(problem: &Problem, change: impl Fn(&str) -> String) -> Wrong {
     let text = problem.text();
     let changed = change(&text);
     assert_ne!(text, changed, "nothing was changed");
@@ -118,7 +123,7 @@ const DESCRIPTOR: u64 = 1 << 62 | 64 << 32 | 1 << 16;
 fn a_descriptor_of_another_stride() {
     let other = DESCRIPTOR & !(64 << 32) | 32 << 32;
     let changed = |text: &str| text.replace(&DESCRIPTOR.to_string(), &other.to_string());
-    assert!(matches!(wrong(changed), Wrong::Numbers(_)));
+    assert!(matches!(wrong(&problem(), changed), Wrong::Numbers(_)));
 }
 
 #[test]
@@ -129,4 +134,25 @@ fn a_descriptor_beyond_what_was_filled() {
     let error = fault(changed);
     let kinds = [ErrorKind::Operand, ErrorKind::OutOfBounds, ErrorKind::MissingWait];
     assert!(kinds.contains(&error.kind), "{error}");
+}
+
+/// Three chunks of columns a tile, through two buffers.
+fn staged() -> Problem {
+    let gemm = Gemm { store: Store::Tensor, output: Output::Bf16, ..bf16(48) };
+    Problem { grid: 1, ..Problem::of(gemm, [200, 96, 64]) }
+}
+
+#[test]
+fn a_buffer_written_while_a_copy_out_reads_it() {
+    let waits = "cp.async.bulk.wait_group.read";
+    for which in 0..3 {
+        let error = fault_of(&staged(), |text| without(text, waits, which));
+        assert_eq!(error.kind, ErrorKind::MissingWait, "{which}: {error}");
+    }
+}
+
+#[test]
+fn a_copy_out_of_what_was_not_fenced() {
+    let error = fault_of(&staged(), |text| without(text, "fence.proxy.async", 0));
+    assert_eq!(error.kind, ErrorKind::MissingFence, "{error}");
 }

@@ -6,10 +6,14 @@ mod problem;
 mod reference;
 mod selection;
 
+use std::sync::Arc;
+
 use problem::{Problem, bf16, e4m3};
 use ptx_sim::Completion;
-use weft_backend_cuda::gemm::{Gemm, Grouping, Output, ScaleType, Scales};
+use weft_backend_cuda::gemm::epilogue::{Epilogue, Place};
+use weft_backend_cuda::gemm::{Gemm, Grouping, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::tiles::shared::Major;
+use weft_codegen::emit::{Cg, Param, Val};
 
 const RANDOM: Completion = Completion::Random { seed: 7, delay_max: 60 };
 
@@ -33,8 +37,19 @@ fn more_tiles_than_ctas_and_more_blocks_than_stages() {
 
 #[test]
 fn an_odd_row_stride_stores_one_by_one() {
-    let gemm = Gemm { paired: false, output: Output::Bf16, ..bf16(32) };
+    let gemm = Gemm { store: Store::Single, output: Output::Bf16, ..bf16(32) };
     check(&Problem { c_padding: 1, ..Problem::of(gemm, [65, 40, 64]) });
+}
+
+#[test]
+fn tiles_of_every_width_go_out_by_tma() {
+    for tile_cols in [16, 96, 128] {
+        let gemm = Gemm { store: Store::Tensor, output: Output::Bf16, ..bf16(tile_cols) };
+        let sizes = [200, 300, 72];
+        check(&Problem { groups: 2, grid: 2, c_padding: 4, ..Problem::of(gemm, sizes) });
+    }
+    let gemm = Gemm { store: Store::Tensor, output: Output::Bf16, ..e4m3(64, 128) };
+    check(&Problem { c_padding: 3, ..Problem::of(gemm, [70, 77, 128]) });
 }
 
 #[test]
@@ -105,4 +120,33 @@ fn codes_by_group() {
     let inner = Gemm { grouping: Grouping::Inner, accumulate: true, ..e4m3(64, 1) };
     let offsets = vec![0, 50, 50, 300, 384];
     check(&Problem { offsets, groups: 4, grid: 2, ..Problem::of(inner, [70, 40, 384]) });
+}
+
+/// `factor * sum + bias`, both parameters.
+struct Affine;
+
+impl Epilogue for Affine {
+    fn name(&self) -> String {
+        "affine".into()
+    }
+
+    fn params(&self) -> Vec<Param> {
+        vec![Param::F32, Param::F32]
+    }
+
+    fn apply<'c>(&self, cg: &Cg<'c>, place: &Place<'c>, sums: [Val<'c>; 2]) -> [Val<'c>; 2] {
+        let [factor, bias] = [0, 1].map(|i| place.params[i]);
+        sums.map(|sum| cg.add(cg.mul(sum, factor), bias))
+    }
+}
+
+#[test]
+fn sums_go_through_the_epilogue_before_they_are_rounded() {
+    for (store, accumulate) in [(Store::Tensor, false), (Store::Paired, true)] {
+        let epilogue: Option<Arc<dyn Epilogue>> = Some(Arc::new(Affine));
+        let output = Output::Bf16;
+        let gemm = Gemm { epilogue, store, output, accumulate, ..bf16(32) };
+        let extra = vec![0.75, 3.0];
+        check(&Problem { extra, ..Problem::of(gemm, [70, 40, 80]) });
+    }
 }

@@ -2,7 +2,9 @@
 
 use half::bf16;
 use ptx_sim::{Arg, Completion, Device, Element, Error, Launch, Module, Stats, Swizzle, TensorMap};
-use weft_backend_cuda::gemm::{Argument, Gemm, Grouping, Kind, MapSpec, Output, ScaleType, Scales};
+use weft_backend_cuda::gemm::{
+    Argument, Gemm, Grouping, Kind, MapElement, MapSpec, Output, ScaleType, Scales, Store,
+};
 use weft_backend_cuda::target::hopper;
 use weft_backend_cuda::tiles::shared::Major;
 use weft_codegen::object::compile;
@@ -20,7 +22,7 @@ pub fn bf16(tile_cols: u32) -> Gemm {
         grouping: Grouping::Batch,
         accumulate: false,
         tile_cols,
-        paired: true,
+        store: Store::Paired,
         epilogue: None,
     }
 }
@@ -182,24 +184,9 @@ impl Problem {
     }
 
     fn map(&self, spec: &MapSpec, operand: &Operand, address: u64) -> Arg {
-        let element_bytes = u64::from(spec.kind.element_bytes());
-        let element = if spec.kind == Kind::Bf16 { Element::Bf16 } else { Element::U8 };
         let (rows, k) = (operand.rows as u64, self.k as u64);
-        let mut dims = if spec.major == Major::K { vec![k, rows] } else { vec![rows, k] };
-        let mut strides_bytes = vec![operand.lead as u64 * element_bytes];
-        if spec.grouped {
-            strides_bytes.push(dims[1] * strides_bytes[0]);
-            dims.push(operand.groups as u64);
-        }
-        Arg::TensorMap(TensorMap {
-            element,
-            address,
-            dims,
-            strides_bytes,
-            box_dims: spec.box_dims.clone(),
-            swizzle: Swizzle::B128,
-            fills_nan: false,
-        })
+        let dims = if spec.major == Major::K { [k, rows] } else { [rows, k] };
+        tensor_map(spec, dims, operand.groups, operand.lead, address)
     }
 
     pub fn text(&self) -> String {
@@ -248,6 +235,10 @@ impl Problem {
             Argument::MapA(spec) => self.map(spec, &a, pa),
             Argument::MapB(spec) => self.map(spec, &b, pb),
             Argument::C => Arg::Ptr(pc),
+            Argument::MapC(spec) => {
+                let dims = [self.n as u64, self.m as u64];
+                tensor_map(spec, dims, c_groups, c_lead, pc)
+            }
             Argument::Offsets => Arg::Ptr(po),
             Argument::ScalesA => Arg::Ptr(ps[0]),
             Argument::ScalesB => Arg::Ptr(ps[1]),
@@ -278,6 +269,33 @@ impl Problem {
         }
         Ok(stats)
     }
+}
+
+fn tensor_map(spec: &MapSpec, dims: [u64; 2], groups: usize, lead: usize, address: u64) -> Arg {
+    let (element, element_bytes) = match spec.element {
+        MapElement::Byte => (Element::U8, 1),
+        MapElement::Bf16 => (Element::Bf16, 2),
+    };
+    let mut dims = dims.to_vec();
+    let mut strides_bytes = vec![lead as u64 * element_bytes];
+    if spec.grouped {
+        strides_bytes.push(dims[1] * strides_bytes[0]);
+        dims.push(groups as u64);
+    }
+    let swizzle = match spec.swizzle_bytes {
+        32 => Swizzle::B32,
+        64 => Swizzle::B64,
+        _ => Swizzle::B128,
+    };
+    Arg::TensorMap(TensorMap {
+        element,
+        address,
+        dims,
+        strides_bytes,
+        box_dims: spec.box_dims.clone(),
+        swizzle,
+        fills_nan: false,
+    })
 }
 
 fn encode(values: &[f32], output: Output) -> Vec<u8> {

@@ -3,10 +3,10 @@
 use weft_codegen::emit::{Cg, Cmp, Elem, Val};
 
 use super::{Consumer, Gemm};
-use crate::gemm::Output;
 use crate::gemm::epilogue::Place;
 use crate::gemm::kernel::{Args, strided};
 use crate::gemm::schedule::Tile;
+use crate::gemm::{Output, Store};
 use crate::ptx::memory;
 use crate::tiles::fragment::{pairs, wide};
 
@@ -57,7 +57,7 @@ impl Gemm {
         let mut sums = sums;
         if self.accumulate {
             let zeros = [cg.zero(elem.x(1)); 2];
-            let old = if self.paired {
+            let old = if self.store != Store::Single {
                 let both = memory::load_if(cg, place.inside[1], address, &zeros);
                 let first = memory::load_if(cg, lone, address, &both[..1]);
                 [first[0], both[1]]
@@ -72,7 +72,7 @@ impl Gemm {
             sums = epilogue.apply(cg, place, sums);
         }
         let out = sums.map(|v| cg.cast(v, elem));
-        if self.paired {
+        if self.store != Store::Single {
             memory::store_if(cg, place.inside[1], &out, address);
             memory::store_if(cg, lone, &out[..1], address);
         } else {

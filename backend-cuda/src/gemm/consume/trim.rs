@@ -65,7 +65,7 @@ fn clear<'c>(
                 let bits = cg.select(inside(term), cg.i32(bits as i32), cg.i32(0));
                 cg.or(mask, bits)
             });
-            let chunk = permuted(cg, line, cg.lshr(word, 2));
+            let chunk = permuted(cg, LINE_BYTES, line, cg.lshr(word, 2));
             let address = cg.add(at, cg.add(chunk, cg.mul(cg.and(word, 3), 4)));
             let old = memory::load_shared(cg, Ty::I32, address);
             memory::store_shared(cg, cg.and(old, mask), address);

@@ -1,0 +1,177 @@
+//! Every template instance through NVIDIA's assembler, where it can be had: no spills, no product
+//! that was serialised, registers within budget; and the machine code has the instructions it
+//! should.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use weft_backend_cuda::gemm::select::widths;
+use weft_backend_cuda::gemm::{Gemm, Grouping, Kind, Output, ScaleType, Scales, Store};
+use weft_backend_cuda::target::hopper;
+use weft_backend_cuda::tiles::shared::Major;
+use weft_codegen::object::{KernelSource, compile};
+
+/// The folder of the tools, or why there is none.
+fn tools() -> Option<&'static Path> {
+    static TOOLS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let find = || {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/ptxas.sh");
+        let out = Command::new("sh").arg(script).output().map_err(|e| e.to_string())?;
+        match out.status.success() {
+            true => Ok(PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())),
+            false => Err(String::from_utf8_lossy(&out.stderr).trim().to_string()),
+        }
+    };
+    match TOOLS.get_or_init(find) {
+        Ok(path) => Some(path),
+        Err(why) => {
+            println!("skipped: no ptxas here: {}", why.lines().last().unwrap_or_default());
+            None
+        }
+    }
+}
+
+/// What the assembler made of a kernel.
+struct Assembled {
+    name: String,
+    log: String,
+    /// Machine code, if there is a disassembler.
+    sass: Option<String>,
+}
+
+impl Assembled {
+    fn count(&self, opcode: &str) -> Option<usize> {
+        let sass = self.sass.as_ref()?;
+        Some(sass.lines().filter(|l| l.split_whitespace().any(|w| w.starts_with(opcode))).count())
+    }
+
+    /// The number before `what` in the log.
+    fn number(&self, what: &str) -> u32 {
+        let before = self.log.split(what).next().unwrap_or_default();
+        let word = before.split_whitespace().next_back().unwrap_or_default();
+        word.parse()
+            .unwrap_or_else(|_| panic!("{}: no number of `{what}`: {}", self.name, self.log))
+    }
+
+    /// What is wrong with it.
+    fn faults(&self, registers_max: u32) -> Vec<String> {
+        let Assembled { name, log, .. } = self;
+        let mut out = vec![];
+        for what in ["bytes spill stores", "bytes spill loads", "bytes stack frame"] {
+            let n = self.number(what);
+            out.extend((n > 0).then(|| format!("{name}: {n} {what}")));
+        }
+        // C75xx: products that wait for each other, registers that cannot be moved.
+        let said = log.lines().filter(|l| l.contains("(C7") || l.contains("warning"));
+        out.extend(said.map(|line| format!("{name}: {line}")));
+        let used = log.split("Used ").nth(1).and_then(|l| l.split(' ').next());
+        let used: u32 = used.and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
+        out.extend((used > registers_max).then(|| format!("{name}: {used} registers")));
+        out
+    }
+
+    /// Notes it if the machine code has another number of an instruction.
+    fn expect(&self, opcode: &str, n: usize, faults: &mut Vec<String>) {
+        let got = self.count(opcode).unwrap_or(n);
+        faults.extend((got != n).then(|| format!("{}: {got} {opcode}, not {n}", self.name)));
+    }
+}
+
+fn assemble(tools: &Path, source: KernelSource) -> Assembled {
+    let name = source.name.clone();
+    let object = compile(&hopper(), &[source]).unwrap();
+    let folder = tools.join(format!("../{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (ptx, cubin) = (folder.join("kernel.ptx"), folder.join("kernel.cubin"));
+    std::fs::write(&ptx, &object.bytes).unwrap();
+    let mut ptxas = Command::new(tools.join("ptxas"));
+    let out = ptxas.args(["-v", "-arch=sm_90a", "-o"]).args([&cubin, &ptx]).output().unwrap();
+    let log = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{name}: {log}");
+    let disassembler = tools.join("nvdisasm");
+    let sass = disassembler.exists().then(|| {
+        let out = Command::new(disassembler).arg("-c").arg(&cubin).output().unwrap();
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    });
+    std::fs::remove_dir_all(&folder).unwrap();
+    Assembled { name, log, sass }
+}
+
+fn bf16(tile_cols: u32) -> Gemm {
+    Gemm {
+        kind: Kind::Bf16,
+        a_major: Major::K,
+        b_major: Major::K,
+        scales: None,
+        output: Output::Bf16,
+        grouping: Grouping::Batch,
+        accumulate: false,
+        tile_cols,
+        store: Store::Paired,
+        epilogue: None,
+    }
+}
+
+fn e4m3(tile_cols: u32, rows: u32) -> Gemm {
+    let scale = |rows| Scales { dtype: ScaleType::F32, rows };
+    Gemm { kind: Kind::E4m3, scales: Some([scale(1), scale(rows)]), ..bf16(tile_cols) }
+}
+
+/// What a kernel is allowed at its entry: 65,536 registers shared by 384 threads.
+const REGISTERS_MAX: u32 = 168;
+
+fn check(gemms: impl IntoIterator<Item = Gemm>) {
+    let Some(tools) = tools() else { return };
+    let faults: Vec<String> = gemms.into_iter().flat_map(|g| faults(tools, &g)).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+fn faults(tools: &Path, gemm: &Gemm) -> Vec<String> {
+    let assembled = assemble(tools, gemm.source("test"));
+    let mut faults = assembled.faults(REGISTERS_MAX);
+    // Four products a stage, in one place.
+    let opcode = if gemm.kind == Kind::Bf16 { "HGMMA" } else { "QGMMA" };
+    assembled.expect(opcode, 4, &mut faults);
+    let blocks = |major: Major, rows: u32| if major == Major::K { 1 } else { rows as usize / 64 };
+    let copies = blocks(gemm.a_major, 128) + blocks(gemm.b_major, gemm.tile_cols);
+    assembled.expect("UTMALDG", copies, &mut faults);
+    // A loop over the threads of a warp around an instruction that one thread should run.
+    assembled.expect("BRA.U.ANY", 0, &mut faults);
+    faults
+}
+
+#[test]
+fn products_of_bf16_of_every_width() {
+    check(widths(&bf16(64)).into_iter().map(bf16));
+}
+
+#[test]
+fn products_of_codes_of_every_width() {
+    let of = |rows| widths(&e4m3(64, rows)).into_iter().map(move |n| e4m3(n, rows));
+    check(of(1).chain(of(128)));
+}
+
+#[test]
+fn products_of_every_form() {
+    let mut gemms = vec![];
+    for grouping in [Grouping::Rows, Grouping::Masked, Grouping::Inner] {
+        for accumulate in [false, true] {
+            let form = |gemm: Gemm| Gemm { grouping, accumulate, output: Output::F32, ..gemm };
+            gemms.extend([bf16(128), e4m3(128, 128), e4m3(96, 1)].map(form));
+        }
+    }
+    use Major::{K, Rows};
+    let layouts = [(Rows, K), (K, Rows), (Rows, Rows)];
+    gemms.extend(layouts.map(|(a_major, b_major)| Gemm {
+        a_major,
+        b_major,
+        store: Store::Single,
+        ..bf16(256)
+    }));
+    for tile_cols in [48, 96, 256] {
+        gemms.push(Gemm { store: Store::Tensor, ..bf16(tile_cols) });
+    }
+    gemms.push(Gemm { store: Store::Tensor, ..e4m3(192, 128) });
+    check(gemms);
+}
