@@ -7,10 +7,13 @@ use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
 use weft_backend_cpu::compile::{self, Options};
 use weft_graph::Role;
+use weft_ir::attr::{Attr, Attrs};
+use weft_ir::builder::Builder;
 use weft_ir::formats;
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
-use weft_ir::module::{FuncId, Init, Module, StoreKind};
-use weft_ir::ty::DType;
+use weft_ir::module::{FuncId, Init, Module, Part, StoreKind};
+use weft_ir::op::Op;
+use weft_ir::ty::{DType, Type};
 use weft_lang::lower::{EmitInfo, Purpose, Settings, Size};
 use weft_passes::PassCx;
 use weft_runtime::checkpoint::reader::CheckpointReader;
@@ -143,6 +146,10 @@ pub fn arguments(
             _ => {
                 let dtype = store.ty.dtype;
                 let data = weights::read(store, checkpoint)?.into_iter();
+                if let Some((part, of)) = &store.part {
+                    args.push(part_of(*part, of, data.map(f64::from).collect())?);
+                    continue;
+                }
                 let rounded = data.map(|x| f64::from(formats::round(dtype, x)));
                 Tensor::float(dtype, &dims, rounded.collect())
             }
@@ -197,6 +204,27 @@ pub fn compute(
         results.insert(output.name.clone(), tensor);
     }
     Ok(results)
+}
+
+/// Codes or scales of a weight, as the interpreter makes them.
+fn part_of(part: Part, of: &Type, values: Vec<f64>) -> Result<Tensor> {
+    let quant = of.quant.as_ref().context("codes are of a quantized type")?;
+    let mut b = Builder::new("encode");
+    let x = b.param("x", Type::f32(of.dims.clone()));
+    let attrs = Attrs::new()
+        .with("dtype", Attr::DType(of.dtype))
+        .ints("group", quant.group.map(i64::from))
+        .with("scale", Attr::DType(quant.scale));
+    let parts = b.emit_all(Op::Encode, &[x], attrs)?;
+    let mut module = Module::default();
+    let func = module.add_func(b.finish(parts));
+    let dims: Vec<usize> = of.dims.iter().map(|d| d.as_fixed().unwrap_or(1) as usize).collect();
+    let x = Tensor::float(DType::F32, &dims, values);
+    let mut parts = Interp::new(&module, Precision::Stated).run(func, vec![x])?;
+    Ok(parts.swap_remove(match part {
+        Part::Codes => 0,
+        Part::Scales => 1,
+    }))
 }
 
 /// Results under the names that users of checkpoints know.

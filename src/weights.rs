@@ -26,9 +26,10 @@ fn stacked(store: &Store) -> Vec<u64> {
     store.ty.dims[..store.starts.len()].iter().map(|d| d.as_fixed().unwrap_or(1)).collect()
 }
 
-/// Dims of one slice.
+/// Dims of one slice as it is stored, also of a store that holds its codes or scales.
 pub fn slice_dims(store: &Store) -> Vec<u64> {
-    store.ty.dims[store.starts.len()..].iter().map(|d| d.as_fixed().unwrap_or(1)).collect()
+    let ty = store.part.as_ref().map_or(&store.ty, |(_, of)| of);
+    ty.dims[store.starts.len()..].iter().map(|d| d.as_fixed().unwrap_or(1)).collect()
 }
 
 /// The whole store from a checkpoint, stored duplicates checked against it.

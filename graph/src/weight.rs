@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::DType;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WeightInfo {
     pub template: String,
@@ -19,6 +21,30 @@ pub struct WeightInfo {
     pub init: Init,
     /// Receives a gradient.
     pub trained: bool,
+    /// The buffer holds not the tensors' values but a part of their quantized form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coded: Option<Coded>,
+}
+
+/// Which part of quantized matrices a buffer holds, and how they are quantized: of each block of
+/// `group` elements the scale is amax / the largest code, and a code is value / scale, rounded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Coded {
+    pub part: Part,
+    /// The element type of the codes.
+    pub codes: DType,
+    /// f32, or ue8m0 for the power of two from amax / the largest code up.
+    pub scale: DType,
+    pub group: [u32; 2],
+    /// Of a stored tensor.
+    pub dims: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    Codes,
+    Scales,
 }
 
 /// What a weight holds before training.
@@ -107,6 +133,7 @@ mod tests {
             duplicates: duplicates.iter().map(|&name| name.into()).collect(),
             init: Init::Drawn,
             trained: true,
+            coded: None,
         }
     }
 

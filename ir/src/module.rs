@@ -39,6 +39,24 @@ pub struct Store {
     pub templates: Vec<String>,
     pub starts: Vec<u64>,
     pub init: Init,
+    /// It holds a part of what the stored tensors are when quantized to this type.
+    pub part: Option<(Part, Type)>,
+}
+
+/// One of the two values that a quantized one is in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Codes,
+    Scales,
+}
+
+impl Part {
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Codes => "codes",
+            Part::Scales => "scales",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,7 +10,8 @@
 //!   or as long as the dims and names no axis twice; a quantized type is a small float whose group
 //!   has sides of at least 1 and no more sides than dims, its scales f32 or ue8m0. Groups need not
 //!   divide the dims.
-//! - **stores**: a store has no more first indices than dims; a schedule is an f32 scalar.
+//! - **stores**: a store has no more first indices than dims; a schedule is an f32 scalar; codes
+//!   and scales have the types that such parts of the named quantized type have.
 //! - **entries**: a parameter of an entry that is called as a store has the store's type (an entry
 //!   is a function whose results have names).
 //! - **function names** are unique.
@@ -47,8 +48,9 @@ use std::fmt;
 use crate::attr::Attr;
 use crate::builder;
 use crate::dim::{Dim, SymKind};
-use crate::module::{Def, Func, FuncId, Module, OpData, OpId, StoreKind, ValueId};
+use crate::module::{Def, Func, FuncId, Module, OpData, OpId, Part, StoreKind, ValueId};
 use crate::op::{CostRule, Op, OpDef, Trait};
+use crate::rules::grid;
 use crate::text;
 use crate::ty::{DType, Type};
 
@@ -250,9 +252,23 @@ fn stores(cx: &mut Cx) {
         ty(cx, &store.ty, at);
         let stacked = store.starts.len() <= store.ty.rank();
         cx.check(stacked, at, || "`from` has more first indices than there are dims".into());
+        let part = store.part.as_ref().is_none_or(|(part, of)| is_part(&store.ty, *part, of));
+        cx.check(part, at, || "its type is not that of the part it holds".into());
         let scalar = store.ty.as_value() == Type::scalar(DType::F32);
         let ok = store.kind != StoreKind::Schedule || scalar;
         cx.check(ok, at, || "a schedule is an f32 scalar".into());
+    }
+}
+
+/// Whether a value of type `ty` is this part of one of type `of`.
+fn is_part(ty: &Type, part: Part, of: &Type) -> bool {
+    let Some(quant) = &of.quant else { return false };
+    match part {
+        Part::Codes => *ty == Type { quant: None, ..of.clone() },
+        Part::Scales => {
+            let grid = grid(&of.dims, quant.group.map(u64::from));
+            grid.is_some_and(|dims| *ty == Type::new(quant.scale, dims))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use weft_graph::{Arg, BufferId, Entry, Role, WeightInfo};
-use weft_ir::module::{Func, FuncId, Init, Module, Store, StoreKind, ValueId};
+use weft_ir::module::{Func, FuncId, Init, Module, Part, Store, StoreKind, ValueId};
 
 use super::dims::{self, Dims};
 use super::plan_memory::{Temp, collision, plan};
@@ -145,5 +145,23 @@ fn weight(name: &str, store: &Store) -> Option<WeightInfo> {
             Init::Constant(value) => weft_graph::Init::Constant(value),
         },
         trained,
+        coded: coded(store),
+    })
+}
+
+/// The part of a quantized weight that a store holds.
+fn coded(store: &Store) -> Option<weft_graph::Coded> {
+    let (part, of) = store.part.as_ref()?;
+    let quant = of.quant.as_ref()?;
+    let own = of.dims.get(store.starts.len()..)?;
+    Some(weft_graph::Coded {
+        part: match part {
+            Part::Codes => weft_graph::Part::Codes,
+            Part::Scales => weft_graph::Part::Scales,
+        },
+        codes: dims::dtype(of.dtype),
+        scale: dims::dtype(quant.scale),
+        group: quant.group,
+        dims: own.iter().map(|d| d.as_fixed()).collect::<Option<_>>()?,
     })
 }

@@ -1,4 +1,4 @@
-//! Move what is done to a parameter alone out of a function, to its callers.
+//! Move what is done to a weight alone out of functions, to their callers.
 //!
 //! ```text
 //! func @layer(%x, %w: f32[4, 4]) {              func @layer(%x, %w: bf16[4, 4]) {
@@ -8,18 +8,18 @@
 //! %y = repeat %h, %ws {func = @layer, ..}       %y = repeat %h, %3 {func = @layer, ..}
 //! ```
 //!
-//! Why: weights are rounded once a step, not in every layer of every micro-batch, forward and
-//! backward. A stack is converted whole. At the end of the way up, a weight that an entry only
-//! reads through one conversion is stored converted: a machine that only runs a model rounds its
-//! weights when it loads them. Cost: one walk over every function and its callers; the rounded
-//! weights live as long as the loop that reads them. Carried parameters stay: they differ from run
-//! to run.
+//! Why: weights are rounded and quantized once a step, not in every layer of every micro-batch,
+//! forward and backward. A stack is done whole. At the end of the way up, a weight that the entries
+//! only read so is stored as they read it, in as many forms as they read: a machine that only runs
+//! a model makes bf16, or codes and scales, of its weights when it loads them. Cost: one walk over
+//! every function and its callers; what is made of weights lives as long as the loop that reads it.
+//! What is no weight stays: saved activations would be converted for all layers at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_ir::module::{Def, Func, FuncId, Module, OpData, StoreKind, ValueId};
+use weft_ir::module::{Def, Func, FuncId, Module, OpData, Store, StoreKind, ValueId};
 use weft_ir::op::Op;
-use weft_ir::ty::{DType, Type};
+use weft_ir::ty::Type;
 
 use crate::rewrite::{Copier, callee, carry, stacked};
 use crate::{Pass, PassCx, PassError, Stats};
@@ -54,16 +54,43 @@ struct Work {
     ty: Type,
 }
 
-/// Conversions of parameters that do not change from run to run.
+/// Work that gives a weight the form in which it is read.
+fn is_work(op: &OpData) -> bool {
+    matches!(op.op, Op::Convert | Op::Quantize)
+}
+
+/// Whether a value is a weight in the entries that it comes from, whole or a layer of it. What
+/// another function computed is not moved: it would be converted for all layers before the first
+/// runs.
+fn is_weight(module: &Module, id: FuncId, v: ValueId) -> bool {
+    let func = module.func(id);
+    match func.value(v).def {
+        Def::Param(_) if !func.result_names.is_empty() => {
+            let store = func.value(v).name.as_ref().and_then(|name| module.stores.get(name));
+            store.is_some_and(|s| s.kind == StoreKind::Weight)
+        }
+        Def::Param(p) => {
+            let p = p as usize;
+            let mut users = callers(module, id).peekable();
+            users.peek().is_some()
+                && users.all(|(f, op)| p >= carry(op) && is_weight(module, f, op.operands[p]))
+        }
+        Def::Result { op, .. } => {
+            let op = func.op(op);
+            op.op == Op::Read && is_weight(module, id, op.operands[0])
+        }
+    }
+}
+
+/// Works on weights.
 fn work_in(module: &Module, id: FuncId) -> Vec<Work> {
     let func = module.func(id);
-    let carried = callers(module, id).map(|(_, op)| carry(op)).max().unwrap_or(0);
     let mut found: Vec<Work> = vec![];
     for (_, op) in func.body_ops() {
         let [x] = op.operands[..] else { continue };
         let Def::Param(param) = func.value(x).def else { continue };
         let param = param as usize;
-        if op.op != Op::Convert || param < carried || func.ty(x).state {
+        if !is_work(op) || func.ty(x).state || !is_weight(module, id, x) {
             continue;
         }
         let ty = func.ty(op.results[0]).clone();
@@ -94,7 +121,7 @@ fn out_of(module: &mut Module, id: FuncId) -> Result<usize, PassError> {
         return Ok(0);
     }
     let signature = signature(module.func(id), &works);
-    let new = without(module.func(id), &signature);
+    let new = without(module.func(id), &signature, &|p, _| name_of(module.func(id), p));
     module.funcs[id.0 as usize] = new;
     let users: BTreeSet<FuncId> = callers(module, id).map(|(f, _)| f).collect();
     for user in users {
@@ -105,31 +132,34 @@ fn out_of(module: &mut Module, id: FuncId) -> Result<usize, PassError> {
 
 /// A parameter stays if anything but the works reads it.
 fn signature(func: &Func, works: &[Work]) -> Signature {
-    let is_work = |op: &OpData, p: usize| {
+    let moves = |op: &OpData, p: usize| {
         works.iter().any(|w| w.param == p && w.op.op == op.op && w.op.attrs == op.attrs)
     };
     let params = func.params.iter().enumerate().map(|(p, value)| {
         let own: Vec<Work> = works.iter().filter(|w| w.param == p).cloned().collect();
-        let read = func.body_ops().any(|(_, op)| op.operands.contains(value) && !is_work(op, p));
+        let read = func.body_ops().any(|(_, op)| op.operands.contains(value) && !moves(op, p));
         (own.is_empty() || read || func.results.contains(value), own)
     });
     Signature { params: params.collect() }
 }
 
-/// The function with the works' results as parameters.
-fn without(func: &Func, signature: &Signature) -> Func {
+fn name_of(func: &Func, param: usize) -> String {
+    func.value(func.params[param]).name.clone().unwrap_or_else(|| "p".into())
+}
+
+/// The function with the works' results as parameters under the names that `name` gives.
+fn without(func: &Func, signature: &Signature, name: &dyn Fn(usize, &Work) -> String) -> Func {
     let mut copy = Copier::new(func, &func.name);
     let mut made: BTreeMap<(usize, String), ValueId> = BTreeMap::new();
     let mut places = vec![];
     for (p, (value, (stays, works))) in func.params.iter().zip(&signature.params).enumerate() {
-        let name = func.value(*value).name.clone().unwrap_or_else(|| "p".into());
         if *stays {
             places.push(Some(p));
             copy.param(*value, "p");
         }
         for (i, work) in works.iter().enumerate() {
             places.push((!*stays && i == 0).then_some(p));
-            let param = copy.to.param(&name, work.ty.as_value());
+            let param = copy.to.param(&name(p, work), work.ty.as_value());
             made.insert((p, key(&work.op)), param);
         }
     }
@@ -192,8 +222,9 @@ fn hand_over(func: &Func, id: FuncId, signature: &Signature) -> Result<Func, Pas
     Ok(copy.finish())
 }
 
-/// Weights that every entry reads through one and the same narrowing conversion, and that none
-/// changes, are stored as what it makes.
+/// Weights that every entry reads through narrowing works alone, and that none changes, are stored
+/// as what those make: one store for each. Codes have the name of their type too, for prefill and
+/// decode are compiled apart and share what is stored under one name.
 fn store_narrow(module: &mut Module) -> usize {
     let weights: Vec<String> = module
         .stores
@@ -201,16 +232,33 @@ fn store_narrow(module: &mut Module) -> usize {
         .filter(|(_, s)| s.kind == StoreKind::Weight && !s.ty.state)
         .map(|(name, _)| name.clone())
         .collect();
-    let mut stored = 0;
+    let mut forms = BTreeMap::new();
     for name in weights {
-        let Some(dtype) = read_as(module, &name) else { continue };
+        let Some(works) = read_as(module, &name) else { continue };
+        let named = |work: &Work| match work.op.op {
+            Op::Quantize => format!("{name}.{}", work.ty.dtype.name()),
+            _ => name.clone(),
+        };
+        let names: Vec<String> = works.iter().map(named).collect();
+        let unlike = names.iter().collect::<BTreeSet<_>>().len() == names.len();
+        if works.is_empty() || !unlike {
+            continue;
+        }
         for i in 0..module.funcs.len() {
-            module.funcs[i] = retyped(&module.funcs[i], &name, dtype);
+            module.funcs[i] = reading_forms(&module.funcs[i], &name, &works, &names);
         }
-        if let Some(store) = module.stores.get_mut(&name) {
-            store.ty = store.ty.with_dtype(dtype);
+        forms.insert(name, works.into_iter().map(|w| w.ty).zip(names).collect::<Vec<_>>());
+    }
+    let mut stored = 0;
+    for (name, store) in std::mem::take(&mut module.stores) {
+        let Some(forms) = forms.remove(&name) else {
+            module.stores.insert(name, store);
+            continue;
+        };
+        for (ty, name) in forms {
+            stored += 1;
+            module.stores.insert(name, Store { ty: ty.as_value(), ..store.clone() });
         }
-        stored += 1;
     }
     stored
 }
@@ -223,45 +271,44 @@ fn param_of(func: &Func, store: &str) -> Option<ValueId> {
     func.params.iter().copied().find(|p| func.value(*p).name.as_deref() == Some(store))
 }
 
-/// The one type that entries convert a weight to before anything else is done with it.
-fn read_as(module: &Module, store: &str) -> Option<DType> {
-    let mut only = None;
+/// What entries make of a weight before anything else is done with it.
+fn read_as(module: &Module, store: &str) -> Option<Vec<Work>> {
+    let mut works: Vec<Work> = vec![];
     for func in &module.funcs {
         let Some(param) = param_of(func, store) else { continue };
         if func.ty(param).state || func.results.contains(&param) {
             return None;
         }
+        let place = func.params.iter().position(|p| *p == param)?;
         for (_, op) in func.body_ops().filter(|(_, op)| op.operands.contains(&param)) {
-            let to = func.ty(op.results[0]).dtype;
-            let narrows = op.op == Op::Convert && to.is_float();
-            if !narrows || to.bits() >= func.ty(param).dtype.bits() {
+            let ty = func.ty(op.results[0]).clone();
+            let narrows = is_work(op) && ty.dtype.bits() < func.ty(param).dtype.bits();
+            if !narrows || !ty.dtype.is_float() {
                 return None;
             }
-            if *only.get_or_insert(to) != to {
-                return None;
+            if !works.iter().any(|w| key(&w.op) == key(op)) {
+                works.push(Work { param: place, op: op.clone(), ty });
             }
         }
     }
-    only
+    works.sort_by_key(|w| (std::cmp::Reverse(w.ty.dtype.bits()), key(&w.op)));
+    Some(works)
 }
 
-/// The entry with the store's parameter in `dtype`, and no conversions of it.
-fn retyped(func: &Func, store: &str, dtype: DType) -> Func {
+/// The entry with a parameter for each of the forms of `store` that it reads.
+fn reading_forms(func: &Func, store: &str, works: &[Work], names: &[String]) -> Func {
     let Some(param) = param_of(func, store) else { return func.clone() };
-    let mut copy = Copier::new(func, &func.name);
-    for p in &func.params {
-        if *p == param {
-            let to = copy.to.param(store, func.ty(*p).with_dtype(dtype));
-            copy.set(*p, to);
-        } else {
-            copy.param(*p, "p");
-        }
-    }
-    for (id, op) in func.body_ops() {
-        match op.operands[..] == [param] {
-            true => copy.set(op.results[0], copy.get(param)),
-            false => copy.op(id),
-        }
-    }
-    copy.finish()
+    let read = |w: &Work| {
+        let reads = |op: &OpData| op.operands == [param] && key(op) == key(&w.op);
+        func.body_ops().any(|(_, op)| reads(op))
+    };
+    let params = func.params.iter().map(|p| match *p == param {
+        true => (false, works.iter().filter(|w| read(w)).cloned().collect()),
+        false => (true, vec![]),
+    });
+    let name = |_: usize, work: &Work| {
+        let form = works.iter().position(|w| key(&w.op) == key(&work.op));
+        names[form.expect("it is one of the forms")].clone()
+    };
+    without(func, &Signature { params: params.collect() }, &name)
 }

@@ -227,6 +227,7 @@ pub const PIPELINE: &[Pass] = &[
     save_codes::PASS,      // before `inline`: what is saved is what functions return
     quantize::PASS,        // on the differentiated graph: all three products of a map are there
     watch::PASS,           // before `hoist` and `inline`: operands stand beside their products
+    dce::PASS,             // the rounding of weights whose masters are quantized now
     hoist::PASS,           // before `inline`: what is done to weights is done once a step
     inline::PASS,          // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes

@@ -16,7 +16,7 @@
 use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
 use weft_ir::dim::{Dim, SymId, SymKind};
-use weft_ir::module::{Func, Module, OpData, ValueId};
+use weft_ir::module::{Func, Module, OpData, Part, Store, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::rules::grid;
 use weft_ir::ty::{DType, Quant, Type};
@@ -37,6 +37,7 @@ pub fn run(module: &mut Module, _: &PassCx) -> Result<Stats, PassError> {
         let func = Splitter::new(module, &module.funcs[i]).run(&mut split)?;
         module.funcs[i] = func;
     }
+    split_stores(module)?;
     Ok(Stats::one("values split", split))
 }
 
@@ -55,6 +56,22 @@ fn count_rows(module: &mut Module) {
     for func in &mut module.funcs {
         func.map_dims(&counted);
     }
+}
+
+/// A store of a quantized type becomes one of its codes and, behind it, one of its scales.
+fn split_stores(module: &mut Module) -> Result<(), PassError> {
+    for (name, store) in std::mem::take(&mut module.stores) {
+        let Some(quant) = store.ty.quant.clone() else {
+            module.stores.insert(name, store);
+            continue;
+        };
+        let of = |part, ty| Store { ty, part: Some((part, store.ty.clone())), ..store.clone() };
+        let scales = of(Part::Scales, scales_type(&store.ty, &quant)?);
+        let codes = of(Part::Codes, plain(&store.ty));
+        module.stores.insert(name.clone(), codes);
+        module.stores.insert(format!("{name}.scales"), scales);
+    }
+    Ok(())
 }
 
 /// Codes, and the scales of a value that was quantized.

@@ -81,6 +81,7 @@ fn add_moments(module: &mut Module, grad: FuncId, dtype: DType) {
                 templates: store.templates.iter().take(1).map(suffixed).collect(),
                 starts: store.starts.clone(),
                 init: Init::Constant(0.0),
+                part: None,
             };
             module.stores.insert(format!("{weight}.{moment}"), store);
         }

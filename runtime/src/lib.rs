@@ -8,6 +8,7 @@ pub mod exec;
 pub mod generate;
 pub mod memory;
 pub mod pool;
+pub mod quantize;
 pub mod ranks;
 pub mod train;
 pub mod weights;

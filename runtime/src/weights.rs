@@ -14,6 +14,7 @@ use crate::checkpoint::tensor_file::{NewTensor, TensorFile};
 use crate::checkpoint::{CheckpointError, Dtype};
 use crate::exec::{ExecError, Kept, Store};
 use crate::memory::as_bytes;
+use crate::quantize;
 use crate::train::philox::Stream;
 
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,7 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
         if own != part {
             continue;
         }
-        if published(kept.dtype).is_none() {
+        if published(kept.dtype).is_none() && info.coded.is_none() {
             return Err(WeightsError::DType { name: name.clone(), dtype: kept.dtype });
         }
         found.push(Stored { name: name.clone(), kept: kept.clone(), info });
@@ -76,7 +77,10 @@ fn published(dtype: DType) -> Option<Dtype> {
 impl Stored {
     /// The shape of one stored tensor.
     fn shape(&self) -> Vec<u64> {
-        self.kept.dims[self.info.stacked()..].iter().map(|&n| n as u64).collect()
+        match &self.info.coded {
+            Some(coded) => coded.dims.clone(),
+            None => self.kept.dims[self.info.stacked()..].iter().map(|&n| n as u64).collect(),
+        }
     }
 
     /// The stored tensors with their positions.
@@ -95,12 +99,14 @@ impl Stored {
         let mut narrow = vec![bf16::ZERO; values.len()];
         for (name, position) in self.tensors() {
             fill(&name, &shape, &mut values)?;
-            let bytes = match self.kept.dtype {
-                DType::Bf16 => {
+            let coded = self.info.coded.as_ref().map(|coded| quantize::part(coded, &values));
+            let bytes = match (&coded, self.kept.dtype) {
+                (Some(bytes), _) => bytes,
+                (None, DType::Bf16) => {
                     narrow.convert_from_f32_slice(&values);
                     as_bytes(&narrow)
                 }
-                _ => as_bytes(&values),
+                (None, _) => as_bytes(&values),
             };
             store.write_bytes(&self.name, position * bytes.len(), bytes)?;
         }

@@ -17,6 +17,7 @@ pub fn graph() -> Graph {
         duplicates: Vec::new(),
         init: Init::Constant(1.0),
         trained: true,
+        coded: None,
     });
     let mut next = Buffer::new("step.next", DType::I64, vec![], Role::Output);
     next.alias = Some(BufferId(2));

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use super::lex::{self, Kind, Token};
 use crate::attr::{Attr, AttrKind, Attrs};
 use crate::dim::{Dim, Sym, SymKind};
-use crate::module::{Axis, Func, FuncId, Init, Module, OpId, Span, Store, StoreKind, ValueId};
+use crate::module::{
+    Axis, Func, FuncId, Init, Module, OpId, Part, Span, Store, StoreKind, ValueId,
+};
 use crate::op::{OPS, Op};
 use crate::ty::{AxisId, DType, Quant, ScaleLayout, Type};
 
@@ -179,8 +181,20 @@ impl<'a> Parser<'a> {
             self.expect(":")?;
             self.ty()?
         };
-        let mut store =
-            Store { ty, kind, templates: vec![], starts: vec![], init: Init::Constant(0.0) };
+        let mut store = Store {
+            ty,
+            kind,
+            templates: vec![],
+            starts: vec![],
+            init: Init::Constant(0.0),
+            part: None,
+        };
+        for part in [Part::Codes, Part::Scales] {
+            if self.eat(part.name()) {
+                self.expect("of")?;
+                store.part = Some((part, self.ty()?));
+            }
+        }
         if self.eat("at") {
             store.templates = self.list(|p| p.string())?;
         }

@@ -215,6 +215,9 @@ fn print_store(m: &Module, key: &str, store: &Store) -> String {
     if store.kind != StoreKind::Schedule || store.ty != Type::scalar(DType::F32) {
         let _ = write!(out, " : {}", print_type(m, &store.ty));
     }
+    if let Some((part, of)) = &store.part {
+        let _ = write!(out, " {} of {}", part.name(), print_type(m, of));
+    }
     if !store.templates.is_empty() {
         let _ = write!(out, " at {}", list(&store.templates, |t| quote(t)));
     }

@@ -111,6 +111,7 @@ pub fn lower(
             templates: decl.templates.clone(),
             starts: decl.prefix.starts.clone(),
             init: decl.init,
+            part: None,
         };
         module.stores.insert(name.clone(), store);
     }

@@ -147,6 +147,7 @@ impl<'a> Lower<'a, '_> {
                 templates: vec![cache_template(&path, inst.levels.len())],
                 starts: inst.levels.iter().map(|_| 0).collect(),
                 init: Init::Constant(0.0),
+                part: None,
             };
             self.module.stores.insert(path.clone(), store);
         }

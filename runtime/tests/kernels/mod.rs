@@ -58,6 +58,7 @@ pub fn layers(name: &str, reverse: bool) -> Entry {
         duplicates: Vec::new(),
         init: Init::Drawn,
         trained: true,
+        coded: None,
     });
     let mut next = Buffer::new("runs.next", DType::I64, vec![], Role::Output);
     next.alias = Some(BufferId(5));
