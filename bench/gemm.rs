@@ -4,15 +4,15 @@
 //! cargo bench -p weft-backend-cpu --bench gemm [-- FILTER]
 //! ```
 //!
-//! Every numpy brings code for AVX-512, not every one chooses it: `OPENBLAS_CORETYPE=SkylakeX`
-//! does.
+//! OpenBLAS is left to choose its own kernels: what the environment says of them is taken out
+//! first, and the line of the head names what it chose.
 //!
 //! Prints GFLOP/s of both, best of many, with one thread and with two, and their ratio. numpy is
 //! installed into a virtual environment under the build directory on the first run. Marks: 0.95
 //! from 512 up, 0.85 at 256. On a machine that others use too, repeat: the best of many is what
 //! counts.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -77,7 +77,8 @@ fn main() {
             None
         }
     };
-    println!("{variant:?}, GFLOP/s, best of many");
+    let kernels = blas.as_ref().map_or("none".to_string(), |b| b.kernels.clone());
+    println!("{variant:?} beside OpenBLAS's {kernels}, GFLOP/s, best of many");
     println!(
         "{:>30} {:>7} {:>9} {:>9} {:>6}   bf16",
         "m x n x k", "threads", "ours", "OpenBLAS", "ratio"
@@ -126,7 +127,9 @@ fn run(case: &Case, name: &str, variant: CpuVariant, threads: usize, blas: Optio
     );
 }
 
+/// Seconds of one call, after one that brings the operands near: it does not matter who ran before.
 fn timed(repeat: u32, mut f: impl FnMut()) -> f64 {
+    f();
     let start = Instant::now();
     (0..repeat).for_each(|_| f());
     start.elapsed().as_secs_f64() / f64::from(repeat)
@@ -248,6 +251,8 @@ type Sgemm = unsafe extern "C" fn(
 struct OpenBlas {
     sgemm: Sgemm,
     set_threads: unsafe extern "C" fn(c_int),
+    /// The machine whose kernels it chose, `SkylakeX`.
+    kernels: String,
 }
 
 unsafe extern "C" {
@@ -260,16 +265,23 @@ const RTLD_NOW: c_int = 2;
 impl OpenBlas {
     fn load() -> Result<OpenBlas, String> {
         let library = openblas_path()?;
+        for key in ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS"] {
+            // SAFETY: no other thread has started yet.
+            unsafe { std::env::remove_var(key) };
+        }
         let path = CString::new(library.to_string_lossy().as_ref()).map_err(|e| e.to_string())?;
         // SAFETY: plain use of the loader; the names' types are those of OpenBLAS with 64-bit
         // integers.
         unsafe {
             let library = dlopen(path.as_ptr(), RTLD_NOW);
-            let symbol = |name: &std::ffi::CStr| {
+            let symbol = |name: &CStr| {
                 let found = if library.is_null() { library } else { dlsym(library, name.as_ptr()) };
                 if found.is_null() { Err(format!("no {name:?}")) } else { Ok(found) }
             };
+            let name: unsafe extern "C" fn() -> *const c_char =
+                std::mem::transmute(symbol(c"scipy_openblas_get_corename64_")?);
             Ok(OpenBlas {
+                kernels: CStr::from_ptr(name()).to_string_lossy().into_owned(),
                 sgemm: std::mem::transmute::<*mut c_void, Sgemm>(symbol(c"scipy_cblas_sgemm64_")?),
                 set_threads: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(
                     symbol(c"scipy_openblas_set_num_threads64_")?,

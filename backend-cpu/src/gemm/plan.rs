@@ -78,10 +78,10 @@ pub fn tile_size(m: i64, n: i64, k: i64, groups: i64, form: &Form) -> (i64, i64)
     let flops = |rows: i64, cols: i64| 2 * rows * cols * k.max(1);
     // A smaller tile costs more packing per sum: below this, more than the balance it buys.
     while tiles(rows, cols) < TILES_WANTED && flops(rows, cols) >= 2 * TILE_FLOPS_MIN {
-        if rows > TILE_ROWS_LEAST {
-            rows = round(rows / 2, ROW_STEP);
-        } else if cols > TILE_COLS_LEAST {
+        if cols >= rows && cols > TILE_COLS_LEAST {
             cols = round(cols / 2, COL_STEP);
+        } else if rows > TILE_ROWS_LEAST {
+            rows = round(rows / 2, ROW_STEP);
         } else {
             break;
         }

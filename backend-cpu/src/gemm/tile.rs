@@ -18,8 +18,8 @@ use super::pack::{self, Along, Block};
 use super::{Args, Group, Shape, Unit};
 
 /// Largest tile. Rows are a multiple of every panel height, columns of every panel width.
-pub const TILE_ROWS_MAX: u32 = 192;
-pub const TILE_COLS_MAX: u32 = 256;
+pub const TILE_ROWS_MAX: u32 = 384;
+pub const TILE_COLS_MAX: u32 = 512;
 /// What rows and columns of tiles are rounded to, the same on every CPU variant.
 pub const ROW_STEP: u32 = 12;
 pub const COL_STEP: u32 = 32;
