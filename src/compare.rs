@@ -153,7 +153,7 @@ impl Run<'_> {
         match end {
             None => {
                 let mut recorder = Recorder::new(&ShowArgs::default())?;
-                pipeline::run(&mut module, &cx, None, &mut recorder)?;
+                pipeline::run(&mut module, &cx, None, (None, &[]), &mut recorder)?;
             }
             Some(end) => {
                 let passes = PIPELINE.iter().take_while(|p| p.name != end);

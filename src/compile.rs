@@ -11,7 +11,7 @@ use weft_passes::PassCx;
 use crate::frontend::{self, ModelArgs, Source};
 use crate::graphs::{self, Taken, Target};
 use crate::mesh::MeshArgs;
-use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::pipeline::{self, Recorder, ShowArgs, Start, Way};
 use crate::policy;
 use crate::verify_passes;
 
@@ -45,6 +45,12 @@ pub struct Args {
     /// Take the dims from the config.json of this folder
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
+    /// Go on from IR that --dump wrote, edited or not, in place of what the passes before give
+    #[arg(long, value_name = "DUMP.ir", conflicts_with = "verify_passes")]
+    from: Option<PathBuf>,
+    /// The last pass that has run on the IR of --from, where no manifest.json beside it says so
+    #[arg(long, value_name = "PASS", requires = "from")]
+    after: Option<String>,
     #[command(flatten)]
     mesh: MeshArgs,
     #[command(flatten)]
@@ -56,6 +62,13 @@ enum For {
     Train,
     Prefill,
     Decode,
+}
+
+impl Args {
+    fn start(&self) -> Result<Option<Start>> {
+        let from = self.from.as_deref();
+        from.map(|path| Start::read(path, self.after.as_deref())).transpose()
+    }
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -89,9 +102,15 @@ pub fn run(args: Args) -> Result<()> {
     let lowered = source.lower(&tree, purpose, settings)?;
     let cx = PassCx { policy: policy::policy(&lowered), ..cx.clone() };
     let mut module = lowered.module;
+    let from = args.start()?;
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
-    pipeline::run(&mut module, &cx, args.stop_after.as_deref(), &mut recorder)?;
+    let stop_after = args.stop_after.as_deref();
+    let entries: &[&str] = if purpose == Purpose::Train { &["loss"] } else { &["forward"] };
+    pipeline::run(&mut module, &cx, stop_after, (from.as_ref(), entries), &mut recorder)?;
+    if let Some(start) = &from {
+        start.check_used()?;
+    }
     if args.stop_after.is_some() && args.show.dump.is_none() {
         print!("{}", text::print(&module));
     }
@@ -101,6 +120,7 @@ pub fn run(args: Args) -> Result<()> {
 /// `-o`: the graph that `weft train` or `weft generate` would run here, for any machine.
 fn write_graph(args: &Args, path: &Path) -> Result<()> {
     let checkpoint = args.checkpoint.as_deref();
+    let way = Way { show: args.show.clone(), from: args.start()? };
     let graph = match args.purpose {
         For::Train => graphs::for_training(
             &args.model,
@@ -109,12 +129,15 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             &[],
             (&args.mesh, None),
             Target::Any,
-            &args.show,
+            &way,
         )?,
         For::Prefill | For::Decode => {
-            graphs::for_generation(&args.model, checkpoint, args.sequence, Target::Any, &args.show)?
+            graphs::for_generation(&args.model, checkpoint, args.sequence, Target::Any, &way)?
         }
     };
+    if let Some(start) = &way.from {
+        start.check_used()?;
+    }
     graph.save(path)?;
     let entries: Vec<&str> = graph.entries.iter().map(|e| e.name.as_str()).collect();
     let arena_bytes = graph.entries.iter().map(|e| e.arena_bytes).max().unwrap_or(0);

@@ -78,7 +78,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
     let cx = PassCx { gradients: args.grads, policy, ..PassCx::default() };
-    pipeline::run(&mut module, &cx, None, &mut recorder)?;
+    pipeline::run(&mut module, &cx, None, (None, &[]), &mut recorder)?;
     recorder.finish(&module)?;
     let results = match args.device {
         Device::Cpu => compute(&module, args.grads, &tokens, &checkpoint)?,

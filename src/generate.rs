@@ -5,7 +5,7 @@ use weft_runtime::generate::command::{self, TextArgs};
 
 use crate::frontend::ModelArgs;
 use crate::graphs;
-use crate::pipeline::ShowArgs;
+use crate::pipeline::{ShowArgs, Way};
 
 /// Cache lengths are multiples of this, so that prompts of similar length share a compiled graph.
 const CONTEXT_STEP: u64 = 512;
@@ -43,7 +43,7 @@ pub fn run(args: Args) -> Result<()> {
             Some(&folder),
             context,
             graphs::Target::Here,
-            &args.show,
+            &Way::from(&args.show),
         )?
     };
     command::generate(graph, &args.text)?;

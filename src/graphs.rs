@@ -9,9 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
-use weft_backend_cpu::compile::{Options, cache};
+use weft_backend_cpu::compile::{Options, cache, compile_observed};
 use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
-use weft_ir::module::Module;
+use weft_ir::module::{FuncId, Module};
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
 use weft_lang::lower::{Lowered, Purpose, Settings, Size};
@@ -27,7 +27,7 @@ use weft_runtime::train::settings::{CONFIG, MESH, MODEL, TRAIN, VOCAB};
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
 use crate::mesh::{self, MeshArgs};
-use crate::pipeline::{self, Recorder, ShowArgs};
+use crate::pipeline::{self, Recorder, Way};
 use crate::policy;
 use crate::weights;
 
@@ -74,7 +74,7 @@ pub fn for_training(
     watch: &[String],
     (mesh, ranks): (&MeshArgs, Option<usize>),
     target: Target,
-    show: &ShowArgs,
+    way: &Way,
 ) -> Result<Graph> {
     let source = frontend::load(&model.model)?;
     let config = match checkpoint {
@@ -116,7 +116,7 @@ pub fn for_training(
         weights::check_stored(&tree, &module, &CheckpointReader::open(folder)?)?;
     }
     let vocab = vocabulary(&module, LOSS);
-    let mut recorder = Recorder::new(show)?;
+    let mut recorder = Recorder::new(&way.show)?;
     recorder.input("lower", &module)?;
     let batch = train.batch.ends().fold(0.0, f64::max) as u64;
     let n_micro = (batch / train.micro_batch).max(1);
@@ -137,7 +137,8 @@ pub fn for_training(
         mesh,
         ..PassCx::default()
     };
-    pipeline::run(&mut module, &cx, None, &mut recorder)?;
+    let from = (way.from.as_ref(), &[LOSS, STEP][..]);
+    pipeline::run(&mut module, &cx, None, from, &mut recorder)?;
     let mut entries = vec![STEP];
     if train.held_out > 0.0 {
         let loss = module.find(LOSS).context("the module has no @loss")?;
@@ -145,8 +146,8 @@ pub fn for_training(
         entries.push(LOSS);
     }
     let command = command(model, "train", block);
-    let mut graph = compile(&module, &entries, model, command, target)?;
-    if let Some(dir) = &show.dump {
+    let mut graph = compile(&module, &entries, model, command, target, way, &mut recorder)?;
+    if let Some(dir) = &way.show.dump {
         kernel_dump::write(dir, &module, &entries, &graph)?;
     }
     recorder.finish(&module)?;
@@ -174,7 +175,7 @@ pub fn for_generation(
     checkpoint: Option<&Path>,
     context: u64,
     target: Target,
-    show: &ShowArgs,
+    way: &Way,
 ) -> Result<Graph> {
     let source = frontend::load(&model.model)?;
     let config = checkpoint.map(read_config).transpose()?;
@@ -183,7 +184,7 @@ pub fn for_generation(
     let mut diags = vec![];
     settings::check(&tree, &mut diags);
     frontend::show(&source.map, &diags)?;
-    let mut recorder = Recorder::new(show)?;
+    let mut recorder = Recorder::new(&way.show)?;
     let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);
     for (name, seq) in
         [(generate::PREFILL, Size::Bounded(context)), (generate::DECODE, Size::Fixed(1))]
@@ -198,14 +199,26 @@ pub fn for_generation(
         let cx = PassCx { policy: policy::policy(&lowered), ..PassCx::default() };
         let mut module = lowered.module;
         let entry = module.find("forward").context("the module has no @forward")?;
-        keep_results(&mut module, entry, &|result| result == "logits");
+        let caches = caches(&module, entry);
+        if caches.is_empty() {
+            bail!(
+                "{} marks nothing with `cache`, so a text cannot be continued token by token",
+                model.model.display()
+            );
+        }
+        // What a prompt's tokens but the last leave is in the caches: the last is decoded.
+        let is_kept = |result: &str| match name {
+            generate::PREFILL => caches.iter().any(|c| c == result),
+            _ => result == "logits",
+        };
+        keep_results(&mut module, entry, &is_kept);
         module.func_mut(entry).name = name.into();
         recorder.input(name, &module)?;
-        pipeline::run(&mut module, &cx, None, &mut recorder)?;
+        pipeline::run(&mut module, &cx, None, (way.from.as_ref(), &[name]), &mut recorder)?;
         forget_caches(&mut module, name);
         let command = command(model, "decode", None) + &format!(" --sequence {context}");
-        let mut graph = compile(&module, &[name], model, command, target)?;
-        if let Some(dir) = &show.dump {
+        let mut graph = compile(&module, &[name], model, command, target, way, &mut recorder)?;
+        if let Some(dir) = &way.show.dump {
             kernel_dump::write(dir, &module, &[name], &graph)?;
         }
         for entry in &mut graph.entries {
@@ -315,14 +328,17 @@ fn vary_batch(step: &mut Entry, n_micro_max: i64) {
     }
 }
 
+/// The names of the results that an entry gives back where it was given them.
+fn caches(module: &Module, entry: FuncId) -> Vec<String> {
+    let func = module.func(entry);
+    func.donated.iter().map(|(_, r)| func.result_names[*r as usize].clone()).collect()
+}
+
 /// What an entry gives back as it was given is a cache: it lasts for one text, and no checkpoint
 /// has it.
 fn forget_caches(module: &mut Module, entry: &str) {
     let Some(id) = module.find(entry) else { return };
-    let func = module.func(id);
-    let caches: Vec<String> =
-        func.donated.iter().map(|(_, r)| func.result_names[*r as usize].clone()).collect();
-    for name in caches {
+    for name in caches(module, id) {
         if let Some(store) = module.stores.get_mut(&name) {
             store.templates.clear();
         }
@@ -335,6 +351,8 @@ fn compile(
     model: &ModelArgs,
     command: String,
     target: Target,
+    way: &Way,
+    recorder: &mut Recorder,
 ) -> Result<Graph> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut options = Options::native(threads);
@@ -343,7 +361,11 @@ fn compile(
     }
     options.source = model.model.display().to_string();
     options.command = command;
-    Ok(cache::compile_cached(module, entries, &options)?.graph)
+    let observe = &mut |stage| recorder.stage(&stage);
+    if way.show.wants_stages() {
+        return Ok(compile_observed(module, entries, &options, observe)?);
+    }
+    Ok(cache::compile_cached(module, entries, &options, observe)?.graph)
 }
 
 /// The command that compiles the graph again.

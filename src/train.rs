@@ -6,7 +6,7 @@ use weft_runtime::train::command::{self, RunArgs};
 use crate::frontend::ModelArgs;
 use crate::graphs::{self, Taken};
 use crate::mesh::MeshArgs;
-use crate::pipeline::ShowArgs;
+use crate::pipeline::{ShowArgs, Way};
 
 /// Train a model on files of text
 #[derive(clap::Args)]
@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<()> {
             &args.watch,
             (&args.mesh, Some(args.run.ranks)),
             graphs::Target::Here,
-            &args.show,
+            &Way::from(&args.show),
         )?
     };
     command::train(graph, &args.run)?;

@@ -371,7 +371,9 @@ fn graphs_are_found_again() {
     let m = planned(&PassCx::default());
     let folder = tempfile::tempdir().unwrap();
     let options = Options::native(2);
-    let cached = || compile_cached_in(folder.path(), &m, &["loss"], &options).unwrap();
+    let cached = || {
+        compile_cached_in(folder.path(), u64::MAX, &m, &["loss"], &options, &mut |_| {}).unwrap()
+    };
     let first = cached();
     let second = cached();
     assert_eq!((first.hit, second.hit), (false, true));
@@ -384,6 +386,40 @@ fn graphs_are_found_again() {
     let other = Options { command: "another".into(), ..options.clone() };
     assert_ne!(key(&m, &["loss"], &options), key(&m, &["loss"], &other));
     assert_ne!(key(&m, &["loss"], &options), key(&m, &["loss", "update"], &options));
+}
+
+/// What is used stays, what is not goes when there is no room; files that are no graphs stay.
+#[test]
+fn graphs_that_are_not_used_make_room() {
+    use std::time::{Duration, SystemTime};
+    use weft_backend_cpu::compile::Options;
+    use weft_backend_cpu::compile::cache::compile_cached_in;
+    let m = planned(&PassCx::default());
+    let folder = tempfile::tempdir().unwrap();
+    let of = |source: &str, limit_bytes: u64| {
+        let options = Options { source: source.into(), ..Options::native(2) };
+        compile_cached_in(folder.path(), limit_bytes, &m, &["loss"], &options, &mut |_| {}).unwrap()
+    };
+    let mut sizes = vec![];
+    for (age, source) in [(30, "first"), (20, "second")] {
+        assert!(!of(source, u64::MAX).hit);
+        let new = std::fs::read_dir(folder.path()).unwrap().flatten().find(|f| {
+            let age = f.metadata().unwrap().modified().unwrap().elapsed().unwrap_or_default();
+            age < Duration::from_secs(10)
+        });
+        let path = new.unwrap().path();
+        sizes.push(std::fs::metadata(&path).unwrap().len());
+        let then = SystemTime::now() - Duration::from_secs(age);
+        std::fs::File::open(&path).unwrap().set_modified(then).unwrap();
+    }
+    std::fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+    assert!(of("first", u64::MAX).hit);
+    // Room for two: the first was used since, so the second goes.
+    assert!(!of("third", 2 * sizes[0] + sizes[1] / 2).hit);
+    assert!(of("first", u64::MAX).hit);
+    assert!(of("third", u64::MAX).hit);
+    assert!(!of("second", u64::MAX).hit);
+    assert!(folder.path().join("notes.txt").exists());
 }
 
 /// Clipped gradients go straight into the optimizer, which the states' storage does not outlive.

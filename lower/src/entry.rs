@@ -6,9 +6,16 @@ use weft_graph::{Arg, BufferId, Entry, Role, WeightInfo};
 use weft_ir::module::{Func, FuncId, Init, Module, Part, Store, StoreKind, ValueId};
 
 use super::dims::{self, Dims};
-use super::plan_memory::{Temp, collision, plan};
+use super::plan_memory::{InPlace, Temp, collision, plan};
 use super::view::View;
 use super::{Backend, Kernels, Lower, LowerError};
+
+/// An entry whose temps have no place yet.
+pub struct Unplaced {
+    entry: Entry,
+    temps: Vec<Temp>,
+    in_place: Vec<InPlace>,
+}
 
 /// The entry that `func` becomes. Kernels it launches are added to `kernels`.
 pub fn lower(
@@ -17,6 +24,16 @@ pub fn lower(
     func: FuncId,
     kernels: &mut Kernels,
 ) -> Result<Entry, LowerError> {
+    Ok(select_kernels(backend, module, func, kernels)?.plan_memory())
+}
+
+/// The launches that `func` becomes. Kernels it needs are added to `kernels`.
+pub fn select_kernels(
+    backend: &dyn Backend,
+    module: &Module,
+    func: FuncId,
+    kernels: &mut Kernels,
+) -> Result<Unplaced, LowerError> {
     let mut cx = Lower {
         backend,
         module,
@@ -96,7 +113,7 @@ impl<'a> Lower<'a> {
         dests
     }
 
-    fn finish(mut self, f: &Func) -> Result<Entry, LowerError> {
+    fn finish(mut self, f: &Func) -> Result<Unplaced, LowerError> {
         let steps = self.steps.pop().unwrap_or_default();
         let decls = self.dims.decls();
         let max: Vec<i64> = decls.iter().map(|d| d.max).collect();
@@ -112,19 +129,42 @@ impl<'a> Lower<'a> {
             };
             temps.push(Temp { buffer: *id, size_bytes, scope: info.scope.clone() });
         }
-        let (placed, arena_bytes) = plan(&steps, &temps, &self.in_place);
-        debug_assert_eq!(collision(&placed), None);
-        for p in placed {
-            self.buffers[p.buffer.0 as usize].role = Role::Temp { offset: p.offset };
-        }
-        Ok(Entry {
+        let entry = Entry {
             name: f.name.clone(),
             dims: decls,
             buffers: self.buffers,
             steps,
-            arena_bytes,
+            arena_bytes: 0,
             meta: Default::default(),
-        })
+        };
+        Ok(Unplaced { entry, temps, in_place: self.in_place })
+    }
+}
+
+impl Unplaced {
+    /// Without offsets.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    pub fn n_temps(&self) -> usize {
+        self.temps.len()
+    }
+
+    /// What the temps would take if each had a place of its own.
+    pub fn temps_bytes(&self) -> u64 {
+        self.temps.iter().map(|t| t.size_bytes).sum()
+    }
+
+    /// Every temp at its place in the arena.
+    pub fn plan_memory(self) -> Entry {
+        let mut entry = self.entry;
+        let (placed, arena_bytes) = plan(&entry.steps, &self.temps, &self.in_place);
+        debug_assert_eq!(collision(&placed), None);
+        for p in placed {
+            entry.buffers[p.buffer.0 as usize].role = Role::Temp { offset: p.offset };
+        }
+        Entry { arena_bytes, ..entry }
     }
 }
 

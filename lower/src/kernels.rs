@@ -20,6 +20,14 @@ impl Kernels {
         id
     }
 
+    pub fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
     pub fn sources(&self) -> impl Iterator<Item = &KernelSource> {
         self.of.values().map(|(source, _)| source)
     }

@@ -42,7 +42,7 @@ use uses::{last_uses, made_at_state, writer};
 use view::View;
 
 pub use backend::{Backend, WholeGrid};
-pub use entry::lower;
+pub use entry::{Unplaced, lower, select_kernels};
 pub use kernels::Kernels;
 
 /// Why a module cannot be lowered.

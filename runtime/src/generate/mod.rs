@@ -1,8 +1,9 @@
 //! Text from a model: the prompt in one go, then a token at a time, over caches that both entries
 //! share.
 //!
-//! `prefill` reads up to as many tokens as the cache holds, `decode` one. Both take `start`, the
-//! place of their first token, keep what `cache` marks, and give logits.
+//! `prefill` reads up to as many tokens as the cache holds and leaves what `cache` marks; `decode`
+//! reads one and gives its logits too. Both take `start`, the place of their first token. The last
+//! token of a prompt is decoded, since the logits of those before are of no use.
 
 pub mod command;
 mod sample;
@@ -101,7 +102,8 @@ impl Generator {
         let entry = prefill.entry();
         let not = || GenerateError::NotForGeneration { entry: entry.name.clone() };
         let context = entry.meta.get(CONTEXT).and_then(Value::as_u64).ok_or_else(not)? as usize;
-        let logits = entry.buffers.iter().find(|b| b.name == "logits").ok_or_else(not)?;
+        let mut buffers = decode.entry().buffers.iter();
+        let logits = buffers.find(|b| b.name == "logits").ok_or_else(not)?;
         let vocab = logits.dims.last().and_then(|d| d.as_constant()).ok_or_else(not)? as usize;
         check_config(entry.meta.get(CONFIG), checkpoint)?;
         weights::load(&store, checkpoint)?;
@@ -122,9 +124,6 @@ impl Generator {
         sampling: Sampling,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
-        if prompt.is_empty() {
-            return Err(GenerateError::EmptyPrompt);
-        }
         if prompt.len() > self.context {
             let (prompt, context) = (prompt.len(), self.context);
             return Err(GenerateError::PromptTooLong { prompt, context });
@@ -134,15 +133,10 @@ impl Generator {
         }
         let sampler = Sampler::new(sampling)?;
         let start = Instant::now();
-        let ids: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
-        if self.prefill.entry().find_dim("S").is_some() {
-            self.prefill.set_dim("S", ids.len() as i64)?;
-        }
-        self.prefill.write_input("tokens", &ids)?;
-        self.prefill.write_input("start", &[0i32])?;
-        self.prefill.run()?;
-        let all = self.prefill.read_output::<f32>("logits")?;
-        let mut logits = all[all.len() - self.vocab..].to_vec();
+        let [before @ .., last] = prompt else { return Err(GenerateError::EmptyPrompt) };
+        let mut logits = vec![0f32; self.vocab];
+        self.read(before)?;
+        self.next(*last, before.len(), &mut logits)?;
         let prefilled = Instant::now();
         let mut made = vec![];
         let mut decoded = 0;
@@ -153,10 +147,7 @@ impl Generator {
             if each(id).is_break() || made.len() == max_new || place >= self.context {
                 break;
             }
-            self.decode.write_input("tokens", &[id as i32])?;
-            self.decode.write_input("start", &[place as i32])?;
-            self.decode.run()?;
-            self.decode.read_into("logits", &mut logits)?;
+            self.next(id, place, &mut logits)?;
             decoded += 1;
         }
         Ok(Generated {
@@ -164,6 +155,28 @@ impl Generator {
             prompt: (prompt.len(), prefilled - start),
             decoded: (decoded, prefilled.elapsed()),
         })
+    }
+
+    /// The first tokens of a text, into the caches.
+    fn read(&mut self, tokens: &[u32]) -> Result<(), GenerateError> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<i32> = tokens.iter().map(|id| *id as i32).collect();
+        if self.prefill.entry().find_dim("S").is_some() {
+            self.prefill.set_dim("S", ids.len() as i64)?;
+        }
+        self.prefill.write_input("tokens", &ids)?;
+        self.prefill.write_input("start", &[0i32])?;
+        Ok(self.prefill.run()?)
+    }
+
+    /// The token at `place`, into the caches; the logits of what follows it.
+    fn next(&mut self, id: u32, place: usize, logits: &mut [f32]) -> Result<(), GenerateError> {
+        self.decode.write_input("tokens", &[id as i32])?;
+        self.decode.write_input("start", &[place as i32])?;
+        self.decode.run()?;
+        Ok(self.decode.read_into("logits", logits)?)
     }
 }
 

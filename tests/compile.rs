@@ -1,0 +1,121 @@
+//! `weft compile`: what it says of its stages, and going on from a file of a dump.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const MODEL: &str = "models/nano.model";
+
+fn weft(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weft"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("WEFT_CACHE", folder.join("cache"))
+        .args(args)
+        .output()
+        .expect("weft runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Compiles for `purpose` and gives the bytes of the graph.
+fn graph(folder: &Path, name: &str, more: &[&str]) -> Vec<u8> {
+    let path = folder.join(name);
+    let out = path.to_str().expect("a temporary path is text");
+    let args = [&["compile", MODEL, "-o", out], more].concat();
+    let done = weft(folder, &args);
+    assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
+    std::fs::read(path).expect("the graph is written")
+}
+
+#[test]
+fn every_stage_is_timed_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dump, out) = (folder.path().join("dump"), folder.path().join("x.weft"));
+    let [dump_path, out] = [&dump, &out].map(|p| p.to_str().unwrap());
+    let args = ["compile", MODEL, "-o", out, "--time-passes", "--dump", dump_path];
+    let done = weft(folder.path(), &args);
+    let said = text(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    for stage in ["fuse:", "select_kernels: @train_step,", "plan_memory: @train_step,"] {
+        assert!(said.lines().any(|l| l.starts_with(stage) && l.ends_with(" ms")), "{said}");
+    }
+    let manifest = std::fs::read_to_string(dump.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let stages = manifest["stages"].as_array().unwrap();
+    let named = |name: &str| {
+        let mut found = stages.iter().filter(|s| s["name"] == name);
+        found.next().unwrap_or_else(|| panic!("no {name} in {manifest}"))
+    };
+    let n_kernels = std::fs::read_dir(dump.join("kernels")).unwrap().count() as u64 / 2;
+    assert_eq!(named("emit_kernels")["kernels"], n_kernels);
+    let memory = named("plan_memory");
+    let bytes = |key: &str| memory[key].as_u64().unwrap();
+    // Temps share places, or the plan is worth nothing.
+    assert!(0 < bytes("bytes_of_arena") && bytes("bytes_of_arena") < bytes("bytes_of_them"));
+    assert!(named("select_kernels")["launches"].as_u64().unwrap() >= n_kernels);
+}
+
+#[test]
+fn any_file_of_a_dump_goes_on_to_the_same_graph() {
+    for purpose in ["train", "decode"] {
+        let folder = tempfile::tempdir().unwrap();
+        let dump = folder.path().join("dump");
+        let aim = ["--for", purpose, "--sequence", "16"];
+        let show = ["--dump", dump.to_str().unwrap()];
+        let whole = graph(folder.path(), "x.weft", &[&aim[..], &show].concat());
+        let files = std::fs::read_dir(&dump).unwrap().flatten().map(|f| f.path());
+        let mut files: Vec<_> =
+            files.filter(|p| p.extension().is_some_and(|e| e == "ir")).collect();
+        files.sort();
+        assert!(files.len() > 8, "{files:?}");
+        for file in [&files[0], &files[files.len() / 2], &files[files.len() - 1]] {
+            let from = ["--from", file.to_str().unwrap()];
+            let again = graph(folder.path(), "x.weft", &[&aim[..], &from].concat());
+            assert!(again == whole, "{} goes elsewhere", file.display());
+        }
+    }
+}
+
+#[test]
+fn an_edited_dump_changes_the_graph() {
+    let folder = tempfile::tempdir().unwrap();
+    let dump = folder.path().join("dump");
+    let whole = graph(folder.path(), "x.weft", &["--dump", dump.to_str().unwrap()]);
+    let mut files: Vec<_> = std::fs::read_dir(&dump).unwrap().flatten().map(|f| f.path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "ir"));
+    files.sort();
+    let last = files.last().unwrap();
+    let ir = std::fs::read_to_string(last).unwrap();
+    let edited = ir.replace("beta2 = 0.95", "beta2 = 0.5");
+    assert_ne!(ir, edited, "the step has its optimizer's constants");
+    std::fs::write(last, edited).unwrap();
+    let from = ["--from", last.to_str().unwrap()];
+    assert!(graph(folder.path(), "x.weft", &from) != whole);
+}
+
+#[test]
+fn ir_of_unknown_origin_is_asked_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = weft(folder.path(), &["compile", MODEL, "--stop-after", "autodiff"]);
+    let file = folder.path().join("mine.ir");
+    std::fs::write(&file, done.stdout).unwrap();
+    let file = file.to_str().unwrap();
+    let refused = weft(folder.path(), &["compile", MODEL, "--from", file, "--stop-after", "dce"]);
+    assert!(!refused.status.success());
+    let why = text(&refused.stderr);
+    assert!(why.contains("mine.ir") && why.contains("give --after PASS"), "{why}");
+    let until = |passes: &[&str]| {
+        let done =
+            weft(folder.path(), &[&["compile", MODEL, "--stop-after", "dce"], passes].concat());
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        done.stdout
+    };
+    assert!(until(&["--from", file, "--after", "autodiff"]) == until(&[]));
+    let other = ["compile", MODEL, "--from", file, "--after", "autodiff", "--for", "decode"];
+    let refused = weft(folder.path(), &other);
+    assert!(text(&refused.stderr).contains("--from: it has no entry"), "{}", text(&refused.stderr));
+    let too_far = ["compile", MODEL, "--from", file, "--after", "fuse", "--stop-after", "lower"];
+    let refused = weft(folder.path(), &too_far);
+    assert!(text(&refused.stderr).contains("further already"), "{}", text(&refused.stderr));
+}
