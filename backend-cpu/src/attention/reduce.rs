@@ -45,6 +45,6 @@ fn sum_row<'c>(cg: &Cg<'c>, (from, step): (Val<'c>, Val<'c>), to: Line<'c>, n: i
             let from = at(cg.at(from, Elem::F32, cg.mul(i, step)));
             vec![cg.add(sum[0], cg.load_tail(vector, from, mask))]
         });
-        to.store(cg, sum[0], first, mask, width);
+        to.store(cg, sum[0], first, mask);
     }
 }

@@ -102,14 +102,9 @@ impl<'c> Line<'c> {
         cg.cast(cg.load_tail(self.elem.x(lanes), from, mask), Elem::F32)
     }
 
-    /// Stores f32 lanes as the elements from `first` on of a row of `width`.
-    pub fn store(&self, cg: &Cg<'c>, x: Val<'c>, first: u32, mask: Option<Val<'c>>, width: u32) {
+    /// Stores f32 lanes as the elements from `first` on.
+    pub fn store(&self, cg: &Cg<'c>, x: Val<'c>, first: u32, mask: Option<Val<'c>>) {
         let place = cg.at(self.ptr, self.elem, i64::from(first));
-        // A lone column is a scalar: LLVM 22 stores a whole word for a narrowed lane that a
-        // constant mask chooses.
-        if width - first == 1 {
-            return cg.store(cg.cast(cg.lane(x, 0), self.elem), place);
-        }
         cg.store_tail(cg.cast(x, self.elem), place, mask);
     }
 }
@@ -125,7 +120,7 @@ pub fn load_row<'c>(cg: &Cg<'c>, lanes: u32, from: Line<'c>, to: Val<'c>, width:
 pub fn store_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Line<'c>, width: u32) {
     for (first, mask) in columns(cg, lanes, width) {
         let x = cg.load_aligned(Elem::F32.x(lanes), at(cg, from, first), 4 * lanes);
-        to.store(cg, x, first, mask, width);
+        to.store(cg, x, first, mask);
     }
 }
 

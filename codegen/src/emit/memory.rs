@@ -58,8 +58,36 @@ impl<'c> Cg<'c> {
         if v.ty.lanes == 1 {
             return self.when(mask, || self.store(v, ptr));
         }
+        // LLVM 22 stores a whole word for a narrowed lane that a constant mask chooses.
+        let mask = if v.ty.elem.bytes() < 4 { self.unknown_mask(mask) } else { mask };
         let call = self.call_intrinsic("llvm.masked.store", &[v.ty, Ty::PTR], &[v, ptr, mask]);
         call.add_attribute(AttributeLoc::Param(1), self.align(v.ty.elem.bytes()));
+    }
+
+    /// The mask, as one the optimizer cannot know to be constant.
+    fn unknown_mask(&self, mask: Val<'c>) -> Val<'c> {
+        let lanes = mask.ty.lanes;
+        let bits = self.ctx.custom_width_int_type(lanes.try_into().expect("lanes are few"));
+        let bits = bits.expect("a vector has lanes");
+        let word = self.ctx.i64_type();
+        let asm = self.ctx.create_inline_asm(
+            word.fn_type(&[word.into()], false),
+            String::new(),
+            "=r,0".into(),
+            false,
+            false,
+            None,
+            false,
+        );
+        let packed = built(self.builder.build_bit_cast(mask.raw, bits, ""));
+        let packed = packed.into_int_value();
+        let wide = built(self.builder.build_int_z_extend(packed, word, ""));
+        let fn_type = word.fn_type(&[word.into()], false);
+        let call = built(self.builder.build_indirect_call(fn_type, asm, &[wide.into()], ""));
+        let same = call.try_as_basic_value().unwrap_basic().into_int_value();
+        let narrow = built(self.builder.build_int_truncate(same, bits, ""));
+        let raw = built(self.builder.build_bit_cast(narrow, self.llvm_type(mask.ty), ""));
+        Val { ty: mask.ty, raw }
     }
 
     /// Loads `ty` under an optional mask: the form a loop over columns wants, whose tail alone is

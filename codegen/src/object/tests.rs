@@ -94,11 +94,44 @@ fn loops_and_conditionals_nest() {
     assert_eq!(steps, [0, 1, 7, 2, 5, 8, 16, 3]);
 }
 
-/// Runs a kernel of one i64 buffer through LLVM's own loader.
+/// A store of one narrowed lane writes that lane alone, even where the mask is a constant.
+#[test]
+fn a_masked_store_keeps_what_is_beside_it() {
+    for (elem, one) in [(Elem::I8, 0xff), (Elem::I16, 0xffff), (Elem::I32, 0xffff_ffff)] {
+        let source = KernelSource::new("narrow", "test", move |cg: &Cg| {
+            cg.grid_kernel("narrow", 1, 0, |k, i| {
+                let at = cg.at(k.buffers[0], Elem::I64, i);
+                let zeros = cg.cast(cg.splat(cg.load(crate::emit::Ty::I64, at), 8), Elem::I32);
+                let ones = cg.cast(cg.sub(zeros, 1), elem);
+                cg.masked_store(ones, at, cg.mask_below(cg.i64(1), 8));
+            });
+        });
+        for target in targets_here() {
+            assert_eq!(run_on(&target, &source, 3), [one; 3], "{elem:?} on {}", target.name);
+        }
+    }
+}
+
+/// Those of the machines that kernels are made for which this one can stand for.
+fn targets_here() -> Vec<Target> {
+    let wide =
+        Target { name: "avx512", cpu: "x86-64-v4", lanes: 16, vector_registers: 32, ..target() };
+    let has_wide = std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl");
+    let mut all = vec![target()];
+    all.extend(has_wide.then_some(wide));
+    all
+}
+
 fn run(source: &KernelSource, blocks: usize) -> Vec<i64> {
+    run_on(&target(), source, blocks)
+}
+
+/// Runs a kernel of one i64 buffer through LLVM's own loader.
+fn run_on(target: &Target, source: &KernelSource, blocks: usize) -> Vec<i64> {
     LlvmTarget::initialize_x86(&InitializationConfig::default());
     let ctx = Context::create();
-    let cg = Cg::new(&ctx, "test", &target());
+    let cg = Cg::new(&ctx, "test", target);
     (source.emit)(&cg);
     let engine = cg.module.create_jit_execution_engine(OptimizationLevel::Default).unwrap();
     let address = engine.get_function_address(&source.name).unwrap();

@@ -186,7 +186,7 @@ impl WholeKernel {
                 WholeKernel::SegmentSum { groups, width, dtype } => {
                     let cols = size(*width);
                     units(cg, k, size(*groups), per, |g| {
-                        segment_sum(cg, k, *width, cols, *dtype, g);
+                        segment_sum(cg, k, cols, *dtype, g);
                     });
                 }
                 WholeKernel::Topk { rows, n, k: count, groups, dtype } => {
@@ -260,14 +260,7 @@ fn invert<'c>(cg: &Cg<'c>, k: &Kernel<'c>, n: Val<'c>, i: Val<'c>) {
 /// Vectors of a row that are summed side by side.
 const SUMS: u32 = 4;
 
-fn segment_sum<'c>(
-    cg: &Cg<'c>,
-    k: &Kernel<'c>,
-    width: Dim,
-    cols: Val<'c>,
-    dtype: DType,
-    group: Val<'c>,
-) {
+fn segment_sum<'c>(cg: &Cg<'c>, k: &Kernel<'c>, cols: Val<'c>, dtype: DType, group: Val<'c>) {
     let [x, offsets, order, out] = [k.buffers[0], k.buffers[1], k.buffers[2], k.buffers[3]];
     let (first, last) = (load_i32(cg, offsets, group), load_i32(cg, offsets, cg.add(group, 1)));
     let elem = scalar::memory(dtype);
@@ -284,10 +277,6 @@ fn segment_sum<'c>(
     let lanes = cg.target.lanes * SUMS;
     let whole = cg.sub(cols, cg.and(cols, i64::from(lanes) - 1));
     cg.for_each(cg.i64(0), whole, i64::from(lanes), |col| columns(col, lanes, None));
-    if width.as_fixed().is_some_and(|n| n % u64::from(lanes) == 1) {
-        // One lane is a scalar; see `emit/nest.rs`.
-        return columns(whole, 1, None);
-    }
     cg.when(cg.cmp(Cmp::Lt, whole, cols), || {
         columns(whole, lanes, Some(cg.mask_below(cg.sub(cols, whole), lanes)));
     });

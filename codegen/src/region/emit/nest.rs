@@ -232,12 +232,6 @@ impl<'c> Emitter<'_, 'c> {
         if n.is_some_and(|n| n % i64::from(lanes) == 0) {
             return;
         }
-        if n.is_some_and(|n| n % i64::from(lanes) == 1) {
-            // One lane is a scalar. LLVM 22 writes four bytes where a masked store narrows its
-            // value and the mask is known to have a single lane.
-            let lanes = Lanes { var, n: 1, mask: None };
-            return self.in_lanes_of(lanes, at, |s| s.level(depth + 1, roots, None));
-        }
         cg.when(cg.cmp(Cmp::Lt, at, hi), || {
             let mask = cg.mask_below(cg.sub(hi, at), lanes);
             let lanes = Lanes { var, n: lanes, mask: Some(mask) };
