@@ -442,3 +442,31 @@ fn what_only_a_state_op_reads_is_made_there() {
     assert_eq!(graph.entries[0].steps.len(), 1, "{graph}");
     check(&m, "f", &[], POSITIVE, 1e-6);
 }
+
+/// Sums down columns of what needs sums along each row first, alone and with the row sums.
+#[test]
+fn column_sums_of_row_sums() {
+    for (results, types, names) in
+        [("%4, %1", "f32[24], f32[S]", "%1, %2"), ("%4", "f32[24]", "%1")]
+    {
+        agrees(
+            &format!(
+                "dims {{ S <= 80 }}
+                func @both(%x0: f32[S, 24], %w0: f32[24]) -> ({types}) {{
+                  %wide = broadcast %w0 {{shape = [S, 24], dims = [1]}} : f32[S, 24]
+                  %0 = mul %wide, %x0 : f32[S, 24]
+                  %1 = reduce_sum %0 {{dims = [1]}} : f32[S]
+                  %2 = broadcast %1 {{shape = [S, 24], dims = [0]}} : f32[S, 24]
+                  %3 = mul %2, %x0 : f32[S, 24]
+                  %4 = reduce_sum %3 {{dims = [0]}} : f32[24]
+                  return {results}
+                }}
+                func @f(%x: f32[S, 24], %w: f32[24]) -> ({types}) {{
+                  {names} = fused %x, %w {{func = @both}} : {types}
+                  return {names}
+                }}"
+            ),
+            &[("S", 77)],
+        );
+    }
+}

@@ -330,6 +330,12 @@ impl<'a> Lower<'a> {
         if let Some(at) = self.plain_now(f, v) {
             return Ok(at);
         }
+        // What is its operand under another name lies where that lies.
+        if let Some(op) = f.func.def_op(v).map(|id| f.func.op(id))
+            && matches!(op.op, Op::StopGradient | Op::BatchSum)
+        {
+            return self.plain(f, op.operands[0]);
+        }
         let to = self.room(f, v)?;
         self.copy_region(f, v, to.clone())?;
         f.copies[v.0 as usize] = Some(to.clone());

@@ -339,7 +339,7 @@ impl<'c> Topk<'_, 'c> {
         self.over(self.n, |i| {
             let mask = cg.mask_below(cg.sub(n, i), lanes);
             let v = cg.masked_load(elem.x(lanes), cg.at(x, elem, i), mask);
-            let key = self.key(scalar::widen(cg, v, self.dtype));
+            let key = self.key(self.number(scalar::widen(cg, v, self.dtype)));
             let key = cg.select(mask, key, cg.int(key.ty, TAKEN));
             cg.store(key, cg.at(keys, Elem::I32, i));
         });
@@ -357,6 +357,12 @@ impl<'c> Topk<'_, 'c> {
     fn over(&self, n: u64, body: impl FnOnce(Val<'c>)) {
         let lanes = i64::from(self.cg.target.lanes);
         self.cg.for_each(self.cg.i64(0), self.cg.i64(n as i64), lanes, body);
+    }
+
+    /// NaN counts as -inf.
+    fn number(&self, v: Val<'c>) -> Val<'c> {
+        let low = self.cg.float(v.ty, f64::NEG_INFINITY);
+        self.cg.select(self.cg.cmp(Cmp::Eq, v, v), v, low)
     }
 
     /// `-0` counts as `0`.
@@ -403,7 +409,7 @@ impl<'c> Topk<'_, 'c> {
             let last = cg.add(first, width as i64);
             let best = cg.for_(first, last, 1, &[low, low], |i, best| {
                 let v = cg.load(elem.x(1), cg.at(x, elem, i));
-                let v = scalar::widen(cg, v, self.dtype);
+                let v = self.number(scalar::widen(cg, v, self.dtype));
                 let second = cg.max(best[1], cg.min(v, best[0]));
                 vec![cg.max(v, best[0]), second]
             });

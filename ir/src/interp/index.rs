@@ -77,9 +77,16 @@ fn largest(row: &[f64], k: usize) -> Vec<usize> {
     chosen
 }
 
+/// The elements, NaN as -inf.
+fn numbers(x: &Tensor) -> Result<Vec<f64>, Fault> {
+    let number = |x: &f64| if x.is_nan() { f64::NEG_INFINITY } else { *x };
+    Ok(x.floats()?.iter().map(number).collect())
+}
+
 pub(super) fn topk(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
     let k = cx.count("k")?;
-    let rows = x.floats()?.chunks(x.last());
+    let x_numbers = numbers(x)?;
+    let rows = x_numbers.chunks(x.last());
     cx.result(0, Data::Int(rows.flat_map(|r| largest(r, k)).map(|i| i as i64).collect()))
 }
 
@@ -88,7 +95,7 @@ pub(super) fn grouped_topk(cx: &Cx, x: &Tensor) -> Result<Tensor, Fault> {
     let best = if cx.attrs.get_word("group_score") == Some("top2") { 2 } else { 1 };
     let width = x.last() / groups;
     let mut out = vec![];
-    for row in x.floats()?.chunks(x.last()) {
+    for row in numbers(x)?.chunks(x.last()) {
         let score = |g: &[f64]| largest(g, best.min(width)).iter().map(|i| g[*i]).sum::<f64>();
         let scores: Vec<f64> = row.chunks(width).map(score).collect();
         let winners = largest(&scores, kept);

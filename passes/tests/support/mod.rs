@@ -1,6 +1,8 @@
 //! Modules from text, numbers from the interpreter, and gradients held against finite differences.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod random;
+
 use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
