@@ -300,8 +300,8 @@ ops! {
   Put "put" ("x" "ids") {size: Int} put [Pure] CostRule::PerInput(1);
   /// `y[.., j] = 1` where `ids[..] = j`, else 0, as f32.
   OneHot "one_hot" ("ids") {size: Int} one_hot [Pure Blocks] CostRule::Free;
-  /// Indices of the `k` largest of the last dim, largest first, ties to the lowest index; NaN counts
-  /// as -inf.
+  /// Indices of the `k` largest of the last dim, largest first, ties to the lowest index; NaN is
+  /// -inf.
   Topk "topk" ("x") {k: Int} topk [Pure Blocks] CostRule::PerInput(4);
   /// `topk` within the `kept` groups of highest score among `groups` contiguous groups of the last
   /// dim; a group's score is its largest element or the sum of its two largest. Elements of other
