@@ -242,7 +242,7 @@ pub fn for_generation(
 }
 
 /// What the backward pass finds saved, if it computes this again.
-fn saved(recompute: Recompute) -> Save {
+pub fn saved(recompute: Recompute) -> Save {
     match recompute {
         Recompute::None => Save::Everything,
         Recompute::Cheap => Save::NoCheap,
@@ -266,7 +266,7 @@ fn watched_sites(patterns: &[String], lowered: &Lowered) -> Result<Vec<String>> 
 }
 
 /// `--set` for the model's constants apart from those for the train block.
-fn split(source: &Source, overrides: Overrides) -> (Overrides, settings::Sets) {
+pub fn split(source: &Source, overrides: Overrides) -> (Overrides, settings::Sets) {
     let (constants, block) = settings::split_sets(&source.program, overrides.sets);
     (Overrides { sets: constants, ..overrides }, block)
 }
@@ -276,7 +276,7 @@ fn read_config(folder: &Path) -> Result<Value> {
 }
 
 /// The train block and the published dims; errors of every block are shown.
-fn checked(
+pub fn checked(
     source: &Source,
     tree: &Tree,
     block: Option<&str>,

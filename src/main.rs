@@ -16,6 +16,7 @@ mod kernel_dump;
 mod mesh;
 mod opt;
 mod pipeline;
+mod plan;
 mod plot;
 mod policy;
 mod precision_table;
@@ -48,6 +49,7 @@ enum Command {
     Eval(eval::Args),
     Export(export::Args),
     Opt(opt::Args),
+    Plan(plan::Args),
     Plot(plot::Args),
     Schedule(schedule::Args),
     Train(train::Args),
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
         Command::Opt(args) => opt::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Schedule(args) => schedule::run(args),
         Command::Train(args) => train::run(args),

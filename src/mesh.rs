@@ -82,7 +82,7 @@ impl MeshArgs {
 /// The mesh of a layout, if a step can be compiled for it.
 fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
     let name = &layout.name;
-    let hint = "give data alone";
+    let hint = "`weft plan` simulates it";
     if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
         bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
     }

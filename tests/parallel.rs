@@ -61,7 +61,7 @@ fn what_cannot_be_run_is_refused_and_says_what_can() {
     };
     refuse(
         "tensor = 2",
-        "not available yet: ranks along tensor (`p` has tensor = 2); give data alone",
+        "not available yet: ranks along tensor (`p` has tensor = 2); `weft plan` simulates it",
     );
     refuse("data = 2  zero = 1", "not available yet: optimizer states divided among ranks");
     refuse(

@@ -6,7 +6,8 @@
 //! the stages of a rank are chosen together: with one stage a rank, in a V and mirrored the result
 //! is the best there is; with stages around a loop the cut is the best by stage, then improved by
 //! moving one or two of its borders. Among cuts that are equally fast the one with the
-//! fastest slowest stage is taken.
+//! fastest slowest stage is taken; `slack` makes more of them equal, for schedules that wait where
+//! stages differ.
 
 use crate::ScheduleError;
 
@@ -55,13 +56,14 @@ impl Assignment {
 }
 
 /// Cuts `units`. `live[s]` is how many micro-batches stage s has in flight, `bytes_max` what a rank
-/// may hold.
+/// may hold, `slack` by what share the slowest rank may be slower than it must.
 pub fn assign(
     units: &[Unit],
     shape: Shape,
     n_ranks: usize,
     live: &[usize],
     bytes_max: Option<f64>,
+    slack: f64,
 ) -> Result<Assignment, ScheduleError> {
     let n_stages = match shape {
         Shape::Looped { stages_per_rank } => n_ranks * stages_per_rank,
@@ -82,7 +84,7 @@ pub fn assign(
         return fail(format!("mirrored ranks are an even number, not {n_ranks}"));
     }
     let problem = Problem::new(units, shape, n_ranks, live);
-    let found = problem.best(bytes_max.unwrap_or(f64::INFINITY));
+    let found = problem.best(bytes_max.unwrap_or(f64::INFINITY), slack);
     let Some(cuts) = found else {
         let max = bytes_max.unwrap_or(f64::INFINITY);
         let least = problem.least_bytes();
@@ -166,7 +168,7 @@ impl<'a> Problem<'a> {
     }
 
     /// The fastest cut within the memory, and of those the one with the fastest slowest stage.
-    fn best(&self, bytes_max: f64) -> Option<Vec<usize>> {
+    fn best(&self, bytes_max: f64, slack: f64) -> Option<Vec<usize>> {
         let fits = |parts: &[Part]| self.rank_bytes(parts) <= bytes_max;
         let time = |parts: &[Part]| fits(parts).then(|| self.rank_time(parts));
         let slowest_part =
@@ -176,7 +178,7 @@ impl<'a> Problem<'a> {
         }
         let (slowest, _) = self.cut(&time)?;
         // Sums in another order differ in their last bits.
-        let cap = slowest * (1.0 + 1e-12);
+        let cap = slowest * (1.0 + slack + 1e-12);
         let among = |parts: &[Part]| time(parts).filter(|t| *t <= cap).map(|_| slowest_part(parts));
         self.cut(&among).map(|(_, cuts)| cuts)
     }

@@ -101,7 +101,7 @@ fn the_slowest_rank_is_as_fast_as_any_cut_allows() {
                 for bound in [None, Some(least * 1.2), Some(least), Some(least - 0.5)] {
                     let fits = all.iter().filter(|c| bound.is_none_or(|b| c.1 <= b));
                     let want = fits.map(|c| c.0).fold(f64::INFINITY, f64::min);
-                    let found = assign(&units, shape, ranks, &live, bound);
+                    let found = assign(&units, shape, ranks, &live, bound, 0.0);
                     let Ok(found) = found else {
                         assert_eq!(want, f64::INFINITY, "{shape:?} {n} {bound:?}");
                         n_none += 1;
@@ -129,7 +129,7 @@ fn stages_around_a_loop_are_within_their_memory_and_near_the_best() {
         let shape = Shape::Looped { stages_per_rank: 2 };
         let all = cuts(11, 4);
         let best = all.iter().map(|c| worst(&cost(&units, c, shape, 2, &live)).0);
-        let found = assign(&units, shape, 2, &live, None).expect("a cut");
+        let found = assign(&units, shape, 2, &live, None, 0.0).expect("a cut");
         assert!(all.contains(&found.cuts));
         found_sum += found.slowest();
         best_sum += best.fold(f64::INFINITY, f64::min);
@@ -157,23 +157,44 @@ fn lengths(a: &Assignment) -> Vec<usize> {
 fn a_heavy_end_gets_fewer_layers() {
     // 14 layers, and a head as heavy as two.
     let units = plain(15, |i| if i == 14 { 2.0 } else { 1.0 });
-    let a = assign(&units, Shape::Looped { stages_per_rank: 1 }, 4, &[1; 4], None).expect("a cut");
+    let a =
+        assign(&units, Shape::Looped { stages_per_rank: 1 }, 4, &[1; 4], None, 0.0).expect("a cut");
     assert_eq!((lengths(&a), a.slowest()), (vec![4, 4, 4, 3], 4.0));
     // Mirrored, the pair of the first and last stage may share it unevenly.
-    let a = assign(&units, Shape::Mirrored, 4, &[1; 4], None).expect("a cut");
+    let a = assign(&units, Shape::Mirrored, 4, &[1; 4], None, 0.0).expect("a cut");
     assert_eq!((a.slowest(), a.rank_time), (8.0, vec![8.0; 4]));
+}
+
+#[test]
+fn slack_gives_up_ranks_for_stages() {
+    // Mirrored ranks are even with stages of 1, 4, 4 and 1, or all but even with stages alike.
+    let times = [1.0, 2.0, 2.1, 2.0, 2.0, 1.0];
+    let units = plain(6, |i| times[i]);
+    let cut = |slack| assign(&units, Shape::Mirrored, 4, &[1; 4], None, slack).expect("a cut");
+    let worst = |a: &Assignment| {
+        let stage = |s: usize| times[a.stage(s)].iter().sum::<f64>();
+        (0..4).map(stage).fold(0.0, f64::max)
+    };
+    let (tight, loose) = (cut(0.0), cut(0.5));
+    assert!(loose.slowest() >= tight.slowest() && loose.slowest() <= 1.5 * tight.slowest());
+    assert!(worst(&loose) <= worst(&tight));
+    let all = cuts(6, 4).into_iter().map(|c| {
+        let time = |s: usize| times[c[s]..c[s + 1]].iter().sum::<f64>();
+        (0..4).map(time).fold(0.0, f64::max)
+    });
+    assert_eq!(worst(&cut(9.0)), all.fold(f64::INFINITY, f64::min));
 }
 
 #[test]
 fn what_cannot_be_cut_says_by_how_much() {
     let shape = Shape::Looped { stages_per_rank: 1 };
     let refuse = |n: usize, ranks: usize, bound: Option<f64>, want: &str| {
-        let e =
-            assign(&plain(n, |_| 1.0), shape, ranks, &vec![1; ranks], bound).expect_err("no cut");
+        let e = assign(&plain(n, |_| 1.0), shape, ranks, &vec![1; ranks], bound, 0.0)
+            .expect_err("no cut");
         assert!(e.to_string().contains(want), "{e}");
     };
     refuse(3, 4, None, "4 stages need as many units, and there are 3; the nearest is 3 stages");
     refuse(8, 4, Some(1.5e9), "fits 1.50 GB a rank: the fullest rank has 2.00 GB at least");
-    let e = assign(&plain(9, |_| 1.0), Shape::Mirrored, 3, &[1; 3], None).expect_err("no cut");
+    let e = assign(&plain(9, |_| 1.0), Shape::Mirrored, 3, &[1; 3], None, 0.0).expect_err("no cut");
     assert!(e.to_string().contains("an even number, not 3"), "{e}");
 }

@@ -1,0 +1,328 @@
+//! What an op of planned IR is as a kernel, and how long it takes.
+
+use weft_ir::module::{Def, Func, Module, OpData, StoreKind, ValueId};
+use weft_ir::op::Op;
+use weft_ir::ty::{DType, Type};
+use weft_ir::{cost, dim};
+
+use crate::PlanError;
+use crate::cluster::{Cluster, Product};
+
+/// What a kernel does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Work {
+    /// `groups` products of m x k and k x n.
+    Product {
+        m: u64,
+        n: u64,
+        k: u64,
+        groups: u64,
+        format: Format,
+        shared: bool,
+    },
+    Attention {
+        flops: f64,
+        backward: bool,
+    },
+    /// Reads and writes so many bytes.
+    Rows {
+        bytes: f64,
+        encode: Option<Encode>,
+    },
+    /// Tokens to their experts: bytes of one of them on the way, and of the rows they become.
+    Dispatch {
+        tokens: f64,
+        token_bytes: f64,
+        row_bytes: f64,
+    },
+    /// And back.
+    Combine {
+        tokens: f64,
+        token_bytes: f64,
+        row_bytes: f64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Fp8,
+    Fp8WeightGradient,
+    Bf16,
+    F32,
+}
+
+/// Which way the groups of an encoding lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encode {
+    Rows,
+    Columns,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// The product's place in the model, or the op.
+    pub name: String,
+    pub work: Work,
+}
+
+/// Where kernels run: alone on the GPU, or beside an exchange.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    pub sms: u64,
+    pub beside_exchange: bool,
+    /// Ranks that share each product.
+    pub tensor: u64,
+    /// Ranks that share the experts.
+    pub experts: u64,
+    /// Ranks in a node.
+    pub node: u64,
+    /// Nodes that a token's experts may be on.
+    pub nodes_per_token: Option<u64>,
+    /// Encodings that the hardware does on its way.
+    pub free_encodes: [bool; 2],
+}
+
+/// The kernel of an op; none for what only names a part of a value, and for what is done to
+/// weights alone, once a step.
+pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, PlanError> {
+    let types: Vec<&Type> = op.operands.iter().map(|v| f.ty(*v)).collect();
+    let result = |i: usize| f.ty(op.results[i]);
+    let site = op.attrs.get_word("site").map(str::to_string);
+    let name = site.unwrap_or_else(|| op.op.def().name.to_string());
+    let some = |work: Work| Ok(Some(Kernel { name: name.clone(), work }));
+    if only_weights(module, f, op) || encodes_rows_of_an_exchange(f, op) {
+        return Ok(None);
+    }
+    match op.op {
+        Op::Matmul => {
+            let (x, z) = (types[0], result(0));
+            let from_end = if op.attrs.get_flag("tx") { 2 } else { 1 };
+            let k = size(module, x, x.rank() - from_end)?;
+            let (m, n) = (size(module, z, z.rank() - 2)?, size(module, z, z.rank() - 1)?);
+            let groups = elements(module, z)? as u64 / (m * n).max(1);
+            some(Work::Product { m, n, k, groups, format: format(op, x), shared: false })
+        }
+        Op::GroupedMatmul => {
+            let (x, w, z) = (types[0], types[1], result(0));
+            let groups = size(module, w, 0)?;
+            let (rows, k) = (size(module, x, 0)?, size(module, x, 1)?);
+            let n = size(module, z, 1)?;
+            let m = rows.div_ceil(groups);
+            some(Work::Product { m, n, k, groups, format: format(op, x), shared: true })
+        }
+        Op::GroupedOuter => {
+            let (x, z) = (types[0], result(0));
+            let groups = size(module, z, 0)?;
+            let (m, n) = (size(module, z, 1)?, size(module, z, 2)?);
+            let k = size(module, x, 0)?.div_ceil(groups);
+            some(Work::Product { m, n, k, groups, format: format(op, x), shared: true })
+        }
+        Op::Attention | Op::AttentionGrad => {
+            let flops = cost::of_op(module, f, op, &|_| None).map_err(|e| PlanError(e.0))?.flops;
+            let backward = op.op == Op::AttentionGrad;
+            some(Work::Attention { flops: flops as f64, backward })
+        }
+        Op::Dispatch => {
+            let width = size(module, types[0], types[0].rank() - 1)? as f64;
+            let tokens = elements(module, types[0])? / width;
+            let n_rows = elements(module, result(0))? / width;
+            let token_bytes = sent_bytes(module, f, op)? / tokens;
+            some(Work::Dispatch { tokens, token_bytes, row_bytes: n_rows * token_bytes })
+        }
+        Op::Combine => {
+            let z = result(0);
+            let tokens = elements(module, z)? / size(module, z, z.rank() - 1)? as f64;
+            let token_bytes = bytes(module, z)? / tokens;
+            some(Work::Combine { tokens, token_bytes, row_bytes: bytes(module, types[0])? })
+        }
+        // Parts and shapes of values are read where they are.
+        Op::Reshape | Op::Slice | Op::Broadcast | Op::Transpose | Op::Constant | Op::Iota => {
+            Ok(None)
+        }
+        Op::Extent | Op::StopGradient | Op::BatchSum | Op::Read | Op::Repeat | Op::Call => Ok(None),
+        _ => {
+            let read: f64 = match op.op {
+                Op::Gather | Op::Take => bytes(module, result(0))?,
+                _ => sum(types.iter().map(|t| bytes(module, t)))?,
+            };
+            let written = sum(op.results.iter().map(|r| bytes(module, f.ty(*r))))?;
+            let encode = (op.op == Op::Encode).then(|| match op.attrs.get_ints("group") {
+                Some([1, _]) => Encode::Rows,
+                _ => Encode::Columns,
+            });
+            some(Work::Rows { bytes: read + written, encode })
+        }
+    }
+}
+
+/// What goes to experts: codes and scales where the rows are made of codes, or become codes by
+/// rows, which may as well be done before; else the rows' type.
+fn sent_bytes(module: &Module, f: &Func, op: &OpData) -> Result<f64, PlanError> {
+    let x = op.operands[0];
+    let encodes = |o: &OpData| o.operands.first() == op.results.first();
+    let mut ops = f.body_ops().filter(|(_, o)| encodes_rows_of_an_exchange(f, o));
+    if let Some((_, o)) = ops.find(|(_, o)| encodes(o)) {
+        let rows = sum(o.results.iter().map(|r| bytes(module, f.ty(*r))))?;
+        return Ok(rows * elements(module, f.ty(x))? / elements(module, f.ty(op.results[0]))?);
+    }
+    let sent = f.def_op(x).map(|id| f.op(id)).filter(|d| d.op == Op::Fused);
+    let coded = |d: &&OpData| d.operands.iter().any(|v| is_fp8(f.ty(*v).dtype));
+    match sent.filter(coded) {
+        Some(d) => sum(d.operands.iter().map(|v| bytes(module, f.ty(*v)))),
+        None => bytes(module, f.ty(x)),
+    }
+}
+
+/// Whether an op encodes what a dispatch gave, by rows: the codes are what is sent.
+fn encodes_rows_of_an_exchange(f: &Func, op: &OpData) -> bool {
+    op.op == Op::Encode
+        && matches!(op.attrs.get_ints("group"), Some([1, _]))
+        && is_fp8(f.ty(op.results[0]).dtype)
+        && f.def_op(op.operands[0]).is_some_and(|d| f.op(d).op == Op::Dispatch)
+}
+
+fn is_fp8(dtype: DType) -> bool {
+    matches!(dtype, DType::E4m3 | DType::E5m2)
+}
+
+fn format(op: &OpData, x: &Type) -> Format {
+    let weight_gradient = op.op == Op::GroupedOuter || op.attrs.get_flag("tx");
+    match x.dtype {
+        DType::E4m3 | DType::E5m2 if weight_gradient => Format::Fp8WeightGradient,
+        DType::E4m3 | DType::E5m2 => Format::Fp8,
+        DType::Bf16 => Format::Bf16,
+        _ => Format::F32,
+    }
+}
+
+/// Whether an op reads nothing but weights: a training step does it once.
+fn only_weights(module: &Module, f: &Func, op: &OpData) -> bool {
+    !op.operands.is_empty() && op.operands.iter().all(|v| is_weight(module, f, *v))
+}
+
+/// Whether a value is a weight, or made of one by what names, converts or encodes.
+pub fn is_weight(module: &Module, f: &Func, v: ValueId) -> bool {
+    match f.value(v).def {
+        Def::Param(_) => {
+            let Some(name) = &f.value(v).name else { return false };
+            let names = |store: &str| {
+                store.strip_suffix(name.as_str()).is_some_and(|r| r.is_empty() || r.ends_with('.'))
+            };
+            module.stores.iter().any(|(s, store)| store.kind == StoreKind::Weight && names(s))
+        }
+        Def::Result { op, .. } => {
+            let op = f.op(op);
+            let kept = matches!(
+                op.op,
+                Op::Reshape | Op::Slice | Op::Transpose | Op::Convert | Op::Encode | Op::Concat
+            );
+            kept && op.operands.iter().all(|v| is_weight(module, f, *v))
+        }
+    }
+}
+
+fn size(module: &Module, ty: &Type, dim: usize) -> Result<u64, PlanError> {
+    let dim = ty.dims.get(dim).copied().ok_or(PlanError("a product of a scalar".into()))?;
+    module.eval_dim(dim, &|_| None).ok_or(PlanError("a dim has no size".into()))
+}
+
+pub fn elements(module: &Module, ty: &Type) -> Result<f64, PlanError> {
+    let all = dim::product(&ty.dims).ok_or(PlanError("too many elements".into()))?;
+    let n = module.eval_dim(all, &|_| None).ok_or(PlanError("a dim has no size".into()))?;
+    Ok(n as f64)
+}
+
+/// Storage; quantized values have been split into codes and scales.
+pub fn bytes(module: &Module, ty: &Type) -> Result<f64, PlanError> {
+    Ok(elements(module, ty)? * ty.dtype.bits() as f64 / 8.0)
+}
+
+fn sum(all: impl Iterator<Item = Result<f64, PlanError>>) -> Result<f64, PlanError> {
+    all.sum()
+}
+
+impl Kernel {
+    /// Seconds on a GPU of the cluster; of an exchange, what it takes on the links alone.
+    pub fn seconds(&self, cluster: &Cluster, at: &Place) -> f64 {
+        let launch = cluster.launch_us * 1e-6;
+        let o = &cluster.overlap;
+        let beside = |factor: f64| if at.beside_exchange { factor } else { 1.0 };
+        match self.work {
+            Work::Product { m, n, k, groups, format, shared } => {
+                let p = match format {
+                    Format::Fp8 => cluster.fp8,
+                    Format::Fp8WeightGradient => cluster.fp8_weight_gradient,
+                    Format::Bf16 => cluster.bf16,
+                    Format::F32 => cluster.f32,
+                };
+                // Every rank of an exchange has its share of the experts and all their rows; ranks
+                // along tensor send a share of the tokens each. Other products they cut.
+                let rows = |n: u64| (n * at.experts).div_ceil(at.tensor);
+                let (m, n, k, groups) = match (shared, format) {
+                    (false, _) => (m, n.div_ceil(at.tensor), k, groups),
+                    (true, Format::Fp8WeightGradient) => {
+                        (m, n, rows(k), groups.div_ceil(at.experts))
+                    }
+                    (true, _) => (rows(m), n, k, groups.div_ceil(at.experts)),
+                };
+                launch + product_seconds(&p, m, n, k, groups, at.sms) * beside(o.product)
+            }
+            Work::Attention { flops, backward } => {
+                let rate = match backward {
+                    true => cluster.attention.backward_flops_per_s,
+                    false => cluster.attention.forward_flops_per_s,
+                };
+                let share = at.sms as f64 / cluster.sms as f64;
+                launch + flops / at.tensor as f64 / (rate * share) * beside(o.attention)
+            }
+            Work::Rows { encode: Some(Encode::Rows), .. } if at.free_encodes[0] => 0.0,
+            Work::Rows { encode: Some(Encode::Columns), .. } if at.free_encodes[1] => 0.0,
+            Work::Rows { bytes, .. } => launch + rows_seconds(cluster, at, bytes),
+            Work::Dispatch { tokens, token_bytes, row_bytes }
+            | Work::Combine { tokens, token_bytes, row_bytes } => {
+                let bytes = tokens * token_bytes;
+                exchange_seconds(cluster, at, bytes / at.tensor as f64, row_bytes / bytes)
+            }
+        }
+    }
+
+    /// What an exchange leaves to the compute stream: rows laid out by expert, or added up.
+    pub fn local_seconds(&self, cluster: &Cluster, at: &Place) -> f64 {
+        let launch = cluster.launch_us * 1e-6;
+        match self.work {
+            Work::Dispatch { tokens, token_bytes, row_bytes }
+            | Work::Combine { tokens, token_bytes, row_bytes } => {
+                launch + rows_seconds(cluster, at, tokens * token_bytes + row_bytes)
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+fn rows_seconds(cluster: &Cluster, at: &Place, bytes: f64) -> f64 {
+    // Fewer multiprocessors still fill the memory's bandwidth; an exchange takes from it.
+    let beside = if at.beside_exchange { cluster.overlap.rows } else { 1.0 };
+    bytes / at.tensor as f64 / (cluster.memory_bytes_per_s * cluster.rows) * beside
+}
+
+/// Tokens cross to each node of their experts once and go on inside it, both at the same time. The
+/// `active` experts of a token lie anywhere, on no more nodes than they may.
+fn exchange_seconds(cluster: &Cluster, at: &Place, bytes: f64, active: f64) -> f64 {
+    if at.experts <= 1 {
+        return 0.0;
+    }
+    let hit = |places: f64| places * (1.0 - (1.0 - 1.0 / places).powf(active));
+    let nodes = at.experts.div_ceil(at.node) as f64;
+    let most = at.nodes_per_token.map_or(f64::INFINITY, |n| n as f64);
+    let far = hit(nodes).min(most) * (nodes - 1.0) / nodes;
+    let ranks = at.experts as f64;
+    let near = hit(ranks) * (ranks - 1.0) / ranks;
+    let seconds = |n: f64, bytes_per_s: f64| bytes * n / bytes_per_s;
+    seconds(far, cluster.network_bytes_per_s).max(seconds(near, cluster.node_bytes_per_s))
+}
+
+pub fn product_seconds(p: &Product, m: u64, n: u64, k: u64, groups: u64, sms: u64) -> f64 {
+    let tiles = |m: u64, n: u64| m.div_ceil(p.tile[0]) * n.div_ceil(p.tile[1]);
+    let waves = (tiles(m, n) * groups).div_ceil(sms);
+    waves as f64 * (p.tile_us + p.block_us * k as f64 / 128.0) * 1e-6
+}

@@ -1,0 +1,31 @@
+//! `weft plan`: what a training step takes on a cluster that nobody has rented yet.
+//!
+//! What is simulated is what the compiler made: the kernels are the ops of the differentiated,
+//! quantized and fused IR ([`unit`], [`kernel`]), the order is the pipeline's table
+//! (`weft-schedule`), and a [`Cluster`] says how long a kernel of each kind takes. Two streams of a
+//! GPU are woven by [`weave`], the ranks of a pipeline run by [`step`]; [`show`] writes it down.
+//! This crate does no IO.
+//!
+//! # What is assumed
+//! - Rows that go to experts in codes are encoded before they go, and a dispatch whose rows the
+//!   weight gradient needs again is saved, not repeated.
+//! - What a weight gradient computes again runs with the input gradient, but for the encodings of
+//!   dispatched rows.
+//! - Experts are evenly loaded. Ranks of a data-parallel group do not differ.
+//! - Gradients are summed, weights gathered and the optimizer run after the last micro-batch.
+
+pub mod cluster;
+pub mod kernel;
+pub mod show;
+pub mod step;
+pub mod unit;
+pub mod weave;
+
+pub use cluster::{Cluster, WhatIf};
+pub use step::{Layout, Memory, Plan, plan};
+pub use unit::{Unit, units};
+
+/// Why there is no plan, in one line for its reader.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PlanError(pub String);

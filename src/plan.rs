@@ -1,0 +1,199 @@
+//! `weft plan`: what a parallel layout takes on a cluster: memory, time, and where the time goes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use weft_lang::elaborate::Tree;
+use weft_lang::lower::{Purpose, Settings, Size};
+use weft_lang::settings::{self, Order, Parallel, TrainSettings};
+use weft_passes::PassCx;
+use weft_plan::{Cluster, Layout, Plan, Unit, WhatIf, show, unit};
+use weft_schedule::{Table, UnitCosts, check, csv, generate, picture};
+
+use crate::frontend::{self, ModelArgs, Source};
+use crate::graphs;
+use crate::policy;
+
+/// Simulate a training step of a parallel block on a cluster
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The parallel block
+    #[arg(long, value_name = "NAME")]
+    parallel: String,
+    /// The train block, if there are several
+    #[arg(long, value_name = "NAME")]
+    train: Option<String>,
+    /// h800, h100, h200, or a description of another cluster
+    #[arg(long, value_name = "NAME|FILE.json")]
+    cluster: String,
+    /// Say how many GPU hours so many tokens take
+    #[arg(long, value_name = "N")]
+    tokens: Option<f64>,
+    /// Change the hardware; may be repeated
+    #[arg(long, value_name = "NAME")]
+    what_if: Vec<String>,
+    /// What each change of the hardware would gain
+    #[arg(long)]
+    what_ifs: bool,
+    /// Cut stages as if memory had no end; what is too much is still marked
+    #[arg(long)]
+    any_memory: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "what_ifs")]
+    json: bool,
+    /// Draw the pipeline
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Write a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+const CLUSTERS: &[(&str, &str)] = &[
+    ("h800", include_str!("../clusters/h800.json")),
+    ("h100", include_str!("../clusters/h100.json")),
+    ("h200", include_str!("../clusters/h200.json")),
+];
+
+pub fn run(args: Args) -> Result<()> {
+    let cluster = cluster(&args.cluster)?;
+    let what_if = args.what_if.iter().map(|w| WhatIf::parse(w)).collect::<Result<Vec<_>, _>>()?;
+    let (units, layout) = planned(&args)?;
+    let plan = weft_plan::plan(&units, &cluster, &layout, &what_if)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&show::json(&plan, &cluster, &layout))?);
+    } else {
+        print!("{}", show::text(&plan, &cluster, &layout));
+        if let Some(tokens) = args.tokens {
+            print!("{}", show::budget(&plan, &layout, tokens));
+        }
+    }
+    if args.what_ifs {
+        let one = |w: WhatIf| {
+            let with = [what_if.clone(), vec![w]].concat();
+            Ok((w, weft_plan::plan(&units, &cluster, &layout, &with)?))
+        };
+        let all = WhatIf::ALL.into_iter().map(one).collect::<Result<Vec<(WhatIf, Plan)>>>()?;
+        print!("\n{}", show::what_ifs(&plan, &all));
+    }
+    if let Some(path) = &args.svg {
+        let title = format!("{} on {}", args.parallel, cluster.name);
+        write(path, &picture::svg(&layout.table, &plan.timeline, &title, "s"))?;
+    }
+    if let Some(path) = &args.trace {
+        write(path, &serde_json::to_string(&show::trace(&plan, &layout.table))?)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A shipped description by its name, or a file.
+fn cluster(name: &str) -> Result<Cluster> {
+    let text = match CLUSTERS.iter().find(|(n, _)| *n == name) {
+        Some((_, text)) => text.to_string(),
+        None if name.ends_with(".json") => {
+            std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?
+        }
+        None => {
+            let names: Vec<&str> = CLUSTERS.iter().map(|(n, _)| *n).collect();
+            bail!("there is no cluster {name}; there are: {}, and FILE.json", names.join(", "));
+        }
+    };
+    Cluster::parse(&text).with_context(|| name.to_string())
+}
+
+/// The model's units as compiled for one rank, and the layout of the parallel block.
+fn planned(args: &Args) -> Result<(Vec<Unit>, Layout)> {
+    let source = frontend::load(&args.model.model)?;
+    let (overrides, sets) = graphs::split(&source, args.model.overrides(None)?);
+    let mut tree = source.elaborate(&overrides)?;
+    let (train, _) = graphs::checked(&source, &tree, args.train.as_deref(), &sets)?;
+    if overrides.precision.is_none() {
+        source.choose_precision(&mut tree, &train.precision)?;
+    }
+    let mut diags = vec![];
+    let parallel = settings::parallel(&tree, &args.parallel, &mut diags);
+    frontend::show(&source.map, &diags)?;
+    let Some(parallel) = parallel else { bail!("the parallel block cannot be used") };
+    if parallel.context > 1 {
+        bail!("not available yet: a plan with ranks along context ({})", parallel.context);
+    }
+
+    let micro_batch = parallel.micro_batch.unwrap_or(1);
+    let settings = Settings {
+        batch: Size::Fixed(micro_batch),
+        seq: Size::Fixed(train.sequence),
+        segments: !train.attend_across_documents,
+        cache: None,
+    };
+    let lowered = source.lower(&tree, Purpose::Train, settings)?;
+    agrees(&source, &tree, &lowered.module, &parallel)?;
+    let cx = PassCx {
+        gradients: true,
+        apart: true,
+        save: graphs::saved(train.recompute),
+        policy: policy::policy(&lowered),
+        ..PassCx::default()
+    };
+    let mut module = lowered.module;
+    weft_passes::run_pipeline(&mut module, &cx, &mut |_, _| {})?;
+    let units = weft_plan::units(&module)?;
+    let layout = Layout {
+        data: parallel.data,
+        tensor: parallel.tensor,
+        experts: parallel.experts,
+        node: parallel.node,
+        nodes_per_token: parallel.nodes_per_token,
+        zero: parallel.zero > 0,
+        communication_sms: parallel.communication_sms,
+        table: table(&parallel, &train)?,
+        tokens: micro_batch * train.sequence,
+        message_bytes: unit::message_bytes(&module)?,
+        within_memory: !args.any_memory,
+        moment_bytes: tree.precision.moments.bits() as f64 / 8.0,
+    };
+    Ok((units, layout))
+}
+
+fn agrees(
+    source: &Source,
+    tree: &Tree,
+    module: &weft_ir::module::Module,
+    parallel: &Parallel,
+) -> Result<()> {
+    let mut diags = vec![];
+    settings::parallel::check_model(tree, module, "loss", Some(&parallel.name), &mut diags);
+    frontend::show(&source.map, &diags)
+}
+
+/// The order of the pipeline, proved.
+fn table(parallel: &Parallel, train: &TrainSettings) -> Result<Table> {
+    let table = match (&parallel.schedule, parallel.generated()) {
+        (Some(Order::File(path)), _) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+            let table = csv::read(&text).with_context(|| path.clone())?;
+            if table.n_ranks() as u64 != parallel.pipeline {
+                bail!("{path} has {} ranks, and pipeline = {}", table.n_ranks(), parallel.pipeline);
+            }
+            table
+        }
+        (_, Some((name, size))) => generate(name, size)?,
+        // One stage: micro-batches one after another.
+        _ => {
+            let per_step = train.batch.ends().fold(0.0, f64::max) as u64;
+            let each = parallel.data * parallel.micro_batch.unwrap_or(1);
+            let n = parallel.micro_batches.unwrap_or((per_step / each).max(1));
+            let n_micro_batches = usize::try_from(n)?;
+            let size = weft_schedule::Size { n_ranks: 1, n_micro_batches, stages_per_rank: 1 };
+            generate(weft_schedule::Name::OneFOneB, size)?
+        }
+    };
+    check(&table, &UnitCosts::default())?;
+    Ok(table)
+}

@@ -1,0 +1,113 @@
+//! `weft plan` on DeepSeek-V3, beside what its authors and others published, and as it is typed.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn weft(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weft")).arg("plan").args(args).output().expect("weft runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const V3: [&str; 7] = [
+    "models/deepseek_v3.model",
+    "--precision",
+    "deepseek_fp8",
+    "--parallel",
+    "h800_2048",
+    "--cluster",
+    "h800",
+];
+
+fn json(args: &[&str]) -> Value {
+    let out = weft(&[args, &["--json"]].concat());
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    serde_json::from_slice(&out.stdout).expect("JSON")
+}
+
+fn near(what: &str, found: f64, published: f64, within: f64) {
+    let error = found / published - 1.0;
+    assert!(
+        error.abs() <= within,
+        "{what}: {found}, published {published}, {:+.1} %",
+        100.0 * error
+    );
+}
+
+/// The published trace is of four layers with experts on 112 multiprocessors; spans of its phases
+/// in milliseconds, the mean of the four.
+#[test]
+fn deepseek_v3_on_2048_h800s_is_as_published() {
+    let p = json(&[&V3[..], &["--any-memory"]].concat());
+    let unit = p["units"].as_array().expect("units").iter().find(|u| u["name"] == "layers.1.8");
+    let unit = unit.expect("a layer");
+    let ms = |direction: &str, part: &str| unit[direction][part].as_f64().expect("s") * 1e3;
+    near("attn(F)", ms("forward", "attention_s"), 4.599, 0.1);
+    near("mlp(F)", ms("forward", "mlp_s"), 4.641, 0.1);
+    near("attn(B)", ms("input_gradient", "attention_s"), 9.540, 0.1);
+    near("attn(W)", ms("weight_gradient", "attention_s"), 2.396, 0.1);
+    near("mlp(W)", ms("weight_gradient", "mlp_s"), 5.073, 0.1);
+    // Here gate and up are two products whose input gradients are added by a kernel of their own.
+    near("mlp(B)", ms("input_gradient", "mlp_s") - 0.669, 5.363, 0.1);
+    near("dispatch(F)", ms("forward", "dispatch_s"), 6.738, 0.1);
+    near("combine(F)", ms("forward", "combine_s"), 8.696, 0.1);
+    near("combine(B)", ms("input_gradient", "dispatch_s"), 5.784, 0.1);
+    near("dispatch(B)", ms("input_gradient", "combine_s"), 7.558, 0.1);
+
+    let pairs = p["pairs"].as_array().expect("pairs");
+    let pair = pairs.iter().find(|p| p["forward_stage"] == 8).expect("a pair");
+    near("four layers' pair", pair["seconds"].as_f64().expect("s"), 0.1290, 0.05);
+    near("step", p["step_s"].as_f64().expect("s"), 19.9, 0.05);
+    near("tokens", p["tokens_per_s_per_gpu"].as_f64().expect("a rate"), 1543.0, 0.05);
+    let covered = p["exchange_covered_s"].as_f64().zip(p["exchange_s"].as_f64());
+    let (covered, busy) = covered.expect("seconds");
+    assert!(covered / busy >= 0.9, "{covered} of {busy}");
+}
+
+#[test]
+fn a_plan_is_drawn_traced_and_says_what_does_not_fit() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (svg, trace) = (dir.path().join("p.svg"), dir.path().join("p.json"));
+    let (svg_arg, trace_arg) = (svg.display().to_string(), trace.display().to_string());
+    let files = ["--svg", &svg_arg, "--trace", &trace_arg, "--tokens", "14.8e12", "--any-memory"];
+    let out = weft(&[&V3[..], &files].concat());
+    let said = text(&out.stdout);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    for want in ["too much", "it does not fit", "GPU hours", "stage  forward"] {
+        assert!(said.contains(want), "{said}");
+    }
+    // With layers run again there is room.
+    let lean = json(&[&V3[..], &["--set", "recompute=layers"]].concat());
+    assert_eq!(lean["fits"], true);
+    assert!(std::fs::read_to_string(&svg).expect("a picture").contains("rank 15"));
+    let trace: Value =
+        serde_json::from_str(&std::fs::read_to_string(&trace).expect("a trace")).expect("JSON");
+    let events = trace["traceEvents"].as_array().expect("events");
+    assert!(events.iter().any(|e| e["tid"] == "exchange" && e["name"] == "dispatch(F) 0"));
+    assert!(events.len() > 2418, "{} cells", events.len());
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let refuse = |args: &[&str], want: &str| {
+        let out = weft(args);
+        assert!(!out.status.success(), "{args:?}");
+        assert!(text(&out.stderr).contains(want), "{}", text(&out.stderr));
+    };
+    let with = |at: usize, value: &'static str| {
+        let mut args = V3;
+        args[at] = value;
+        args
+    };
+    refuse(
+        &with(6, "h900"),
+        "there is no cluster h900; there are: h800, h100, h200, and FILE.json",
+    );
+    refuse(&with(6, "none.json"), "cannot read none.json");
+    refuse(&with(4, "h800_1"), "has no parallel block `h800_1`");
+    let what_if = [&V3[..], &["--what-if", "magic"]].concat();
+    refuse(&what_if, "there is no what-if magic; there are: communication-without-sms");
+}
