@@ -30,7 +30,7 @@ pub mod select;
 use std::sync::Arc;
 
 pub use crate::ptx::wgmma::Kind;
-use crate::tiles::shared::{Major, OperandTile};
+use crate::tiles::shared::{LINE_BYTES, Major, OperandTile};
 pub use epilogue::Epilogue;
 pub use kernel::{Argument, Launch, MapElement, MapSpec};
 
@@ -144,11 +144,16 @@ impl Gemm {
     }
 
     fn a_tile(&self) -> OperandTile {
-        OperandTile { kind: self.kind, major: self.a_major, rows: TILE_ROWS }
+        self.tile(self.a_major, TILE_ROWS)
     }
 
     fn b_tile(&self) -> OperandTile {
-        OperandTile { kind: self.kind, major: self.b_major, rows: self.tile_cols }
+        self.tile(self.b_major, self.tile_cols)
+    }
+
+    fn tile(&self, major: Major, rows: u32) -> OperandTile {
+        let k = LINE_BYTES / self.kind.element_bytes();
+        OperandTile { kind: self.kind, major, rows, k }
     }
 
     /// Why there is no such kernel.

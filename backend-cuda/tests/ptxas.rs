@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use weft_backend_cuda::flash::Attention;
 use weft_backend_cuda::gemm::select::widths;
 use weft_backend_cuda::gemm::{Gemm, Grouping, Kind, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::target::hopper;
@@ -174,4 +175,29 @@ fn products_of_every_form() {
     }
     gemms.push(Gemm { store: Store::Tensor, ..e4m3(192, 128) });
     check(gemms);
+}
+
+#[test]
+fn attention_of_every_form() {
+    let Some(tools) = tools() else { return };
+    let mut faults = vec![];
+    let widths: [(&[u32], u32); 6] =
+        [(&[128, 64], 128), (&[64], 64), (&[128], 128), (&[96], 96), (&[256], 256), (&[24, 8], 40)];
+    for (parts, v_width) in widths {
+        for (causal, segments) in [(false, false), (true, false), (true, true)] {
+            let parts = parts.to_vec();
+            let attention = Attention { parts, v_width, causal, offset: causal, segments };
+            let assembled = assemble(tools, attention.source("test"));
+            faults.extend(assembled.faults(REGISTERS_MAX));
+            assembled.expect("BRA.U.ANY", 0, &mut faults);
+            // The first block, and the loop; the last values.
+            let scores: u32 = attention.parts.iter().map(|w| w.div_ceil(16)).sum();
+            let block = attention.block_keys() / 16;
+            assembled.expect("HGMMA", 2 * (scores + block) as usize, &mut faults);
+            let lines = |w: &u32| w.div_ceil(64);
+            let copies = 2 * attention.parts.iter().map(lines).sum::<u32>() + lines(&v_width);
+            assembled.expect("UTMALDG", copies as usize, &mut faults);
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -13,6 +13,7 @@ use super::{Gemm, Grouping, Store};
 use crate::ptx::wgmma::{self, Products};
 use crate::tiles::fragment::{Lanes, n_sums};
 use crate::tiles::ring::{Place, Ring};
+use crate::tiles::shared::Major;
 
 /// Who a consumer thread is.
 pub(super) struct Consumer<'c> {
@@ -67,13 +68,13 @@ impl Gemm {
     }
 
     fn products(&self) -> Products {
-        let (a, b) = (self.a_tile(), self.b_tile());
+        let tiles = [self.a_tile(), self.b_tile()];
+        let step = |k: u32| tiles.map(|t| t.descriptor_step(k));
         Products {
             kind: self.kind,
             n: self.tile_cols,
-            steps: a.k() / self.kind.k(),
-            transposed: [a, b].map(|t| t.major == crate::tiles::shared::Major::Rows),
-            stride: [a, b].map(|t| t.descriptor_step()),
+            transposed: tiles.map(|t| t.major == Major::Rows),
+            steps: (0..tiles[0].k).step_by(self.kind.k() as usize).map(step).collect(),
         }
     }
 

@@ -262,7 +262,7 @@ impl Gemm {
 
     /// Terms of k in a stage.
     pub(super) fn stage_k(&self) -> i32 {
-        self.a_tile().k() as i32
+        self.a_tile().k as i32
     }
 
     /// Blocks of a stage's terms that a tile needs, counted from the start of the array.

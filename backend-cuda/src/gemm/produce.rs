@@ -51,13 +51,13 @@ fn copy<'c>(
     [row, k]: [Val<'c>; 2],
     group: Option<Val<'c>>,
 ) {
-    for (bytes, rows) in tile.copies() {
-        let row = cg.add(row, rows as i32);
+    for copy in tile.copies() {
+        let (row, k) = (cg.add(row, copy.row as i32), cg.add(k, copy.k as i32));
         let mut coordinates = match tile.major {
             Major::K => vec![k, row],
             Major::Rows => vec![row, k],
         };
         coordinates.extend(group);
-        bulk::load(cg, cg.add(to, bytes as i32), map, barrier, &coordinates);
+        bulk::load(cg, cg.add(to, copy.bytes as i32), map, barrier, &coordinates);
     }
 }

@@ -35,17 +35,15 @@ impl Kind {
 }
 
 /// A run of products along k, into the same sums.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Products {
     pub kind: Kind,
     /// Columns: a multiple of 8 up to 256.
     pub n: u32,
-    /// How many, each [`Kind::k`] further along k.
-    pub steps: u32,
     /// Operands whose rows, not k, are contiguous; of bf16 alone.
     pub transposed: [bool; 2],
-    /// What to add to each descriptor from one product to the next.
-    pub stride: [u32; 2],
+    /// For each product, what to add to the descriptors of A and B.
+    pub steps: Vec<[u32; 2]>,
 }
 
 impl Products {
@@ -94,8 +92,7 @@ impl Products {
         assert_eq!(n as u32, self.n / 2, "sums of {} columns", self.n);
         let list = registers(0, n);
         let mut text = String::from("{\n\t.reg .b64 da, db;\n\twgmma.fence.sync.aligned;\n");
-        for step in 0..self.steps {
-            let [sa, sb] = self.stride.map(|s| s * step);
+        for (step, [sa, sb]) in self.steps.iter().enumerate() {
             text += &format!("\tadd.s64 da, ${}, {sa};\n", 2 * n);
             text += &format!("\tadd.s64 db, ${}, {sb};\n", 2 * n + 1);
             let adds = if step == 0 { format!("${}", 2 * n + 2) } else { "1".into() };
@@ -118,12 +115,11 @@ impl Products {
         self.check();
         let (n, n_a) = (sums.len(), a.len());
         assert_eq!(n as u32, self.n / 2, "sums of {} columns", self.n);
-        assert_eq!(n_a as u32, 4 * self.steps, "registers of A for {} products", self.steps);
+        assert_eq!(n_a, 4 * self.steps.len(), "registers of A");
         let list = registers(0, n);
         let mut text = String::from("{\n\t.reg .b64 db;\n\twgmma.fence.sync.aligned;\n");
-        for step in 0..self.steps as usize {
-            let stride = self.stride[1] * step as u32;
-            text += &format!("\tadd.s64 db, ${}, {stride};\n", 2 * (n + n_a));
+        for (step, [_, sb]) in self.steps.iter().enumerate() {
+            text += &format!("\tadd.s64 db, ${}, {sb};\n", 2 * (n + n_a));
             let a = format!("{{{}}}", registers(n + 4 * step, 4));
             text += &self.instruction(&list, &a, "db", "1", true);
         }

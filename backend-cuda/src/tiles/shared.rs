@@ -1,9 +1,9 @@
 //! Tiles in shared memory as TMA writes them and wgmma reads them: rows of 128 bytes whose 16-byte
 //! chunks are permuted by the row's number, so that a column of chunks meets every bank.
 //!
-//! A tile is contiguous along k (`Major::K`): a row holds 128 bytes of k. Or along its rows, the m
-//! or n of the product (`Major::Rows`): then it is cut in blocks of 64 elements, a 128-byte line
-//! for each step of k.
+//! A tile is contiguous along k (`Major::K`): it is cut in blocks of 128 bytes of k, a line for
+//! each row. Or along its rows, the m or n of the product (`Major::Rows`): then in blocks of 64
+//! rows, a line for each step of k.
 
 use weft_codegen::emit::{Cg, Elem, Val};
 
@@ -21,12 +21,23 @@ pub enum Major {
     Rows,
 }
 
-/// An operand's tile: `rows` of m or n, and 128 bytes of k in its elements.
+/// An operand's tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OperandTile {
     pub kind: Kind,
     pub major: Major,
+    /// Of m or n; whole blocks, where rows are what is contiguous.
     pub rows: u32,
+    /// Terms; whole blocks, where k is what is contiguous.
+    pub k: u32,
+}
+
+/// A copy of a part of a tile: to `bytes` from its start, what lies `row` and `k` further on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copy {
+    pub bytes: u32,
+    pub row: u32,
+    pub k: u32,
 }
 
 /// Fields of a matrix descriptor, in 16-byte units: start at bit 0, offset along the leading
@@ -36,13 +47,8 @@ const STRIDE_BIT: u32 = 32;
 const SWIZZLE_128: u64 = 1 << 62;
 
 impl OperandTile {
-    /// Terms of k.
-    pub fn k(&self) -> u32 {
-        LINE_BYTES / self.kind.element_bytes()
-    }
-
     pub fn bytes(&self) -> u32 {
-        self.rows * LINE_BYTES
+        self.rows * self.k * self.kind.element_bytes()
     }
 
     /// Elements of a line.
@@ -50,30 +56,45 @@ impl OperandTile {
         LINE_BYTES / self.kind.element_bytes()
     }
 
-    /// The box of one copy, innermost dimension first.
-    pub fn box_dims(&self) -> [u32; 2] {
+    /// Lines of a block.
+    fn lines(&self) -> u32 {
         match self.major {
-            Major::K => [self.line(), self.rows],
-            Major::Rows => [self.line(), self.k()],
+            Major::K => self.rows,
+            Major::Rows => self.k,
         }
     }
 
-    /// Copies that fill the tile: for each its bytes from the start, and the rows before it.
-    pub fn copies(&self) -> Vec<(u32, u32)> {
-        match self.major {
-            Major::K => vec![(0, 0)],
-            Major::Rows => {
-                let n = self.rows / self.line();
-                assert_eq!(n * self.line(), self.rows, "{} rows in blocks", self.rows);
-                (0..n).map(|i| (i * self.k() * LINE_BYTES, i * self.line())).collect()
+    fn block_bytes(&self) -> u32 {
+        self.lines() * LINE_BYTES
+    }
+
+    /// The box of one copy, innermost dimension first.
+    pub fn box_dims(&self) -> [u32; 2] {
+        [self.line(), self.lines()]
+    }
+
+    /// Copies that fill the tile, one a block.
+    pub fn copies(&self) -> Vec<Copy> {
+        let across = if self.major == Major::K { self.k } else { self.rows };
+        let n = across / self.line();
+        assert_eq!(n * self.line(), across, "a tile of {across} in whole lines");
+        let copy = |i: u32| {
+            let (bytes, at) = (i * self.block_bytes(), i * self.line());
+            match self.major {
+                Major::K => Copy { bytes, row: 0, k: at },
+                Major::Rows => Copy { bytes, row: at, k: 0 },
             }
-        }
+        };
+        (0..n).map(copy).collect()
     }
 
     /// Bytes from the start of the tile to its row `row`, a multiple of 64.
     pub fn row_offset_bytes(&self, row: u32) -> u32 {
         assert!(row.is_multiple_of(64), "a part of the tile from row {row}");
-        row * LINE_BYTES
+        match self.major {
+            Major::K => row * LINE_BYTES,
+            Major::Rows => row / self.line() * self.block_bytes(),
+        }
     }
 
     /// The descriptor of the tile at `address`.
@@ -82,19 +103,23 @@ impl OperandTile {
         let (leading, stride) = match self.major {
             // The leading offset is not used: a permuted line is all of k.
             Major::K => (16, PERIOD_BYTES),
-            Major::Rows => (self.k() * LINE_BYTES, PERIOD_BYTES),
+            Major::Rows => (self.block_bytes(), PERIOD_BYTES),
         };
         let fields = SWIZZLE_128 | units(leading) << LEADING_BIT | units(stride) << STRIDE_BIT;
         let start = cg.zext(cg.lshr(cg.and(address, 0x3ffff), 4), Elem::I64);
         cg.or(start, fields as i64)
     }
 
-    /// What to add to the descriptor for the next product along k.
-    pub fn descriptor_step(&self) -> u32 {
-        match self.major {
-            Major::K => 32 / 16,
-            Major::Rows => self.kind.k() * LINE_BYTES / 16,
-        }
+    /// What to add to the descriptor for the product that begins at term `k`.
+    pub fn descriptor_step(&self, k: u32) -> u32 {
+        let bytes = match self.major {
+            Major::K => {
+                let within = k % self.line() * self.kind.element_bytes();
+                k / self.line() * self.block_bytes() + within
+            }
+            Major::Rows => k * LINE_BYTES,
+        };
+        bytes / 16
     }
 }
 

@@ -51,7 +51,7 @@ fn clear<'c>(
     let inside = |term: Val<'c>| cg.and(cg.cmp(Cmp::Ge, term, begin), cg.cmp(Cmp::Lt, term, end));
     cg.for_each(thread, n, THREADS as i32, |i| match tile.major {
         Major::Rows => {
-            let term = cg.rem(cg.div(i, words), tile.k() as i32);
+            let term = cg.rem(cg.div(i, words), tile.k as i32);
             cg.when(cg.not(inside(term)), || {
                 memory::store_shared(cg, cg.i32(0), cg.add(at, cg.mul(i, 4)));
             });
