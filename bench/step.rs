@@ -9,13 +9,13 @@
 //! block asks of products is in there, and nowhere else.
 //! `--check` holds the entry's results against the interpreter's instead.
 
-#[path = "../backend-cpu/tests/on_cpu/mod.rs"]
-mod on_cpu;
+#[path = "../lower/tests/machines/mod.rs"]
+mod machines;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use on_cpu::{distance, interpret, run};
+use machines::{distance, interpret, run};
 use weft_backend_cpu::compile::{Options, compile};
 use weft_graph::{CpuVariant, Graph, Step};
 use weft_ir::interp::{Range, Sizes, Tensor, random_args};
@@ -126,7 +126,8 @@ fn drawn(m: &Module, f: FuncId) -> Vec<Tensor> {
 fn check(graph: &Graph, m: &Module, f: FuncId) {
     let args = drawn(m, f);
     let sizes = Sizes::new();
-    let found = run(graph, m, f, &args, &sizes);
+    let cpu = Arc::new(Cpu::new(Cpu::threads_here()).expect("threads start"));
+    let found = run(cpu, graph, m, f, &args, &sizes);
     let start = Instant::now();
     let expected = interpret(m, f, &args, &sizes);
     println!("interpreted in {:.1} s", start.elapsed().as_secs_f64());
@@ -150,7 +151,7 @@ fn measure(graph: &Graph, m: &Module, f: FuncId, runs: u32, by_kernel: bool) {
     let entry = session.entry().clone();
     for (i, arg) in drawn(m, f).iter().enumerate() {
         let buffer = &entry.buffers[i];
-        on_cpu::write(&mut session, &buffer.name, buffer.dtype, arg);
+        machines::write(&mut session, &buffer.name, buffer.dtype, arg);
     }
     session.run().expect("it runs");
     let start = Instant::now();

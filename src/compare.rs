@@ -24,6 +24,7 @@ use weft_lang::lower::{Purpose, Settings, Size};
 use weft_passes::{PIPELINE, PassCx};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::data::source::TextSource;
+use weft_runtime::device::DeviceKind;
 use weft_runtime::generate::command::checkpoint_folder;
 use weft_runtime::generate::tokenizer;
 
@@ -168,7 +169,7 @@ impl Run<'_> {
     /// Every scalar of the loss block.
     fn losses(&self, precision: &str, tokens: &Tensor) -> Result<IndexMap<String, f64>> {
         let module = self.module(precision, &tokens.dims, None)?;
-        let results = eval::compute(&module, false, tokens, self.checkpoint)?;
+        let results = eval::compute(DeviceKind::Cpu, &module, false, tokens, self.checkpoint)?;
         let metric = |(name, t): (String, Tensor)| {
             Some((name.strip_prefix("metric.")?.to_string(), t.numbers()[0]))
         };

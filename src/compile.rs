@@ -39,6 +39,9 @@ pub struct Args {
     /// and decode both entries, over a cache of --sequence positions
     #[arg(short, long, value_name = "X.weft", conflicts_with = "stop_after")]
     output: Option<PathBuf>,
+    /// What runs the graph
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Machine,
     /// The train block to use with -o, if the model has several
     #[arg(long = "train", value_name = "NAME")]
     block: Option<String>,
@@ -55,6 +58,14 @@ pub struct Args {
     mesh: MeshArgs,
     #[command(flatten)]
     show: ShowArgs,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Machine {
+    /// Any x86-64 with AVX2
+    Cpu,
+    /// Hopper GPUs (compute capability 9.0)
+    Cuda,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -120,6 +131,10 @@ pub fn run(args: Args) -> Result<()> {
 /// `-o`: the graph that `weft train` or `weft generate` would run here, for any machine.
 fn write_graph(args: &Args, path: &Path) -> Result<()> {
     let checkpoint = args.checkpoint.as_deref();
+    let target = match args.device {
+        Machine::Cpu => Target::Any,
+        Machine::Cuda => Target::Cuda,
+    };
     let way = Way { show: args.show.clone(), from: args.start()? };
     let graph = match args.purpose {
         For::Train => graphs::for_training(
@@ -128,11 +143,11 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             checkpoint.map(Taken::Dims),
             &[],
             (&args.mesh, None),
-            Target::Any,
+            target,
             &way,
         )?,
         For::Prefill | For::Decode => {
-            graphs::for_generation(&args.model, checkpoint, args.sequence, Target::Any, &way)?
+            graphs::for_generation(&args.model, checkpoint, args.sequence, target, &way)?
         }
     };
     if let Some(start) = &way.from {

@@ -1,11 +1,9 @@
 //! `weft eval`: logits, losses, gradients and side outputs of a checkpoint on given tokens.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
-use weft_backend_cpu::compile::{self, Options};
 use weft_graph::Role;
 use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
@@ -18,11 +16,12 @@ use weft_lang::lower::{EmitInfo, Purpose, Settings, Size};
 use weft_passes::PassCx;
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::checkpoint::tensor_file::{NewTensor, TensorFile, write_tensors};
-use weft_runtime::device::Cpu;
+use weft_runtime::device::{Cpu, DeviceKind};
 use weft_runtime::exec::{Program, Session, Store};
 use weft_runtime::weights as stored;
 
 use crate::frontend::{self, ModelArgs};
+use crate::graphs;
 use crate::pipeline::{self, Recorder, ShowArgs};
 use crate::policy;
 use crate::weights;
@@ -55,6 +54,8 @@ pub struct Args {
 enum Device {
     /// Compiled kernels
     Cpu,
+    /// Kernels for GPUs, run by an interpreter on one core: slow, and looks for races
+    Ptx,
     /// The reference interpreter
     Interp,
 }
@@ -81,7 +82,8 @@ pub fn run(args: Args) -> Result<()> {
     pipeline::run(&mut module, &cx, None, (None, &[]), &mut recorder)?;
     recorder.finish(&module)?;
     let results = match args.device {
-        Device::Cpu => compute(&module, args.grads, &tokens, &checkpoint)?,
+        Device::Cpu => compute(DeviceKind::Cpu, &module, args.grads, &tokens, &checkpoint)?,
+        Device::Ptx => compute(DeviceKind::Ptx, &module, args.grads, &tokens, &checkpoint)?,
         Device::Interp => interpret(&module, args.grads, &tokens, &checkpoint)?,
     };
     let outputs = named_outputs(&module, &emits, results)?;
@@ -160,6 +162,7 @@ pub fn arguments(
 
 /// The same with compiled kernels.
 pub fn compute(
+    device: DeviceKind,
     module: &Module,
     grads: bool,
     tokens: &Tensor,
@@ -167,8 +170,8 @@ pub fn compute(
 ) -> Result<IndexMap<String, Tensor>> {
     let entry = if grads { "grad" } else { "loss" };
     let threads = Cpu::threads_here();
-    let graph = compile::compile(module, &[entry], &Options::native(threads))?;
-    let device = Arc::new(Cpu::new(threads)?);
+    let graph = graphs::compiled(module, &[entry], device.into())?;
+    let device = device.open(threads)?;
     let program = Program::load(graph, device.clone())?;
     let store = Store::new(device);
     let mut session = Session::new(&program, entry, &store)?;

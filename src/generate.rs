@@ -42,7 +42,7 @@ pub fn run(args: Args) -> Result<()> {
             &args.model,
             Some(&folder),
             context,
-            graphs::Target::Here,
+            args.text.device.into(),
             &Way::from(&args.show),
         )?
     };

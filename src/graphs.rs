@@ -9,17 +9,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
-use weft_backend_cpu::compile::{Options, cache, compile_observed};
+use weft_backend_cpu::compile::{self as cpu, Options};
+use weft_backend_cuda::compile as cuda;
 use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
 use weft_ir::module::{FuncId, Module};
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
 use weft_lang::lower::{Lowered, Purpose, Settings, Size};
 use weft_lang::settings::{self, Recompute, TrainSettings};
+use weft_lower::cache::Cache;
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
 use weft_passes::{PassCx, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
+use weft_runtime::device::DeviceKind;
 use weft_runtime::generate::{self, CONTEXT};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
 use weft_runtime::train::settings::{CONFIG, MESH, MODEL, TRAIN, VOCAB};
@@ -38,6 +41,17 @@ pub enum Target {
     Here,
     /// Any with AVX2; better ones use what they have.
     Any,
+    /// Hopper GPUs, or the interpreter of their kernels.
+    Cuda,
+}
+
+impl From<DeviceKind> for Target {
+    fn from(device: DeviceKind) -> Target {
+        match device {
+            DeviceKind::Cpu => Target::Here,
+            DeviceKind::Ptx => Target::Cuda,
+        }
+    }
 }
 
 /// What is taken of a checkpoint when a model is compiled to be trained.
@@ -148,7 +162,7 @@ pub fn for_training(
     let command = command(model, "train", block);
     let mut graph = compile(&module, &entries, model, command, target, way, &mut recorder)?;
     if let Some(dir) = &way.show.dump {
-        kernel_dump::write(dir, &module, &entries, &graph)?;
+        kernel_dump::write(dir, &module, &entries, &graph, target)?;
     }
     recorder.finish(&module)?;
     if train.batch.as_constant().is_none() {
@@ -219,7 +233,7 @@ pub fn for_generation(
         let command = command(model, "decode", None) + &format!(" --sequence {context}");
         let mut graph = compile(&module, &[name], model, command, target, way, &mut recorder)?;
         if let Some(dir) = &way.show.dump {
-            kernel_dump::write(dir, &module, &[name], &graph)?;
+            kernel_dump::write(dir, &module, &[name], &graph, target)?;
         }
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
@@ -354,18 +368,39 @@ fn compile(
     way: &Way,
     recorder: &mut Recorder,
 ) -> Result<Graph> {
+    let source = model.model.display().to_string();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut options = Options::native(threads);
-    if target == Target::Any {
-        options.variants = CpuVariant::ALL.to_vec();
-    }
-    options.source = model.model.display().to_string();
-    options.command = command;
     let observe = &mut |stage| recorder.stage(&stage);
-    if way.show.wants_stages() {
-        return Ok(compile_observed(module, entries, &options, observe)?);
-    }
-    Ok(cache::compile_cached(module, entries, &options, observe)?.graph)
+    // What has to be timed has to be done.
+    let cache = if way.show.wants_stages() { None } else { Cache::of_user() };
+    let graph = match target {
+        Target::Cuda => {
+            let options = cuda::Options { threads, source, command };
+            cuda::compile_cached(cache.as_ref(), module, entries, &options, observe)?
+        }
+        Target::Here | Target::Any => {
+            let native = Options { source, command, ..Options::native(threads) };
+            let options = match target {
+                Target::Any => Options { variants: CpuVariant::ALL.to_vec(), ..native },
+                _ => native,
+            };
+            cpu::compile_cached_in(cache.as_ref(), module, entries, &options, observe)?
+        }
+    };
+    Ok(graph.graph)
+}
+
+/// Entries of a module that is no file of the user's.
+pub fn compiled(module: &Module, entries: &[&str], target: Target) -> Result<Graph> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(match target {
+        Target::Cuda => {
+            let (source, command) = (String::new(), String::new());
+            let options = cuda::Options { threads, source, command };
+            cuda::compile(module, entries, &options, &mut |_| {})?
+        }
+        Target::Here | Target::Any => cpu::compile(module, entries, &Options::native(threads))?,
+    })
 }
 
 /// The command that compiles the graph again.

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use weft_backend_cpu::compile::Stage;
 use weft_ir::module::Module;
 use weft_ir::{text, verify};
+use weft_lower::compile::Stage;
 use weft_passes::{PIPELINE, PassCx, Step};
 
 /// What to show of the way.

@@ -47,7 +47,7 @@ pub fn run(args: Args) -> Result<()> {
             weights,
             &args.watch,
             (&args.mesh, Some(args.run.ranks)),
-            graphs::Target::Here,
+            args.run.device.into(),
             &Way::from(&args.show),
         )?
     };

@@ -84,6 +84,15 @@ fn v3_with_query_lora_groups_and_bias() {
     both("v3-grouped", "deepseek_v3.model", true);
 }
 
+/// The kernels for GPUs, on the interpreter of PTX.
+#[test]
+fn kernels_for_gpus() {
+    check("v3-mtp", "deepseek_v3.model", "ptx", true);
+    check("v3-grouped", "deepseek_v3.model", "ptx", true);
+    check("v2-softmax", "deepseek_v2_lite.model", "ptx", true);
+    check("llama", "llama.model", "ptx", true);
+}
+
 #[test]
 fn v3_with_a_direct_query_projection() {
     both("v3-no-q-lora", "deepseek_v3.model", true);

@@ -3,10 +3,12 @@
 //! Kernels are emitted through the builder that the CPU's are emitted through (`weft_codegen`), as
 //! text of PTX ISA 8.3 for sm_90a, which the driver assembles when a graph is loaded.
 
+pub mod compile;
 pub mod flash;
 pub mod gemm;
 pub mod ptx;
 mod schedule;
+mod simt;
 pub mod target;
 pub mod tiles;
 
@@ -35,35 +37,40 @@ impl Backend for Cuda {
         WholeGrid { units, per_block, threads }
     }
 
-    fn product(&self, _: &Gemm, _: &[DimDecl], _: &str) -> Result<product::Planned, String> {
-        Err("not available on cuda yet: matmul".into())
+    fn product(
+        &self,
+        gemm: &Gemm,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Result<product::Planned, String> {
+        simt::product::plan(gemm, dims, label)
     }
 
     fn scaled_product(
         &self,
-        _: &ScaledGemm,
-        _: &[DimDecl],
-        _: &str,
+        gemm: &ScaledGemm,
+        dims: &[DimDecl],
+        label: &str,
     ) -> Result<product::Planned, String> {
-        Err("not available on cuda yet: matmul of codes with scales".into())
+        simt::product::plan_scaled(gemm, dims, label)
     }
 
     fn attention(
         &self,
-        _: &Attention,
+        attention: &Attention,
         _: &[DimDecl],
-        _: &str,
+        label: &str,
     ) -> Result<attention::Planned, String> {
-        Err("not available on cuda yet: attention".into())
+        Ok(simt::attention::forward(attention, label))
     }
 
     fn attention_gradient(
         &self,
-        _: &Attention,
-        _: &Gradients,
+        attention: &Attention,
+        gradients: &Gradients,
         _: &[DimDecl],
-        _: &str,
+        label: &str,
     ) -> Result<attention::Planned, String> {
-        Err("not available on cuda yet: attention_grad".into())
+        Ok(simt::attention::backward(attention, gradients, label))
     }
 }

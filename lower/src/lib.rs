@@ -15,12 +15,15 @@
 
 mod attention;
 mod backend;
+pub mod cache;
 mod collective;
+pub mod compile;
 mod contract;
 pub mod describe;
 mod dims;
 mod entry;
 mod kernels;
+pub mod listing;
 pub mod plan_memory;
 pub mod region;
 mod regions;

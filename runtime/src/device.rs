@@ -12,8 +12,30 @@ use weft_graph::{Graph, KernelId};
 mod cpu;
 pub mod cuda;
 pub mod list;
+mod ptx;
 
 pub use cpu::Cpu;
+pub use ptx::Ptx;
+
+/// The devices that a command can be told to compute on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceKind {
+    /// This machine's cores
+    #[default]
+    Cpu,
+    /// The kernels for GPUs, run by an interpreter on one core: slow, and looks for races
+    Ptx,
+}
+
+impl DeviceKind {
+    /// The device, of so many threads if it is of this machine.
+    pub fn open(self, threads: usize) -> Result<Arc<dyn Device>, DeviceError> {
+        Ok(match self {
+            DeviceKind::Cpu => Arc::new(Cpu::new(threads)?),
+            DeviceKind::Ptx => Arc::new(Ptx::new()),
+        })
+    }
+}
 
 #[derive(Debug, Error)]
 pub enum DeviceError {
@@ -25,6 +47,10 @@ pub enum DeviceError {
     Object(#[from] ElfError),
     #[error("kernel {kernel} has no code for {device}")]
     NoVariant { kernel: String, device: String },
+    #[error("kernel {kernel}: {reason}")]
+    Kernel { kernel: String, reason: String },
+    #[error("{device}: {reason}")]
+    Failed { device: &'static str, reason: String },
 }
 
 /// Memory of a device; released with its last owner.
@@ -46,10 +72,10 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn load(&self, graph: &Graph) -> Result<Box<dyn Kernels>, DeviceError>;
 
     /// Writes at an offset. Panics if that leaves the memory.
-    fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]);
+    fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError>;
 
     /// Reads at an offset. Panics if that leaves the memory.
-    fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]);
+    fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError>;
 }
 
 /// The loaded kernels of a graph.
@@ -59,13 +85,24 @@ pub trait Kernels: fmt::Debug + Send + Sync {
     /// # Safety
     /// The arguments are those the kernel was compiled for, the buffers live, and no one else
     /// touches them meanwhile.
-    unsafe fn launch(&self, kernel: KernelId, buffers: &[*mut u8], scalars: &[i64], grid: i64);
+    unsafe fn launch(
+        &self,
+        kernel: KernelId,
+        buffers: &[*mut u8],
+        scalars: &[i64],
+        grid: i64,
+    ) -> Result<(), DeviceError>;
 
     /// Moves bytes between places that do not overlap.
     ///
     /// # Safety
     /// As `launch`, for the bytes at `from` and `to`.
-    unsafe fn copy(&self, from: *const u8, to: *mut u8, size_bytes: usize);
+    unsafe fn copy(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        size_bytes: usize,
+    ) -> Result<(), DeviceError>;
 
     /// Whether addresses are the host's own, so that ranks can exchange what lies there.
     fn is_host(&self) -> bool {

@@ -26,6 +26,8 @@ pub use store::{Kept, Store};
 pub enum ExecError {
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("step {label}: {error}")]
+    Step { label: String, error: DeviceError },
     #[error("the graph is wrong: {0}")]
     Graph(#[from] VerifyError),
     #[error("the graph has no entry {name}; it has {}", known.join(", "))]
@@ -70,7 +72,7 @@ impl Program {
         let mut constants = Vec::with_capacity(graph.constants.len());
         for bytes in &graph.constants {
             let memory = device.allocate(bytes.len() as u64)?;
-            device.write(&*memory, 0, bytes);
+            device.write(&*memory, 0, bytes)?;
             constants.push(memory);
         }
         Ok(Arc::new(Program { graph, device, kernels, constants }))

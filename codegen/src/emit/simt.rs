@@ -24,9 +24,19 @@ impl<'c> Cg<'c> {
     /// The value of the lane whose number differs in the bits of `mask`. All threads of the warp
     /// must come here together.
     pub fn shuffle_xor(&self, v: Val<'c>, mask: u32) -> Val<'c> {
+        self.across(v, "llvm.nvvm.shfl.sync.bfly.i32", self.i32(mask as i32))
+    }
+
+    /// The value of a lane, an i32 that is the same for all. All threads of the warp must come here
+    /// together.
+    pub fn shuffle_from(&self, v: Val<'c>, lane: Val<'c>) -> Val<'c> {
+        self.across(v, "llvm.nvvm.shfl.sync.idx.i32", lane)
+    }
+
+    fn across(&self, v: Val<'c>, intrinsic: &str, from: Val<'c>) -> Val<'c> {
         let shuffle = |bits: Val<'c>| {
-            let args = [self.i32(ALL), bits, self.i32(mask as i32), self.i32(CLAMP)];
-            self.intrinsic("llvm.nvvm.shfl.sync.bfly.i32", &[], &args, Ty::I32)
+            let args = [self.i32(ALL), bits, from, self.i32(CLAMP)];
+            self.intrinsic(intrinsic, &[], &args, Ty::I32)
         };
         match v.ty.elem {
             Elem::I32 => shuffle(v),

@@ -56,7 +56,7 @@ pub fn candidates() -> Vec<Op> {
         Op::Combine,
         Op::CombineDot,
         Op::Read,
-        // Codes jump where their source moves a little: `backend-cpu/tests/quantized.rs` has these.
+        // Codes jump where their source moves a little: `lower/tests/quantized.rs` has these.
         Op::Quantize,
         Op::Dequantize,
         Op::Encode,

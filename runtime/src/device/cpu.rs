@@ -92,18 +92,20 @@ impl Device for Cpu {
         Ok(Box::new(CpuKernels { pool: Arc::clone(&self.pool), functions, _objects: objects }))
     }
 
-    fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) {
+    fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= to.size_bytes()));
         // SAFETY: inside the memory, which is live; `bytes` is a borrow and so elsewhere.
         unsafe { to.address().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        Ok(())
     }
 
-    fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) {
+    fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= from.size_bytes()));
         // SAFETY: as in `write`.
         unsafe {
             from.address().add(offset).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
         }
+        Ok(())
     }
 }
 
@@ -134,7 +136,13 @@ impl Kernels for CpuKernels {
         true
     }
 
-    unsafe fn launch(&self, kernel: KernelId, buffers: &[*mut u8], scalars: &[i64], grid: i64) {
+    unsafe fn launch(
+        &self,
+        kernel: KernelId,
+        buffers: &[*mut u8],
+        scalars: &[i64],
+        grid: i64,
+    ) -> Result<(), DeviceError> {
         let function = self.functions[kernel.0 as usize];
         let args = Shared((buffers.as_ptr(), scalars.as_ptr()));
         self.pool.run(grid, self.pool.chunk_for(grid), &|begin, end, worker| {
@@ -143,9 +151,15 @@ impl Kernels for CpuKernels {
             // thread's.
             unsafe { function(buffers, scalars, begin, end, self.pool.scratch(worker)) }
         });
+        Ok(())
     }
 
-    unsafe fn copy(&self, from: *const u8, to: *mut u8, size_bytes: usize) {
+    unsafe fn copy(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        size_bytes: usize,
+    ) -> Result<(), DeviceError> {
         let places = Shared((from, to));
         let chunk_count = size_bytes.div_ceil(COPY_CHUNK_BYTES) as i64;
         self.pool.run(chunk_count, 1, &|begin, end, _| {
@@ -155,5 +169,6 @@ impl Kernels for CpuKernels {
             // SAFETY: the caller's promise, for a part of the bytes.
             unsafe { to.add(start).copy_from_nonoverlapping(from.add(start), stop - start) }
         });
+        Ok(())
     }
 }

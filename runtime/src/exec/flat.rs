@@ -37,6 +37,8 @@ enum FlatStep {
 
 #[derive(Debug)]
 struct FlatLaunch {
+    /// What it is called, and where it comes from.
+    label: String,
     kernel: KernelId,
     grid: i64,
     buffers: Range<usize>,
@@ -225,7 +227,12 @@ impl Build<'_> {
             };
             self.flat.scalars.push(value);
         }
+        let label = match launch.source.first() {
+            Some(place) => format!("{} ({place})", launch.label),
+            None => launch.label.clone(),
+        };
         let flat = FlatLaunch {
+            label,
             kernel: launch.kernel,
             grid,
             buffers: buffers..self.flat.buffers.len(),
@@ -303,14 +310,14 @@ impl Run<'_> {
             match &flat.steps[at] {
                 FlatStep::Launch(launch) => {
                     // SAFETY: the caller's promise.
-                    unsafe { self.launch(launch) };
+                    unsafe { self.launch(launch) }?;
                     if let (Some(start), Some(profile)) = (start, &mut self.profile) {
                         profile.add(launch.row, start.elapsed(), launch.flops, launch.bytes);
                     }
                 }
                 FlatStep::Copy(copy) => {
                     // SAFETY: the caller's promise.
-                    unsafe { self.copy(copy) };
+                    unsafe { self.copy(copy) }?;
                     if let (Some(start), Some(profile)) = (start, &mut self.profile) {
                         profile.add(copy.row, start.elapsed(), 0, 2 * copy.bytes);
                     }
@@ -341,9 +348,9 @@ impl Run<'_> {
 
     /// # Safety
     /// As `Flat::run`.
-    unsafe fn launch(&mut self, launch: &FlatLaunch) {
+    unsafe fn launch(&mut self, launch: &FlatLaunch) -> Result<(), ExecError> {
         if launch.grid <= 0 {
-            return;
+            return Ok(());
         }
         let flat = self.flat;
         let mut scalars = &flat.scalars[launch.scalars.clone()];
@@ -367,7 +374,8 @@ impl Run<'_> {
             &self.buffers
         };
         // SAFETY: the caller's promise; the places were checked when the list was built.
-        unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid) }
+        let done = unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid) };
+        done.map_err(|error| ExecError::Step { label: launch.label.clone(), error })
     }
 
     /// # Safety
@@ -396,13 +404,14 @@ impl Run<'_> {
 
     /// # Safety
     /// As `Flat::run`.
-    unsafe fn copy(&mut self, copy: &FlatCopy) {
+    unsafe fn copy(&mut self, copy: &FlatCopy) -> Result<(), ExecError> {
         let fixed = &self.flat.buffers[copy.buffers.clone()];
         let strides = &self.flat.strides[copy.strides.clone()];
         move_buffers(&mut self.buffers, fixed, strides, &self.indices);
         let buffers = if strides.is_empty() { fixed } else { &self.buffers };
         // SAFETY: the caller's promise; both extents were checked when the list was built.
-        unsafe { self.kernels.copy(buffers[0], buffers[1], copy.bytes as usize) }
+        unsafe { self.kernels.copy(buffers[0], buffers[1], copy.bytes as usize) }?;
+        Ok(())
     }
 }
 

@@ -125,7 +125,7 @@ impl Session {
         let (id, len) = (self.find_kept(name)?, self.len_of(name)?);
         check_elements::<T>(name, self.entry().buffer(id).dtype, len, values.len())?;
         let _busy = self.store.hold();
-        self.program.device.write(&*self.memory[id.0 as usize], 0, as_bytes(values));
+        self.program.device.write(&*self.memory[id.0 as usize], 0, as_bytes(values))?;
         Ok(())
     }
 
@@ -143,7 +143,7 @@ impl Session {
         let (id, len) = (self.find_kept(name)?, self.len_of(name)?);
         check_elements::<T>(name, self.entry().buffer(id).dtype, len, values.len())?;
         let _busy = self.store.hold();
-        self.program.device.read(&*self.memory[id.0 as usize], 0, as_bytes_mut(values));
+        self.program.device.read(&*self.memory[id.0 as usize], 0, as_bytes_mut(values))?;
         Ok(())
     }
 

@@ -60,7 +60,7 @@ impl Store {
     pub fn write<T: Element>(&self, name: &str, values: &[T]) -> Result<(), ExecError> {
         let kept = self.typed::<T>(name, values.len())?;
         let _busy = self.hold();
-        self.device.write(&*kept.memory, 0, as_bytes(values));
+        self.device.write(&*kept.memory, 0, as_bytes(values))?;
         Ok(())
     }
 
@@ -70,7 +70,7 @@ impl Store {
         let kept = self.typed::<T>(name, len)?;
         let mut values = vec![T::default(); len];
         let _busy = self.hold();
-        self.device.read(&*kept.memory, 0, as_bytes_mut(&mut values));
+        self.device.read(&*kept.memory, 0, as_bytes_mut(&mut values))?;
         Ok(values)
     }
 
@@ -78,7 +78,7 @@ impl Store {
     pub fn write_bytes(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<(), ExecError> {
         let kept = self.spanned(name, offset, bytes.len())?;
         let _busy = self.hold();
-        self.device.write(&*kept.memory, offset, bytes);
+        self.device.write(&*kept.memory, offset, bytes)?;
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl Store {
     pub fn read_bytes(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), ExecError> {
         let kept = self.spanned(name, offset, out.len())?;
         let _busy = self.hold();
-        self.device.read(&*kept.memory, offset, out);
+        self.device.read(&*kept.memory, offset, out)?;
         Ok(())
     }
 

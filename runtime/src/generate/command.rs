@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use weft_graph::Graph;
 
 use super::{GenerateError, Generator, Sampling, tokenizer};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::{CONFIG, run_folder};
-use crate::device::Cpu;
+use crate::device::{Cpu, DeviceKind};
 use crate::exec::{ExecError, Program};
 use crate::ranks::last_action;
 
@@ -44,6 +43,9 @@ pub struct TextArgs {
     /// A Hugging Face tokenizer.json, or its folder; without, the checkpoint's, else bytes
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceKind,
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -89,7 +91,7 @@ pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
     let folder = checkpoint_folder(&args.checkpoint)?;
     let checkpoint = CheckpointReader::open(&folder)?;
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
-    let device = Arc::new(Cpu::new(threads).map_err(ExecError::from)?);
+    let device = args.device.open(threads).map_err(ExecError::from)?;
     let program = Program::load(graph, device)?;
     let mut generator = Generator::load(&program, &checkpoint)?;
     let prompt = args.prompt_ids(&folder)?;

@@ -11,7 +11,7 @@ use super::TrainError;
 use super::run::{self, Options, Outcome, STEP};
 use super::settings::MODEL;
 use crate::checkpoint::run_folder;
-use crate::device::Cpu;
+use crate::device::{Cpu, DeviceKind};
 use crate::exec::{ExecError, Program};
 use crate::ranks::fault::Fault;
 use crate::ranks::last_action::{self, LastAction};
@@ -42,6 +42,9 @@ pub struct RunArgs {
     /// A Hugging Face tokenizer.json, or its folder; bytes without
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceKind,
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -72,8 +75,11 @@ pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
     };
     last_action::warn(&options.out);
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
+    if args.ranks > 1 && args.device != DeviceKind::Cpu {
+        return Err(TrainError::RanksOn);
+    }
     let outcome = match args.ranks {
-        0 | 1 => one_rank(graph, threads, &options, None)?,
+        0 | 1 => one_rank(graph, (args.device, threads), &options, None)?,
         n => several(graph, threads, &options, n, args.rank_timeout)?,
     };
     report(&outcome, &options.out);
@@ -82,11 +88,11 @@ pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
 
 fn one_rank(
     graph: Graph,
-    threads: usize,
+    (kind, threads): (DeviceKind, usize),
     options: &Options,
     rank: Option<Arc<Rank>>,
 ) -> Result<Outcome, TrainError> {
-    let device = Arc::new(Cpu::new(threads).map_err(ExecError::from)?);
+    let device = kind.open(threads).map_err(ExecError::from)?;
     let program = Program::load(graph, device)?;
     run::run(&program, options, stop_on_signal(), rank)
 }
@@ -115,7 +121,7 @@ fn several(
             fault.seed(comm.rank(), step);
         }
         let rank = Rank::new(comm, 0, Some(log), fault.clone());
-        one_rank(graph, threads, &shared, Some(Arc::new(rank)))
+        one_rank(graph, (DeviceKind::Cpu, threads), &shared, Some(Arc::new(rank)))
     });
     let endings = endings.map_err(TrainError::io("start threads for", &options.out))?;
     let mut outcomes = vec![];

@@ -49,6 +49,8 @@ pub enum TrainError {
              give --ranks {compiled}"
     )]
     Ranks { compiled: usize, mesh: String, given: usize },
+    #[error("not available yet: --ranks on another device than cpu; give --ranks 1")]
+    RanksOn,
     #[error("the ranks' programs do not fit together: {0}")]
     OtherProgram(String),
     #[error("the run ended: {}", .0.join("\n  "))]

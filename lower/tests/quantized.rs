@@ -1,11 +1,15 @@
-//! Products of quantized values on this machine's kernels, against the interpreter on the module
+//! Products of quantized values on every machine's kernels, against the interpreter on the module
 //! before `split_quantized`: what makes the codes and what multiplies them.
 
-mod on_cpu;
+mod machines;
+
+use std::sync::Arc;
 
 use weft_passes::{PassCx, by_name, run_pass};
 
-use on_cpu::{Draw, arguments, distance, graph, interpret, module, run};
+use weft_runtime::device::{Cpu, Device, Ptx};
+
+use machines::{Draw, arguments, distance, graph, interpret, module, ptx_graph, run};
 
 /// Codes differ nowhere, and sums by the rounding of f32 alone.
 const TOLERANCE: f64 = 1e-6;
@@ -30,11 +34,19 @@ fn check(text: &str) {
         run_pass(i + 1, pass, &mut after, &PassCx::default()).expect("it runs");
     }
     let f = after.find("f").expect("the entry");
-    let found = run(&graph(&after, &["f"]), &after, f, &args, &sizes);
-    for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
-        let off = distance(a, b);
-        assert!(off <= TOLERANCE, "result {i} is off by {off:.1e}\n{text}");
-        assert!(b.numbers().iter().any(|x| *x != 0.0), "result {i} is zeros");
+    let cpu: Arc<dyn Device> = Arc::new(Cpu::new(2).unwrap());
+    let mut machines = vec![("cpu", cpu, graph(&after, &["f"]))];
+    // The sums of tensor cores are for CPUs to study; the interpreter of PTX is slow.
+    if !text.contains("hopper14") && !text.contains("[150, 130]") {
+        machines.push(("ptx", Arc::new(Ptx::new()), ptx_graph(&after, &["f"])));
+    }
+    for (machine, device, graph) in machines {
+        let found = run(device, &graph, &after, f, &args, &sizes);
+        for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+            let off = distance(a, b);
+            assert!(off <= TOLERANCE, "{machine}: result {i} is off by {off:.1e}\n{text}");
+            assert!(b.numbers().iter().any(|x| *x != 0.0), "result {i} is zeros");
+        }
     }
 }
 

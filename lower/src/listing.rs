@@ -1,16 +1,14 @@
-//! What a user reads of the kernels: for each its LLVM IR and its assembly, for one CPU variant.
+//! What a user reads of the kernels: for each its LLVM IR and its assembly, for one target.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use weft_codegen::emit::Target;
 use weft_codegen::object::{self, KernelSource, ObjectError};
-use weft_graph::CpuVariant;
 use weft_ir::module::Module;
-use weft_lower::Kernels;
 
-use super::CompileError;
-use crate::Cpu;
-use crate::target::target;
+use crate::Backend;
+use crate::compile::{self, CompileError};
 
 /// One kernel as text.
 #[derive(Clone, Debug)]
@@ -23,16 +21,13 @@ pub struct Listing {
 
 /// Every kernel that `entries` launch, in the order of the graph.
 pub fn listings(
+    backend: &dyn Backend,
+    target: &Target,
     module: &Module,
     entries: &[&str],
-    cpu: CpuVariant,
     threads: usize,
 ) -> Result<Vec<Listing>, CompileError> {
-    let mut kernels = Kernels::default();
-    for name in entries {
-        let func = module.find(name).ok_or_else(|| CompileError::NoEntry(name.to_string()))?;
-        weft_lower::lower(&Cpu, module, func, &mut kernels)?;
-    }
+    let (_, kernels) = compile::entries(backend, module, entries, &mut |_| {})?;
     let sources: Vec<KernelSource> = kernels.sources().cloned().collect();
     let next = AtomicUsize::new(0);
     let done = Mutex::new(vec![]);
@@ -42,7 +37,7 @@ pub fn listings(
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(source) = sources.get(at) else { break };
-                    let made = listing(source, cpu);
+                    let made = listing(source, target);
                     done.lock().unwrap_or_else(|e| e.into_inner()).push((at, made));
                 }
             });
@@ -54,12 +49,11 @@ pub fn listings(
     Ok(all?)
 }
 
-fn listing(source: &KernelSource, cpu: CpuVariant) -> Result<Listing, ObjectError> {
+fn listing(source: &KernelSource, target: &Target) -> Result<Listing, ObjectError> {
     let one = std::slice::from_ref(source);
-    let target = target(cpu);
     Ok(Listing {
         name: source.name.clone(),
-        llvm_ir: object::llvm_ir(&target, one)?,
-        assembly: object::assembly(&target, one)?,
+        llvm_ir: object::llvm_ir(target, one)?,
+        assembly: object::assembly(target, one)?,
     })
 }

@@ -1,7 +1,8 @@
 //! Compiled graphs on disk, found again by what they were compiled from.
 //!
-//! The key is a digest of the compiler, the options and the module's text after the passes. An
-//! entry is a `.weft` file, written whole or not at all; one that cannot be read is compiled again.
+//! The key is a digest of the compiler, what it was asked for and the module's text after the
+//! passes. An entry is a `.weft` file, written whole or not at all; one that cannot be read is
+//! compiled again.
 //! A file's time is that of its last use: when the cache grows beyond its limit, those unused
 //! longest go.
 
@@ -13,24 +14,30 @@ use weft_graph::Graph;
 use weft_ir::module::Module;
 use weft_ir::text;
 
-use super::{COMPILER, CompileError, Options, Stage, compile_observed};
+use crate::compile::{COMPILER, CompileError};
 
-/// Where graphs are kept: `$WEFT_CACHE`, or `weft` in the user's cache folder. `None` where there
-/// is neither.
-pub fn folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("WEFT_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("weft")))
-        .or_else(|| set("HOME").map(|d| d.join(".cache").join("weft")))
+/// A folder of graphs and what it may take.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    pub folder: PathBuf,
+    pub limit_bytes: u64,
 }
 
 /// What the cache may take, unless `$WEFT_CACHE_MIB` says otherwise: some hundred graphs of small
 /// models.
 const LIMIT_MIB: u64 = 1024;
 
-fn limit_bytes() -> u64 {
-    let set = std::env::var("WEFT_CACHE_MIB").ok().and_then(|v| v.trim().parse::<u64>().ok());
-    set.unwrap_or(LIMIT_MIB).saturating_mul(1 << 20)
+impl Cache {
+    /// In `$WEFT_CACHE`, or `weft` in the user's cache folder. `None` where there is neither.
+    pub fn of_user() -> Option<Cache> {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let folder = set("WEFT_CACHE")
+            .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("weft")))
+            .or_else(|| set("HOME").map(|d| d.join(".cache").join("weft")))?;
+        let mib = std::env::var("WEFT_CACHE_MIB").ok().and_then(|v| v.trim().parse::<u64>().ok());
+        let limit_bytes = mib.unwrap_or(LIMIT_MIB).saturating_mul(1 << 20);
+        Some(Cache { folder, limit_bytes })
+    }
 }
 
 /// A graph, and whether it was in the cache.
@@ -39,43 +46,24 @@ pub struct Cached {
     pub hit: bool,
 }
 
-/// As [`compile`](super::compile), but a graph compiled before from the same module and options is
-/// read from the cache. A cache that cannot be written costs time, not the result.
-pub fn compile_cached(
-    module: &Module,
-    entries: &[&str],
-    options: &Options,
-    observe: &mut dyn FnMut(Stage),
+/// The graph of this key in `cache`, or what `compile` makes. A cache that cannot be written costs
+/// time, not the result.
+pub fn find_or(
+    cache: Option<&Cache>,
+    key: &str,
+    compile: impl FnOnce() -> Result<Graph, CompileError>,
 ) -> Result<Cached, CompileError> {
-    match folder() {
-        Some(folder) => {
-            compile_cached_in(&folder, limit_bytes(), module, entries, options, observe)
-        }
-        None => {
-            Ok(Cached { graph: compile_observed(module, entries, options, observe)?, hit: false })
-        }
-    }
-}
-
-/// As [`compile_cached`], in a folder and under a limit of the caller's choice.
-pub fn compile_cached_in(
-    folder: &Path,
-    limit_bytes: u64,
-    module: &Module,
-    entries: &[&str],
-    options: &Options,
-    observe: &mut dyn FnMut(Stage),
-) -> Result<Cached, CompileError> {
-    let path = folder.join(format!("{}.weft", key(module, entries, options)));
+    let Some(cache) = cache else { return Ok(Cached { graph: compile()?, hit: false }) };
+    let path = cache.folder.join(format!("{key}.weft"));
     if let Ok(graph) = Graph::open(&path) {
         // Where the time cannot be set, the graph goes earlier than it would.
         let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         return Ok(Cached { graph, hit: true });
     }
-    let graph = compile_observed(module, entries, options, observe)?;
+    let graph = compile()?;
     // Where it cannot be written, the next compile is slower; nothing is lost.
-    if std::fs::create_dir_all(folder).is_ok() && graph.save(&path).is_ok() {
-        trim(folder, limit_bytes, &path);
+    if std::fs::create_dir_all(&cache.folder).is_ok() && graph.save(&path).is_ok() {
+        trim(&cache.folder, cache.limit_bytes, &path);
     }
     Ok(Cached { graph, hit: false })
 }
@@ -106,8 +94,8 @@ fn trim(folder: &Path, limit_bytes: u64, keep: &Path) {
     }
 }
 
-/// The name of a graph in the cache.
-pub fn key(module: &Module, entries: &[&str], options: &Options) -> String {
+/// The name of a graph in the cache: `asked` is what beside the module decides its bytes.
+pub fn key(module: &Module, entries: &[&str], asked: &[&str]) -> String {
     let mut digest = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         digest.update(&(bytes.len() as u64).to_le_bytes());
@@ -116,14 +104,10 @@ pub fn key(module: &Module, entries: &[&str], options: &Options) -> String {
     part(COMPILER.as_bytes());
     part(&build_id());
     part(&weft_graph::FORMAT_VERSION.to_le_bytes());
-    for entry in entries {
-        part(entry.as_bytes());
+    for list in [entries, asked] {
+        part(&(list.len() as u64).to_le_bytes());
+        list.iter().for_each(|text| part(text.as_bytes()));
     }
-    for variant in &options.variants {
-        part(variant.name().as_bytes());
-    }
-    part(options.source.as_bytes());
-    part(options.command.as_bytes());
     part(text::print(module).as_bytes());
     digest.finalize().to_hex().to_string()
 }

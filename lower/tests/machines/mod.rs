@@ -1,15 +1,17 @@
-//! Runs functions of a module on this machine's kernels and in the interpreter, and compares.
+//! Runs functions of a module on this machine's kernels, as PTX, and in the reference interpreter,
+//! and compares.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::sync::Arc;
 
 use half::bf16;
 use weft_backend_cpu::compile::{Options, compile};
+use weft_backend_cuda::compile as cuda;
 use weft_graph::{DType, Graph, Role};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
 use weft_ir::ty::Type;
-use weft_runtime::device::Cpu;
+use weft_runtime::device::{Cpu, Device, Ptx};
 use weft_runtime::exec::{Program, Session, Store};
 
 /// The module a text describes; ops without a place get one.
@@ -66,9 +68,24 @@ pub fn graph(m: &Module, entries: &[&str]) -> Graph {
     }
 }
 
+/// The same for GPUs.
+pub fn ptx_graph(m: &Module, entries: &[&str]) -> Graph {
+    let options = cuda::Options { threads: 2, source: String::new(), command: String::new() };
+    match cuda::compile(m, entries, &options, &mut |_| {}) {
+        Ok(graph) => graph,
+        Err(e) => panic!("{e}\n{}", weft_ir::text::print(m)),
+    }
+}
+
 /// The results of an entry; the values of what it donates too.
-pub fn run(graph: &Graph, m: &Module, f: FuncId, args: &[Tensor], sizes: &Sizes) -> Vec<Tensor> {
-    let device = Arc::new(Cpu::new(2).unwrap());
+pub fn run(
+    device: Arc<dyn Device>,
+    graph: &Graph,
+    m: &Module,
+    f: FuncId,
+    args: &[Tensor],
+    sizes: &Sizes,
+) -> Vec<Tensor> {
     let program = Program::load(graph.clone(), device.clone()).unwrap();
     let store = Store::new(device);
     let func = m.func(f);
@@ -85,7 +102,7 @@ pub fn run(graph: &Graph, m: &Module, f: FuncId, args: &[Tensor], sizes: &Sizes)
     for (i, arg) in args.iter().enumerate() {
         write(&mut session, &name(i), entry.buffers[i].dtype, arg);
     }
-    session.run().unwrap();
+    session.run().unwrap_or_else(|e| panic!("{e}\n{graph}"));
     let results = func.results.iter().enumerate().map(|(i, _)| {
         let at = func.params.len() + i;
         assert_eq!(entry.buffers[at].role, Role::Output);
@@ -144,24 +161,39 @@ fn read(session: &Session, name: &str, dtype: DType, dims: &[usize]) -> Tensor {
     Tensor { dtype: of, dims: dims.to_vec(), data, scales: None }
 }
 
-/// Whether CPU and interpreter agree on an entry, to `tolerance` of the norm of each result.
+/// What can run here, each with the graph that it runs.
+pub fn machines(m: &Module, entry: &str) -> Vec<(&'static str, Arc<dyn Device>, Graph)> {
+    vec![cpu(m, entry), ptx(m, entry)]
+}
+
+pub fn cpu(m: &Module, entry: &str) -> (&'static str, Arc<dyn Device>, Graph) {
+    ("cpu", Arc::new(Cpu::new(2).unwrap()), graph(m, &[entry]))
+}
+
+pub fn ptx(m: &Module, entry: &str) -> (&'static str, Arc<dyn Device>, Graph) {
+    ("ptx", Arc::new(Ptx::new()), ptx_graph(m, &[entry]))
+}
+
+/// Whether every machine and the interpreter agree on an entry, to `tolerance` of the norm of each
+/// result.
 pub fn check(m: &Module, name: &str, given: &[(&str, u64)], draw: Draw, tolerance: f64) {
     let f = m.find(name).expect("the entry");
-    let graph = graph(m, &[name]);
     let sizes: Sizes =
         given.iter().map(|(n, size)| (m.find_sym(n).expect("a symbol"), *size)).collect();
     let args = arguments(m, f, &sizes, 1, draw);
-    let found = run(&graph, m, f, &args, &sizes);
     let expected = interpret(m, f, &args, &sizes);
-    for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
-        let off = distance(a, b);
-        let result = m.func(f).result_names.get(i).map_or("", String::as_str);
-        assert!(
-            off <= tolerance,
-            "@{name}, result {i} {result}: {off:e}\n{:?}\n{:?}\n{graph}",
-            head(a),
-            head(b)
-        );
+    for (machine, device, graph) in machines(m, name) {
+        let found = run(device, &graph, m, f, &args, &sizes);
+        for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+            let off = distance(a, b);
+            let result = m.func(f).result_names.get(i).map_or("", String::as_str);
+            assert!(
+                off <= tolerance,
+                "@{name} on {machine}, result {i} {result}: {off:e}\n{:?}\n{:?}\n{graph}",
+                head(a),
+                head(b)
+            );
+        }
     }
 }
 
@@ -169,12 +201,13 @@ fn head(x: &Tensor) -> Vec<f64> {
     x.numbers().into_iter().take(16).collect()
 }
 
-/// `‖a - b‖ / ‖b‖`.
+/// `‖a - b‖ / ‖b‖`; equal infinities are at no distance, and have no length.
 pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims, b.dims);
     let (a, b) = (a.numbers(), b.numbers());
     let square = |it: &mut dyn Iterator<Item = f64>| it.map(|x| x * x).sum::<f64>().sqrt();
-    let norm = square(&mut b.iter().copied());
-    let off = square(&mut a.iter().zip(&b).map(|(a, b)| a - b));
+    let norm = square(&mut b.iter().copied().filter(|x| !x.is_infinite()));
+    let between = |(a, b): (&f64, &f64)| if a == b { 0.0 } else { a - b };
+    let off = square(&mut a.iter().zip(&b).map(between));
     if off == 0.0 { 0.0 } else { off / norm.max(1e-12) }
 }

@@ -1,17 +1,16 @@
-//! Random well-typed IR through every pass and on this machine's kernels, against the interpreter
-//! on the module as it was.
+//! Random well-typed IR through every pass and on every machine's kernels, against the
+//! interpreter on the module as it was.
 //!
 //! Where the interpreter itself moves when it rounds as stated, a result is not determined: it is
 //! held to as much as that. `WEFT_SEED=n` runs one seed, `WEFT_SEEDS=n` so many.
 
-mod on_cpu;
+mod machines;
 #[path = "../../passes/tests/support/random.rs"]
 mod random;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use on_cpu::{Draw, arguments};
-use weft_backend_cpu::compile::{Options, compile};
+use machines::{Draw, arguments};
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_passes::{PIPELINE, PassCx, run_pass};
@@ -51,17 +50,23 @@ fn agrees(m: &Module) -> Result<(), String> {
     if exact.iter().any(|t| t.numbers().iter().any(|x| x.is_nan())) {
         return Ok(());
     }
-    COMPARED.fetch_add(1, Ordering::Relaxed);
+    let compared = COMPARED.fetch_add(1, Ordering::Relaxed);
     for pass in PIPELINE {
         run_pass(0, pass, &mut m, &PassCx::default()).map_err(|e| e.to_string())?;
     }
-    let graph = compile(&m, &["f"], &Options::native(1)).map_err(|e| e.to_string())?;
+    let mut machines = vec![machines::cpu(&m, "f")];
+    // The interpreter of PTX is slow.
+    if compared.is_multiple_of(8) {
+        machines.push(machines::ptx(&m, "f"));
+    }
     let f = m.find("f").ok_or("the entry is gone")?;
-    let got = on_cpu::run(&graph, &m, f, &args, &Default::default());
-    for (i, got) in got.iter().enumerate() {
-        if !near(got, &stated[i], &exact[i]) {
-            let text = weft_ir::text::print(&m);
-            return Err(format!("r{i}: {got:?}\n{:?}\n{text}", exact[i]));
+    for (machine, device, graph) in machines {
+        let got = machines::run(device, &graph, &m, f, &args, &Default::default());
+        for (i, got) in got.iter().enumerate() {
+            if !near(got, &stated[i], &exact[i]) {
+                let text = weft_ir::text::print(&m);
+                return Err(format!("r{i} on {machine}: {got:?}\n{:?}\n{text}", exact[i]));
+            }
         }
     }
     Ok(())

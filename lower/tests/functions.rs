@@ -1,12 +1,13 @@
-//! Whole functions on this machine's kernels, against the interpreter.
+//! Whole functions on every machine's kernels, against the interpreter.
 
-mod on_cpu;
+mod machines;
 
 use weft_ir::module::Module;
 use weft_ir::ty::DType;
+use weft_lower::cache::Cache;
 use weft_passes::{PIPELINE, PassCx, Train, run_pass};
 
-use on_cpu::{Draw, check, module};
+use machines::{Draw, check, module};
 
 const DRAW: Draw = Draw { low: -1.0, high: 1.0, ints: 3.0 };
 
@@ -366,14 +367,12 @@ fn the_same_module_gives_the_same_bytes() {
 /// A cached graph is the compiled one; a damaged file is compiled again.
 #[test]
 fn graphs_are_found_again() {
-    use weft_backend_cpu::compile::Options;
-    use weft_backend_cpu::compile::cache::{compile_cached_in, key};
+    use weft_backend_cpu::compile::{Options, compile_cached_in, key};
     let m = planned(&PassCx::default());
     let folder = tempfile::tempdir().unwrap();
     let options = Options::native(2);
-    let cached = || {
-        compile_cached_in(folder.path(), u64::MAX, &m, &["loss"], &options, &mut |_| {}).unwrap()
-    };
+    let all = Cache { folder: folder.path().to_owned(), limit_bytes: u64::MAX };
+    let cached = || compile_cached_in(Some(&all), &m, &["loss"], &options, &mut |_| {}).unwrap();
     let first = cached();
     let second = cached();
     assert_eq!((first.hit, second.hit), (false, true));
@@ -392,13 +391,13 @@ fn graphs_are_found_again() {
 #[test]
 fn graphs_that_are_not_used_make_room() {
     use std::time::{Duration, SystemTime};
-    use weft_backend_cpu::compile::Options;
-    use weft_backend_cpu::compile::cache::compile_cached_in;
+    use weft_backend_cpu::compile::{Options, compile_cached_in};
     let m = planned(&PassCx::default());
     let folder = tempfile::tempdir().unwrap();
     let of = |source: &str, limit_bytes: u64| {
         let options = Options { source: source.into(), ..Options::native(2) };
-        compile_cached_in(folder.path(), limit_bytes, &m, &["loss"], &options, &mut |_| {}).unwrap()
+        let cache = Cache { folder: folder.path().to_owned(), limit_bytes };
+        compile_cached_in(Some(&cache), &m, &["loss"], &options, &mut |_| {}).unwrap()
     };
     let mut sizes = vec![];
     for (age, source) in [(30, "first"), (20, "second")] {
@@ -438,7 +437,7 @@ fn what_only_a_state_op_reads_is_made_there() {
           return %1, %2, %3
         }";
     let m = module(text);
-    let graph = on_cpu::graph(&m, &["f"]);
+    let graph = machines::graph(&m, &["f"]);
     assert_eq!(graph.entries[0].steps.len(), 1, "{graph}");
     check(&m, "f", &[], POSITIVE, 1e-6);
 }

@@ -1,0 +1,165 @@
+//! Attention in whole functions, on every machine's kernels, against the interpreter: shared heads,
+//! several parts, masks, sizes that fill no block.
+
+mod machines;
+
+use machines::{Draw, check, module};
+
+/// Segment numbers are drawn from three; queries and keys are of one array where segments count.
+const DRAW: Draw = Draw { low: -1.0, high: 1.0, ints: 3.0 };
+const TOLERANCE: f64 = 4e-6;
+
+/// What one case asks for.
+#[derive(Clone, Copy)]
+struct Case {
+    dtype: &'static str,
+    /// Queries and keys.
+    rows: (&'static str, &'static str),
+    heads: u64,
+    /// Heads of k and widths of the parts; heads and width of v.
+    parts: &'static [(u64, u64)],
+    v: (u64, u64),
+    attrs: &'static str,
+}
+
+impl Case {
+    fn text(&self, gradients: bool) -> String {
+        let Case { dtype, rows: (s, t), heads, parts, v, attrs } = *self;
+        let mut params = vec![];
+        let mut names = vec![];
+        let mut shapes = vec![];
+        let mut add = |name: String, ty: String| {
+            params.push(format!("%{name}: {ty}"));
+            names.push(format!("%{name}"));
+            shapes.push(ty);
+        };
+        for (i, (_, width)) in parts.iter().enumerate() {
+            add(format!("q{i}"), format!("{dtype}[B, {s}, {heads}, {width}]"));
+        }
+        for (i, (shared, width)) in parts.iter().enumerate() {
+            add(format!("k{i}"), format!("{dtype}[B, {t}, {shared}, {width}]"));
+        }
+        add("v".into(), format!("{dtype}[B, {t}, {}, {}]", v.0, v.1));
+        let (o, lse) =
+            (format!("{dtype}[B, {s}, {heads}, {}]", v.1), format!("f32[B, {heads}, {s}]"));
+        let operands = names.join(", ");
+        let differentiated = shapes.clone();
+        let mut masks = vec![];
+        if attrs.contains("offset") {
+            params.push("%start: i32[B]".into());
+            masks.push("%start");
+        }
+        if attrs.contains("segments") {
+            params.push(format!("%qs: i32[B, {s}]"));
+            params.push(format!("%ks: i32[B, {t}]"));
+            masks.extend(["%qs", "%ks"]);
+        }
+        let masks: String = masks.iter().map(|m| format!(", {m}")).collect();
+        let attrs = format!("{{parts = {}, scale = 0.3{attrs}}}", parts.len());
+        let mut results = vec![("o".to_string(), o.clone()), ("lse".into(), lse.clone())];
+        let mut body = format!("%o, %lse = attention {operands}{masks} {attrs} : {o}, {lse}\n");
+        let mut returned = vec!["%o".to_string(), "%lse".into()];
+        if gradients {
+            params.push(format!("%do: {o}"));
+            let made: Vec<String> = (0..differentiated.len()).map(|i| format!("%d{i}")).collect();
+            body += &format!(
+                "{} = attention_grad {operands}, %o, %lse, %do{masks} {attrs} : {}\n",
+                made.join(", "),
+                differentiated.join(", ")
+            );
+            results
+                .extend(differentiated.into_iter().enumerate().map(|(i, t)| (format!("d{i}"), t)));
+            returned.extend(made);
+        }
+        let results: Vec<String> = results.iter().map(|(n, t)| format!("{n}: {t}")).collect();
+        format!(
+            "dims {{ B <= 2, S <= 70, T <= 80 }}\nfunc @f({}) -> ({}) {{\n{body}return {}\n}}",
+            params.join(", "),
+            results.join(", "),
+            returned.join(", ")
+        )
+    }
+}
+
+const CASES: [Case; 6] = [
+    // One part, a head of k for each of q.
+    Case { dtype: "f32", rows: ("S", "T"), heads: 2, parts: &[(2, 16)], v: (2, 16), attrs: "" },
+    // Latent attention: a part with heads of its own, and one that all share.
+    Case {
+        dtype: "f32",
+        rows: ("S", "S"),
+        heads: 4,
+        parts: &[(4, 12), (1, 5)],
+        v: (4, 20),
+        attrs: ", causal = true",
+    },
+    Case {
+        dtype: "f32",
+        rows: ("S", "S"),
+        heads: 4,
+        parts: &[(2, 33)],
+        v: (2, 40),
+        attrs: ", causal = true, segments = true",
+    },
+    // A decoded token over a cache.
+    Case {
+        dtype: "f32",
+        rows: ("1", "T"),
+        heads: 4,
+        parts: &[(1, 64), (1, 8)],
+        v: (1, 64),
+        attrs: ", causal = true, offset = true",
+    },
+    Case {
+        dtype: "f32",
+        rows: ("S", "T"),
+        heads: 1,
+        parts: &[(1, 7)],
+        v: (1, 3),
+        attrs: ", segments = true",
+    },
+    Case {
+        dtype: "f32",
+        rows: ("S", "T"),
+        heads: 2,
+        parts: &[(1, 8)],
+        v: (2, 8),
+        attrs: ", causal = true, offset = true",
+    },
+];
+
+#[test]
+fn forward() {
+    for case in CASES {
+        for sizes in [("S", 33, 40), ("S", 1, 3), ("S", 32, 32)] {
+            let m = module(&case.text(false));
+            let (s, t) = (sizes.1, sizes.2);
+            let given: Vec<(&str, u64)> = [("B", 2), ("S", s), ("T", t)]
+                .into_iter()
+                .filter(|(n, _)| m.find_sym(n).is_some())
+                .collect();
+            check(&m, "f", &given, DRAW, TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn derivatives() {
+    for case in CASES {
+        let m = module(&case.text(true));
+        let given: Vec<(&str, u64)> = [("B", 2), ("S", 35), ("T", 37)]
+            .into_iter()
+            .filter(|(n, _)| m.find_sym(n).is_some())
+            .collect();
+        check(&m, "f", &given, DRAW, TOLERANCE);
+    }
+}
+
+/// In bf16 results are rounded, and on a CPU weights before they sum: to a unit in the last place.
+#[test]
+fn bf16() {
+    for case in [CASES[1], CASES[3]] {
+        let m = module(&Case { dtype: "bf16", ..case }.text(true));
+        check(&m, "f", &[("B", 2), ("S", 33), ("T", 40)], DRAW, 1.0 / 128.0);
+    }
+}

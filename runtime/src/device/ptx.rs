@@ -1,0 +1,177 @@
+//! PTX kernels without a GPU: run by the interpreter, a launch after the other.
+//!
+//! It is there to test what is compiled for GPUs, on small models: a launch that races, waits for
+//! nothing or leaves its buffers ends with an error that names the kernel and the line.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use weft_graph::{Graph, KernelId, PtxCode};
+
+use super::{Device, DeviceError, Kernels, Memory};
+
+#[derive(Default)]
+pub struct Ptx {
+    device: Arc<Mutex<ptx_sim::Device>>,
+}
+
+impl Ptx {
+    pub fn new() -> Ptx {
+        Ptx::default()
+    }
+}
+
+impl std::fmt::Debug for Ptx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ptx")
+    }
+}
+
+/// A panic in another launch is told there; memory is whole.
+fn lock(device: &Mutex<ptx_sim::Device>) -> MutexGuard<'_, ptx_sim::Device> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(e: ptx_sim::Error) -> DeviceError {
+    DeviceError::Failed { device: "ptx", reason: e.to_string() }
+}
+
+/// Part of the interpreter's memory.
+struct Allocation {
+    device: Arc<Mutex<ptx_sim::Device>>,
+    address: u64,
+    size_bytes: usize,
+}
+
+impl std::fmt::Debug for Allocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes at {:#x}", self.size_bytes, self.address)
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // It is there: nothing else frees it.
+        let _ = lock(&self.device).free(self.address);
+    }
+}
+
+impl Memory for Allocation {
+    fn address(&self) -> *mut u8 {
+        self.address as usize as *mut u8
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+}
+
+/// Where in the device `bytes` at an offset of `memory` lie. Panics if that leaves it.
+fn place(memory: &dyn Memory, offset: usize, n_bytes: usize) -> u64 {
+    assert!(offset.checked_add(n_bytes).is_some_and(|end| end <= memory.size_bytes()));
+    (memory.address() as usize + offset) as u64
+}
+
+impl Device for Ptx {
+    fn describe(&self) -> String {
+        "the ptx interpreter".into()
+    }
+
+    fn allocate(&self, size_bytes: u64) -> Result<Arc<dyn Memory>, DeviceError> {
+        let size = usize::try_from(size_bytes).ok().filter(|n| *n <= BYTES_MAX);
+        let Some(size) = size else {
+            let error = std::io::ErrorKind::OutOfMemory.into();
+            return Err(DeviceError::Memory { size_bytes, error });
+        };
+        let address = lock(&self.device).alloc(size.max(1));
+        let device = Arc::clone(&self.device);
+        Ok(Arc::new(Allocation { device, address, size_bytes: size.max(1) }))
+    }
+
+    fn load(&self, graph: &Graph) -> Result<Box<dyn Kernels>, DeviceError> {
+        let mut modules = BTreeMap::new();
+        let mut kernels = Vec::with_capacity(graph.kernels.len());
+        for kernel in &graph.kernels {
+            let name = kernel.name.clone();
+            let Some(code) = kernel.ptx else {
+                return Err(DeviceError::NoVariant { kernel: name, device: self.describe() });
+            };
+            let object = code.object.0;
+            if let std::collections::btree_map::Entry::Vacant(vacant) = modules.entry(object) {
+                let text = String::from_utf8_lossy(&graph.objects[object as usize]);
+                let module = ptx_sim::Module::load(&text);
+                let reason = |e: ptx_sim::Error| e.to_string();
+                vacant.insert(module.map_err(|e| DeviceError::Kernel {
+                    kernel: name.clone(),
+                    reason: reason(e),
+                })?);
+            }
+            kernels.push((name, code));
+        }
+        Ok(Box::new(Loaded { device: Arc::clone(&self.device), modules, kernels }))
+    }
+
+    fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        lock(&self.device).write(place(to, offset, bytes.len()), bytes).map_err(failed)
+    }
+
+    fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let device = lock(&self.device);
+        bytes.copy_from_slice(
+            device.read(place(from, offset, bytes.len()), bytes.len()).map_err(failed)?,
+        );
+        Ok(())
+    }
+}
+
+/// What an interpreter can hold: a model that needs more would not end in a day.
+const BYTES_MAX: usize = 1 << 32;
+
+struct Loaded {
+    device: Arc<Mutex<ptx_sim::Device>>,
+    /// By the graph's objects.
+    modules: BTreeMap<u32, ptx_sim::Module>,
+    /// In the order of the graph's kernels.
+    kernels: Vec<(String, PtxCode)>,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.kernels.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Kernels for Loaded {
+    unsafe fn launch(
+        &self,
+        kernel: KernelId,
+        buffers: &[*mut u8],
+        scalars: &[i64],
+        grid: i64,
+    ) -> Result<(), DeviceError> {
+        let (name, code) = &self.kernels[kernel.0 as usize];
+        let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
+        let grid = u32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))?;
+        let launch = ptx_sim::Launch {
+            dynamic_shared_bytes: code.dynamic_shared_bytes,
+            ..ptx_sim::Launch::new(grid, code.threads)
+        };
+        let buffers = buffers.iter().map(|b| ptx_sim::Arg::Ptr(*b as usize as u64));
+        let scalars = scalars.iter().map(|s| ptx_sim::Arg::I64(*s));
+        let args: Vec<ptx_sim::Arg> = buffers.chain(scalars).collect();
+        let module = &self.modules[&code.object.0];
+        let run = lock(&self.device).launch(module, name, &launch, &args);
+        run.map(|_| ()).map_err(|e| wrong(e.to_string()))
+    }
+
+    unsafe fn copy(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        size_bytes: usize,
+    ) -> Result<(), DeviceError> {
+        let mut device = lock(&self.device);
+        let bytes = device.read(from as usize as u64, size_bytes).map_err(failed)?.to_vec();
+        device.write(to as usize as u64, &bytes).map_err(failed)
+    }
+}
