@@ -1,12 +1,14 @@
 //! `weft plan`: what a parallel layout takes on a cluster: memory, time, and where the time goes.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use weft_lang::elaborate::Tree;
 use weft_lang::lower::{Purpose, Settings, Size};
-use weft_lang::settings::{self, Order, Parallel, TrainSettings};
+use weft_lang::settings::{self, Order, Parallel, Recompute, TrainSettings};
 use weft_passes::PassCx;
+use weft_plan::search::{self, Space};
 use weft_plan::{Cluster, Layout, Plan, Unit, WhatIf, show, unit};
 use weft_schedule::{Table, UnitCosts, check, csv, generate, picture};
 
@@ -34,6 +36,9 @@ pub struct Args {
     /// Change the hardware; may be repeated
     #[arg(long, value_name = "NAME")]
     what_if: Vec<String>,
+    /// Find the fastest layouts of as many GPUs and as large a batch that fit
+    #[arg(long, conflicts_with_all = ["what_ifs", "json", "svg", "trace", "any_memory"])]
+    search: bool,
     /// What each change of the hardware would gain
     #[arg(long)]
     what_ifs: bool,
@@ -60,7 +65,10 @@ const CLUSTERS: &[(&str, &str)] = &[
 pub fn run(args: Args) -> Result<()> {
     let cluster = cluster(&args.cluster)?;
     let what_if = args.what_if.iter().map(|w| WhatIf::parse(w)).collect::<Result<Vec<_>, _>>()?;
-    let (units, layout) = planned(&args)?;
+    if args.search {
+        return search(&args, &cluster, &what_if);
+    }
+    let Planned { units, layout, .. } = planned(&args, None)?;
     let plan = weft_plan::plan(&units, &cluster, &layout, &what_if)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&show::json(&plan, &cluster, &layout))?);
@@ -107,8 +115,43 @@ fn cluster(name: &str) -> Result<Cluster> {
     Cluster::parse(&text).with_context(|| name.to_string())
 }
 
-/// The model's units as compiled for one rank, and the layout of the parallel block.
-fn planned(args: &Args) -> Result<(Vec<Unit>, Layout)> {
+/// Ways of saving that a search tries.
+const RECOMPUTE: [Recompute; 3] = [Recompute::None, Recompute::Cheap, Recompute::Layers];
+
+/// Layouts shown of a search.
+const SHOWN: usize = 12;
+
+fn search(args: &Args, cluster: &Cluster, what_if: &[WhatIf]) -> Result<()> {
+    let all = RECOMPUTE.map(|r| planned(args, Some(r)));
+    let all = all.into_iter().collect::<Result<Vec<_>>>()?;
+    let names: Vec<String> = RECOMPUTE.iter().map(|r| format!("{r:?}").to_lowercase()).collect();
+    let like = all[0].layout.clone();
+    let space = Space {
+        n_gpus: like.n_gpus(),
+        micro_batches: like.data * like.table.n_micro_batches() as u64,
+        heads: all[0].heads.clone(),
+        experts: all[0].experts.clone(),
+    };
+    let variants: Vec<Vec<Unit>> = all.into_iter().map(|p| p.units).collect();
+    let (found, n_run, n_all) = search::search(&variants, cluster, &like, &space, what_if)?;
+    print!("{}", show::found(&found, &names, SHOWN));
+    println!("{} of {n_all} layouts simulated, {} of them fit", n_run, found.len());
+    if found.is_empty() {
+        bail!("no layout of {} {}s fits", space.n_gpus, cluster.name);
+    }
+    Ok(())
+}
+
+/// A model compiled for one rank, and the layout of the parallel block.
+struct Planned {
+    units: Vec<Unit>,
+    layout: Layout,
+    heads: BTreeSet<u64>,
+    experts: BTreeSet<u64>,
+}
+
+/// `recompute` in place of the train block's.
+fn planned(args: &Args, recompute: Option<Recompute>) -> Result<Planned> {
     let source = frontend::load(&args.model.model)?;
     let (overrides, sets) = graphs::split(&source, args.model.overrides(None)?);
     let mut tree = source.elaborate(&overrides)?;
@@ -136,7 +179,7 @@ fn planned(args: &Args) -> Result<(Vec<Unit>, Layout)> {
     let cx = PassCx {
         gradients: true,
         apart: true,
-        save: graphs::saved(train.recompute),
+        save: graphs::saved(recompute.unwrap_or(train.recompute)),
         policy: policy::policy(&lowered),
         ..PassCx::default()
     };
@@ -157,7 +200,8 @@ fn planned(args: &Args) -> Result<(Vec<Unit>, Layout)> {
         within_memory: !args.any_memory,
         moment_bytes: tree.precision.moments.bits() as f64 / 8.0,
     };
-    Ok((units, layout))
+    let (heads, experts) = unit::heads_and_experts(&module);
+    Ok(Planned { units, layout, heads, experts })
 }
 
 fn agrees(

@@ -16,6 +16,7 @@
 
 pub mod cluster;
 pub mod kernel;
+pub mod search;
 pub mod show;
 pub mod step;
 pub mod unit;

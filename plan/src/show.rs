@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use weft_schedule::{Cell, Table};
 
 use crate::cluster::{Cluster, WhatIf};
+use crate::search::Found;
 use crate::step::{Layout, Plan};
 use crate::weave::{Times, Weave};
 
@@ -115,6 +116,43 @@ pub fn budget(p: &Plan, layout: &Layout, tokens: f64) -> String {
     let gpu_hours = tokens / p.tokens_per_s_per_gpu / 3600.0;
     let days = gpu_hours / layout.n_gpus() as f64 / 24.0;
     format!("{tokens:.3e} tokens: {gpu_hours:.0} GPU hours, {days:.1} days\n")
+}
+
+/// Layouts that were found, the fastest first.
+pub fn found(all: &[Found], variants: &[String], most: usize) -> String {
+    let mut out = format!(
+        "{:>8} {:>6} {:>4} {:>6} {:>7} {:16} {:>6} {:>9} {:10} {:>7} {:>8}\n",
+        "tokens/s",
+        "step s",
+        "data",
+        "tensor",
+        "experts",
+        "schedule",
+        "ranks",
+        "stages a",
+        "recompute",
+        "GB most",
+        "idle %"
+    );
+    for f in all.iter().take(most) {
+        let bytes = f.plan.memory.iter().map(|m| m.total()).fold(0.0, f64::max);
+        let _ = writeln!(
+            out,
+            "{:8.0} {:6.2} {:4} {:6} {:7} {:16} {:6} {:9} {:10} {:7.1} {:8.1}",
+            f.plan.tokens_per_s_per_gpu,
+            f.plan.step_seconds,
+            f.layout.data,
+            f.layout.tensor,
+            f.layout.experts,
+            f.schedule.as_str(),
+            f.size.n_ranks,
+            f.size.stages_per_rank,
+            variants[f.variant],
+            bytes / GB,
+            percent(f.plan.bubble_seconds, f.plan.timeline.makespan()),
+        );
+    }
+    out
 }
 
 /// What each change of the hardware gains, beside the plan without.

@@ -226,6 +226,29 @@ pub fn plan(
     })
 }
 
+/// Seconds of compute of all units with all multiprocessors: no rank has less of it than an even
+/// share.
+pub fn alone_compute(
+    units: &[Unit],
+    cluster: &Cluster,
+    layout: &Layout,
+    what_if: &[WhatIf],
+) -> f64 {
+    let cluster = &changed(cluster, what_if);
+    let at = layout.place(cluster, what_if, false);
+    let of = |u: &Unit| {
+        let t = UnitTimes::of(u, cluster, &at);
+        t.forward.compute() + t.input.compute() + t.weight.compute()
+    };
+    units.iter().map(of).sum()
+}
+
+/// Whether an even share of the weights, in all their roles, is within the memory.
+pub fn weights_fit(units: &[Unit], cluster: &Cluster, layout: &Layout, pipeline: u64) -> bool {
+    let bytes = |u: &Unit| unit_bytes(u, layout).iter().sum::<f64>();
+    units.iter().map(bytes).sum::<f64>() / pipeline as f64 <= cluster.memory_bytes
+}
+
 /// What a layer's collectives of tensor parallelism take in its forward: activations are gathered
 /// and scattered around attention and around what follows it.
 fn tensor_seconds(cluster: &Cluster, layout: &Layout) -> f64 {
@@ -413,9 +436,12 @@ impl StageCosts {
             .map(|s| {
                 let units = &alone[a.stage(s)];
                 // A backward lays its weight gradients under exchanges, a forward nothing.
+                let laid = |(u, b): (&UnitTimes, &UnitTimes)| UnitTimes { weight: b.weight, ..*u };
+                let whole: Vec<UnitTimes> =
+                    units.iter().zip(&beside[a.stage(s)]).map(laid).collect();
                 [
                     weave::forward(units),
-                    weave::backward(units, true),
+                    weave::backward(&whole, true),
                     weave::backward(units, false),
                     weave::weight(units),
                 ]

@@ -428,6 +428,26 @@ fn share(module: &Module, units: &mut [Unit]) {
     }
 }
 
+/// Numbers that layouts must divide: heads of attention, experts of layers.
+pub fn heads_and_experts(module: &Module) -> (BTreeSet<u64>, BTreeSet<u64>) {
+    let (mut heads, mut experts) = (BTreeSet::new(), BTreeSet::new());
+    for f in module.funcs.iter().filter(|f| f.name.ends_with(".fwd")) {
+        for (_, op) in f.body_ops() {
+            match op.op {
+                Op::Attention => {
+                    heads.extend(f.ty(op.operands[0]).dims.get(2).and_then(|d| d.as_fixed()));
+                }
+                Op::Route => {
+                    let n = op.attrs.get_int("experts").and_then(|n| u64::try_from(n).ok());
+                    experts.extend(n);
+                }
+                _ => {}
+            }
+        }
+    }
+    (heads, experts)
+}
+
 /// What one layer hands the next.
 pub fn message_bytes(module: &Module) -> Result<f64, PlanError> {
     let forwards = module.funcs.iter().filter(|f| f.name.ends_with(".fwd"));

@@ -190,11 +190,20 @@ impl<'a> Problem<'a> {
     }
 
     fn cut(&self, objective: Objective) -> Option<(f64, Vec<usize>)> {
-        match self.shape {
-            Shape::Looped { .. } => self.chain(objective),
-            Shape::V => self.nested(self.n_ranks, objective),
-            Shape::Mirrored => self.nested(self.n_ranks / 2, objective),
-        }
+        let n_pairs = match self.shape {
+            Shape::Looped { .. } => return self.chain(objective),
+            Shape::V => self.n_ranks,
+            Shape::Mirrored => self.n_ranks / 2,
+        };
+        // A good cut by stage bounds what is worth a look.
+        let stages = 2 * n_pairs;
+        let whole = |cuts: &[usize]| {
+            let part = |stage: usize| Part { stage, from: cuts[stage], to: cuts[stage + 1] };
+            let pair = |r: usize| objective(&[part(r), part(stages - 1 - r)]);
+            (0..n_pairs).map(pair).try_fold(0.0, |most: f64, c| Some(most.max(c?)))
+        };
+        let most = self.chain(objective).and_then(|(_, cuts)| whole(&cuts));
+        self.nested(n_pairs, objective, most.unwrap_or(f64::INFINITY))
     }
 
     /// The cut whose worst stage is best, each stage by itself.
@@ -227,8 +236,9 @@ impl<'a> Problem<'a> {
         worst.is_finite().then_some((worst, cuts))
     }
 
-    /// Stages r and S - 1 - r together, from the outside in.
-    fn nested(&self, n_pairs: usize, objective: Objective) -> Option<(f64, Vec<usize>)> {
+    /// Stages r and S - 1 - r together, from the outside in; the best costs no more than `most`.
+    /// More units never cost less, so a part that costs more ends its loop.
+    fn nested(&self, n_pairs: usize, objective: Objective, most: f64) -> Option<(f64, Vec<usize>)> {
         let n = self.units.len();
         let n_stages = 2 * n_pairs;
         let at = |i: usize, j: usize| i * (n + 1) + j;
@@ -245,18 +255,20 @@ impl<'a> Problem<'a> {
                         continue;
                     }
                     for front in from + 1..to {
+                        let first = Part { stage: pair, from, to: front };
+                        if objective(&[first]).is_none_or(|c| c > most) {
+                            break;
+                        }
                         // The innermost pair leaves nothing between its stages.
                         let backs = if last { front..front + 1 } else { front + 2..to };
                         for back in backs.rev() {
-                            let parts = [
-                                Part { stage: pair, from, to: front },
-                                Part { stage: n_stages - 1 - pair, from: back, to },
-                            ];
+                            let second = Part { stage: n_stages - 1 - pair, from: back, to };
                             let slot = &mut open[0][at(front, back)];
                             if before >= slot.0 {
                                 continue;
                             }
-                            let Some(cost) = objective(&parts) else { continue };
+                            let cost = objective(&[first, second]).filter(|c| *c <= most);
+                            let Some(cost) = cost else { break };
                             if before.max(cost) < slot.0 {
                                 *slot = (before.max(cost), from, to);
                             }
