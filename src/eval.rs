@@ -56,6 +56,8 @@ enum Device {
     Cpu,
     /// Kernels for GPUs, run by an interpreter on one core: slow, and looks for races
     Ptx,
+    /// The first GPU that runs them (Hopper)
+    Cuda,
     /// The reference interpreter
     Interp,
 }
@@ -84,6 +86,7 @@ pub fn run(args: Args) -> Result<()> {
     let results = match args.device {
         Device::Cpu => compute(DeviceKind::Cpu, &module, args.grads, &tokens, &checkpoint)?,
         Device::Ptx => compute(DeviceKind::Ptx, &module, args.grads, &tokens, &checkpoint)?,
+        Device::Cuda => compute(DeviceKind::Cuda, &module, args.grads, &tokens, &checkpoint)?,
         Device::Interp => interpret(&module, args.grads, &tokens, &checkpoint)?,
     };
     let outputs = named_outputs(&module, &emits, results)?;

@@ -49,7 +49,7 @@ impl From<DeviceKind> for Target {
     fn from(device: DeviceKind) -> Target {
         match device {
             DeviceKind::Cpu => Target::Here,
-            DeviceKind::Ptx => Target::Cuda,
+            DeviceKind::Ptx | DeviceKind::Cuda => Target::Cuda,
         }
     }
 }

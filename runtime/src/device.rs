@@ -25,6 +25,8 @@ pub enum DeviceKind {
     Cpu,
     /// The kernels for GPUs, run by an interpreter on one core: slow, and looks for races
     Ptx,
+    /// The first GPU that runs them (Hopper)
+    Cuda,
 }
 
 impl DeviceKind {
@@ -33,6 +35,7 @@ impl DeviceKind {
         Ok(match self {
             DeviceKind::Cpu => Arc::new(Cpu::new(threads)?),
             DeviceKind::Ptx => Arc::new(Ptx::new()),
+            DeviceKind::Cuda => Arc::new(cuda::Cuda::first()?),
         })
     }
 }
@@ -49,6 +52,8 @@ pub enum DeviceError {
     NoVariant { kernel: String, device: String },
     #[error("kernel {kernel}: {reason}")]
     Kernel { kernel: String, reason: String },
+    #[error(transparent)]
+    NoCuda(#[from] cuda::NoCuda),
     #[error("{device}: {reason}")]
     Failed { device: &'static str, reason: String },
 }
@@ -104,8 +109,34 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         size_bytes: usize,
     ) -> Result<(), DeviceError>;
 
+    /// Waits for the launches so far. What went wrong in one may be told here, or when memory is
+    /// read.
+    fn wait(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// From here on launches and copies are recorded instead of done, if the device records; until
+    /// `end_recording`, which this thread must reach before it does anything else with the device.
+    fn start_recording(&self) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
+    /// What was recorded. An error where nothing was begun.
+    fn end_recording(&self) -> Result<Box<dyn Recording>, DeviceError> {
+        Err(DeviceError::Failed { device: "device", reason: "it records nothing".into() })
+    }
+
     /// Whether addresses are the host's own, so that ranks can exchange what lies there.
     fn is_host(&self) -> bool {
         false
     }
+}
+
+/// Launches and copies with their arguments, to be done as often as one likes.
+pub trait Recording: fmt::Debug + Send + Sync {
+    /// Does them, in order.
+    ///
+    /// # Safety
+    /// As when each was recorded: the buffers live, and no one else touches them meanwhile.
+    unsafe fn replay(&self) -> Result<(), DeviceError>;
 }

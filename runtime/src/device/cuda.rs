@@ -5,11 +5,16 @@
 //! place gets a [`NoCuda`] that says so. Kernels are PTX for `sm_90a`, which is code for compute
 //! capability 9.0 and no other (PTX ISA, target directives).
 
+mod context;
+mod kernels;
+
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use thiserror::Error;
+
+pub use context::Cuda;
 
 /// The CUDA version whose driver assembles PTX ISA 8.3, the version that kernels are written in.
 pub const VERSION_MIN: Version = Version { major: 12, minor: 3 };
@@ -42,6 +47,8 @@ pub enum NoCuda {
     NoDevice,
     #[error("the CUDA driver's {call} fails with {code}")]
     Call { call: &'static str, code: String },
+    #[error("no GPU that the CUDA driver sees runs the kernels: {why}")]
+    Unfit { why: String },
 }
 
 /// A driver that works, and what it sees.

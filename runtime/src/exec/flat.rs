@@ -312,6 +312,7 @@ impl Run<'_> {
                     // SAFETY: the caller's promise.
                     unsafe { self.launch(launch) }?;
                     if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                        self.kernels.wait()?;
                         profile.add(launch.row, start.elapsed(), launch.flops, launch.bytes);
                     }
                 }
@@ -319,6 +320,7 @@ impl Run<'_> {
                     // SAFETY: the caller's promise.
                     unsafe { self.copy(copy) }?;
                     if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                        self.kernels.wait()?;
                         profile.add(copy.row, start.elapsed(), 0, 2 * copy.bytes);
                     }
                 }

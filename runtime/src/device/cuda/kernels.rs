@@ -1,0 +1,271 @@
+//! PTX modules, assembled by the driver, launches, and steps recorded as a CUDA graph.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{
+    self, CUfunction, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUresult,
+};
+use weft_graph::{Graph, KernelId, PtxCode};
+
+use super::context::{Context, check};
+use crate::device::{DeviceError, Kernels, Recording};
+
+/// Shared memory that a launch may ask for without saying so before.
+const DYNAMIC_SHARED_PLAIN_BYTES: u32 = 48 << 10;
+
+/// What the driver's assembler may say of a module.
+const LOG_BYTES: usize = 16 << 10;
+
+#[derive(Debug)]
+struct Module {
+    context: Arc<Context>,
+    handle: CUmodule,
+}
+
+impl Module {
+    /// Assembles a module; what the driver says against it is in the error.
+    fn load(context: &Arc<Context>, kernel: &str, text: &[u8]) -> Result<Module, DeviceError> {
+        context.enter()?;
+        let wrong = |reason: String| DeviceError::Kernel { kernel: kernel.into(), reason };
+        let text = CString::new(text).map_err(|_| wrong("its PTX has a zero byte".into()))?;
+        let mut log = vec![0u8; LOG_BYTES];
+        let mut options = [
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // The driver takes the size in the pointer's place.
+        let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), LOG_BYTES as *mut c_void];
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the text ends with a zero, the log is as long as said; writes one handle.
+        let code = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut handle,
+                text.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        if code != CUresult::CUDA_SUCCESS {
+            let said = log.split(|b| *b == 0).next().unwrap_or_default();
+            let said = String::from_utf8_lossy(said).trim().to_string();
+            return Err(wrong(format!("the driver does not take its module: {code:?}; {said}")));
+        }
+        Ok(Module { context: Arc::clone(context), handle })
+    }
+
+    fn function(&self, name: &str, code: &PtxCode) -> Result<CUfunction, DeviceError> {
+        let wrong = |reason: String| DeviceError::Kernel { kernel: name.into(), reason };
+        let symbol = CString::new(name).map_err(|_| wrong("its name has a zero byte".into()))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded, the name ends with a zero; writes one handle.
+        let found =
+            unsafe { sys::cuModuleGetFunction(&mut function, self.handle, symbol.as_ptr()) };
+        if found != CUresult::CUDA_SUCCESS {
+            return Err(wrong(format!("its module has no such entry: {found:?}")));
+        }
+        if code.dynamic_shared_bytes > DYNAMIC_SHARED_PLAIN_BYTES {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = code.dynamic_shared_bytes as i32;
+            // SAFETY: the function was just found.
+            let set = unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) };
+            if set != CUresult::CUDA_SUCCESS {
+                return Err(wrong(format!("{bytes} bytes of shared memory: {set:?}")));
+            }
+        }
+        Ok(function)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // SAFETY: loaded in `load`; its functions go with it.
+            let _ = unsafe { sys::cuModuleUnload(self.handle) };
+        }
+    }
+}
+
+/// The kernels of a graph.
+#[derive(Debug)]
+pub struct Loaded {
+    context: Arc<Context>,
+    /// In the order of the graph's kernels.
+    kernels: Vec<Kernel>,
+    _modules: Vec<Module>,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    name: String,
+    function: CUfunction,
+    code: PtxCode,
+}
+
+// SAFETY: the driver's handles may be used by any thread that has entered the context.
+unsafe impl Send for Loaded {}
+// SAFETY: as above.
+unsafe impl Sync for Loaded {}
+
+impl Loaded {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        graph: &Graph,
+        device: &str,
+    ) -> Result<Loaded, DeviceError> {
+        let mut places: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut modules: Vec<Module> = vec![];
+        let mut kernels = Vec::with_capacity(graph.kernels.len());
+        for kernel in &graph.kernels {
+            let name = kernel.name.clone();
+            let Some(code) = kernel.ptx else {
+                return Err(DeviceError::NoVariant { kernel: name, device: device.into() });
+            };
+            let object = code.object.0;
+            let place = match places.get(&object) {
+                Some(place) => *place,
+                None => {
+                    modules.push(Module::load(context, &name, &graph.objects[object as usize])?);
+                    places.insert(object, modules.len() - 1);
+                    modules.len() - 1
+                }
+            };
+            let function = modules[place].function(&name, &code)?;
+            kernels.push(Kernel { name, function, code });
+        }
+        Ok(Loaded { context: Arc::clone(context), kernels, _modules: modules })
+    }
+}
+
+/// The parameters of an entry, eight bytes each: addresses, then scalars.
+fn params(buffers: &[*mut u8], scalars: &[i64]) -> Vec<u64> {
+    let addresses = buffers.iter().map(|b| *b as usize as u64);
+    addresses.chain(scalars.iter().map(|s| *s as u64)).collect()
+}
+
+impl Kernels for Loaded {
+    unsafe fn launch(
+        &self,
+        kernel: KernelId,
+        buffers: &[*mut u8],
+        scalars: &[i64],
+        grid: i64,
+    ) -> Result<(), DeviceError> {
+        let Kernel { name, function, code } = &self.kernels[kernel.0 as usize];
+        let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
+        // The most CTAs that a grid has along x (CUDA C++ guide, technical specifications).
+        let grid = i32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))? as u32;
+        self.context.enter()?;
+        let mut values = params(buffers, scalars);
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                *function,
+                grid,
+                1,
+                1,
+                code.threads,
+                1,
+                1,
+                code.dynamic_shared_bytes,
+                self.context.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        match launched {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            other => Err(wrong(format!("cuLaunchKernel: {other:?}"))),
+        }
+    }
+
+    unsafe fn copy(
+        &self,
+        from: *const u8,
+        to: *mut u8,
+        size_bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.context.enter()?;
+        let (to, from) = (to as usize as u64, from as usize as u64);
+        // SAFETY: the caller's promise.
+        check("cuMemcpyDtoDAsync", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(to, from, size_bytes, self.context.stream)
+        })
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.context.wait()
+    }
+
+    fn start_recording(&self) -> Result<bool, DeviceError> {
+        self.context.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as the context.
+        check("cuStreamBeginCapture", unsafe {
+            sys::cuStreamBeginCapture_v2(self.context.stream, mode)
+        })?;
+        Ok(true)
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Recording>, DeviceError> {
+        self.context.enter()?;
+        let mut graph = Steps(std::ptr::null_mut());
+        // SAFETY: `start_recording` began it; writes one handle.
+        check("cuStreamEndCapture", unsafe {
+            sys::cuStreamEndCapture(self.context.stream, &mut graph.0)
+        })?;
+        let mut recorded =
+            Recorded { context: Arc::clone(&self.context), exec: std::ptr::null_mut() };
+        // SAFETY: the graph was just captured; writes one handle.
+        check("cuGraphInstantiate", unsafe {
+            sys::cuGraphInstantiateWithFlags(&mut recorded.exec, graph.0, 0)
+        })?;
+        Ok(Box::new(recorded))
+    }
+}
+
+/// A captured graph, needed until it is instantiated.
+struct Steps(CUgraph);
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: captured by `end_recording`, used by nothing after.
+            let _ = unsafe { sys::cuGraphDestroy(self.0) };
+        }
+    }
+}
+
+/// Steps that the driver puts into the stream at once.
+#[derive(Debug)]
+struct Recorded {
+    context: Arc<Context>,
+    exec: CUgraphExec,
+}
+
+// SAFETY: as for `Loaded`.
+unsafe impl Send for Recorded {}
+// SAFETY: as above.
+unsafe impl Sync for Recorded {}
+
+impl Recording for Recorded {
+    unsafe fn replay(&self) -> Result<(), DeviceError> {
+        self.context.enter()?;
+        // SAFETY: the caller's promise, for all that was recorded.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, self.context.stream) })
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if !self.exec.is_null() && self.context.enter().is_ok() {
+            // SAFETY: instantiated in `end_recording`, used by nothing after.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
+    }
+}
