@@ -1,7 +1,7 @@
 //! Kernels for GPUs through the command line, on the interpreter of PTX: training and generation
-//! give the CPU's numbers.
+//! give the CPU's numbers, by the device `cuda` too, on a driver of the tests' own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use weft_runtime::train::metrics;
@@ -38,38 +38,69 @@ fn done(mut command: Command) -> Output {
     output
 }
 
-#[test]
-fn nano_trains_and_generates() {
+/// The losses of a few steps of training into `out`.
+fn losses(device: &str, steps: &str, out: &Path, library: Option<&Path>) -> Vec<f64> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let model = root.join("models/nano.model");
-    let dir = tempfile::tempdir().expect("a temporary folder");
     let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
-    let run = |device: &str| {
-        let out = dir.path().join(device);
-        let mut train = weft("train", &model, device, &sets);
-        train.args(["--set", "sequence=16", "--set", "batch=2", "--steps", "5"]);
-        train.arg("--data").arg(root.join("models/nano.model")).arg("--out").arg(&out);
-        done(train);
-        out
-    };
-    let (cpu, ptx) = (run("cpu"), run("ptx"));
-    let losses = |out: &Path| {
-        let rows = metrics::read(&out.join("metrics.jsonl")).expect("metrics were written");
-        let loss = |row: &metrics::Record| row.number("total").expect("a step has a loss");
-        rows.iter().map(loss).collect::<Vec<f64>>()
-    };
-    let (expected, found) = (losses(&cpu), losses(&ptx));
+    let mut train = weft("train", &model, device, &sets);
+    train.args(["--set", "sequence=16", "--set", "batch=2", "--steps", steps]);
+    train.arg("--data").arg(&model).arg("--out").arg(out);
+    if let Some(folder) = library {
+        train.env("LD_LIBRARY_PATH", folder);
+    }
+    done(train);
+    let rows = metrics::read(&out.join("metrics.jsonl")).expect("metrics were written");
+    let loss = |row: &metrics::Record| row.number("total").expect("a step has a loss");
+    rows.iter().map(loss).collect()
+}
+
+/// What a checkpoint continues three tokens with.
+fn continued(device: &str, checkpoint: &Path, library: Option<&Path>) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
+    let mut generate = weft("generate", &root.join("models/nano.model"), device, &sets);
+    generate.args(["--token-ids", "5,6,7", "--max-new", "6", "--greedy", "--context", "16"]);
+    generate.arg("--checkpoint").arg(checkpoint);
+    if let Some(folder) = library {
+        generate.env("LD_LIBRARY_PATH", folder);
+    }
+    String::from_utf8_lossy(&done(generate).stdout).into_owned()
+}
+
+#[test]
+fn nano_trains_and_generates() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (cpu, ptx) = (dir.path().join("cpu"), dir.path().join("ptx"));
+    let (expected, found) = (losses("cpu", "5", &cpu, None), losses("ptx", "5", &ptx, None));
     assert_eq!((expected.len(), found.len()), (5, 5));
     for (step, (a, b)) in expected.iter().zip(&found).enumerate() {
         assert!((a - b).abs() <= LOSS_BOUND * a, "step {}: {b} on ptx, {a} on cpu", step + 1);
     }
-    let ids = |device: &str| {
-        let mut generate = weft("generate", &model, device, &sets);
-        generate.args(["--token-ids", "5,6,7", "--max-new", "6", "--greedy", "--context", "16"]);
-        generate.arg("--checkpoint").arg(&ptx);
-        String::from_utf8_lossy(&done(generate).stdout).into_owned()
-    };
-    assert_eq!(ids("ptx"), ids("cpu"));
+    assert_eq!(continued("ptx", &ptx, None), continued("cpu", &ptx, None));
+}
+
+/// A folder with a libcuda that runs PTX on the interpreter.
+fn driver(dir: &Path) -> PathBuf {
+    let tests = std::env::current_exe().expect("a test has a file");
+    let built = tests.parent().expect("it is in a folder").join("libweft_test_driver.so");
+    std::fs::copy(&built, dir.join("libcuda.so")).expect("cargo built the driver");
+    dir.to_owned()
+}
+
+/// Modules, memory, launches and recorded steps through the driver's interface.
+#[test]
+fn the_cuda_device_does_what_the_interpreter_does() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let library = driver(dir.path());
+    let (cpu, cuda) = (dir.path().join("cpu"), dir.path().join("cuda"));
+    let expected = losses("cpu", "2", &cpu, None);
+    let found = losses("cuda", "2", &cuda, Some(&library));
+    assert_eq!((expected.len(), found.len()), (2, 2));
+    for (step, (a, b)) in expected.iter().zip(&found).enumerate() {
+        assert!((a - b).abs() <= LOSS_BOUND * a, "step {}: {b} on cuda, {a} on cpu", step + 1);
+    }
+    assert_eq!(continued("cuda", &cuda, Some(&library)), continued("cpu", &cuda, None));
 }
 
 /// A graph for GPUs is a file like any other; a CPU says that it cannot run it.
