@@ -15,15 +15,20 @@ pub struct MeshArgs {
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
-    #[arg(long, value_name = "NAME", conflicts_with = "mesh")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero"])]
     parallel: Option<String>,
+    /// What ranks along data divide: 0 nothing; 1 weights and the optimizer's states, gathered for
+    /// each step (ZeRO-1)
+    #[arg(long, value_name = "STAGE", default_value_t = 0,
+          value_parser = clap::value_parser!(u8).range(0..=1))]
+    zero: u8,
 }
 
 const AXES: &[&str] = &["data"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
-        !self.mesh.is_empty() || self.parallel.is_some()
+        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0
     }
 
     /// The parallel block that is to be used.
@@ -40,7 +45,7 @@ impl MeshArgs {
         tree: &Tree,
         train: &TrainSettings,
     ) -> Result<Option<Mesh>> {
-        let mut mesh = Mesh { data: 1 };
+        let mut mesh = Mesh { data: 1, zero: self.zero > 0 };
         if let Some(name) = &self.parallel {
             let mut diags = vec![];
             let layout = settings::parallel(tree, name, &mut diags);
@@ -86,9 +91,6 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
     if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
         bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
     }
-    if layout.zero > 0 && layout.data > 1 {
-        bail!("not available yet: optimizer states divided among ranks (`{name}` has zero = 1)");
-    }
     let batch = train.batch.ends().fold(0.0, f64::max) as u64;
     let n_micro = (batch / train.micro_batch / layout.data).max(1);
     let same = [
@@ -103,7 +105,7 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
             );
         }
     }
-    Ok(Mesh { data: layout.data })
+    Ok(Mesh { data: layout.data, zero: layout.zero > 0 })
 }
 
 /// Refuses a batch that the ranks cannot share evenly.

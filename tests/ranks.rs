@@ -72,9 +72,16 @@ fn ranks_that_share_the_batch_write_what_one_writes() {
         assert_same(&one, &several, "step-000020");
         assert!(!several.join("ranks").exists(), "a run that finished leaves no last actions");
     }
+    // Each keeps its part of the weights and moments.
+    for n in ["2", "4"] {
+        let divided = dir.path().join(format!("divided-{n}"));
+        done(train(&divided, 20, &["--ranks", n, "--zero", "1"]));
+        assert_same(&one, &divided, "step-000020");
+    }
     // Begun by four, gone on with by one and by two.
     let moved = dir.path().join("moved");
     done(train(&moved, 5, &["--ranks", "4"]));
+    done(train(&moved, 8, &["--resume", "--ranks", "2", "--zero", "1"]));
     done(train(&moved, 11, &["--resume"]));
     done(train(&moved, 20, &["--resume", "--ranks", "2", "--mesh", "data=2"]));
     assert_same(&one, &moved, "step-000020");

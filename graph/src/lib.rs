@@ -46,7 +46,7 @@ pub use file::{FORMAT_VERSION, OpenError, Reason};
 pub use kernel::{CpuVariant, Kernel, KernelId, KernelVariant, ObjectId, PtxCode};
 pub use step::{Arg, Copy, Launch, Loop, LoopStride, Scalar, Step};
 pub use verify::{VerifyError, offset_range};
-pub use weight::{Coded, Init, Part, WeightInfo};
+pub use weight::{Coded, Cut, Init, Part, WeightInfo};
 
 use serde::{Deserialize, Serialize};
 

@@ -24,6 +24,19 @@ pub struct WeightInfo {
     /// The buffer holds not the tensors' values but a part of their quantized form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coded: Option<Coded>,
+    /// The buffer holds a part of each tensor; other ranks hold the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
+}
+
+/// How tensors are divided among ranks: evenly along one dim, by place on a mesh axis.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    pub axis: String,
+    /// Places along the axis.
+    pub parts: u32,
+    /// Of a stored tensor.
+    pub dim: u32,
 }
 
 /// Which part of quantized matrices a buffer holds, and how they are quantized: of each block of
@@ -134,6 +147,7 @@ mod tests {
             init: Init::Drawn,
             trained: true,
             coded: None,
+            cut: None,
         }
     }
 

@@ -89,7 +89,7 @@ impl<'a> Lower<'a> {
         let id = self.buffer(name, dims::dtype(ty.dtype), sizes, role);
         let stored = matches!(role, Role::Weight | Role::State);
         if let Some(store) = store.filter(|_| stored) {
-            self.buffers[id.0 as usize].weight = weight(name, store);
+            self.buffers[id.0 as usize].weight = weight(self.module, name, store);
         }
         Ok(Arg::whole(id))
     }
@@ -169,7 +169,7 @@ impl Unplaced {
 }
 
 /// How a store is kept on disk; nothing for what has no name there.
-fn weight(name: &str, store: &Store) -> Option<WeightInfo> {
+fn weight(module: &Module, name: &str, store: &Store) -> Option<WeightInfo> {
     let trained = store.kind == StoreKind::Weight;
     let template = match store.templates.first() {
         Some(template) => template.clone(),
@@ -186,6 +186,19 @@ fn weight(name: &str, store: &Store) -> Option<WeightInfo> {
         },
         trained,
         coded: coded(store),
+        cut: cut(module, store),
+    })
+}
+
+/// How the ranks divide a store's tensors.
+fn cut(module: &Module, store: &Store) -> Option<weft_graph::Cut> {
+    let axes = store.ty.axes.iter().enumerate();
+    let (dim, axis) = axes.filter_map(|(dim, axis)| Some((dim, (*axis)?))).next()?;
+    let axis = module.axes.get(axis.0 as usize)?;
+    Some(weft_graph::Cut {
+        axis: axis.name.clone(),
+        parts: u32::try_from(axis.size).ok()?,
+        dim: u32::try_from(dim.checked_sub(store.starts.len())?).ok()?,
     })
 }
 

@@ -23,6 +23,7 @@ pub mod shard;
 pub mod split_quantized;
 pub mod train_step;
 pub mod watch;
+pub mod zero;
 
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,8 @@ pub enum Save {
 pub struct Mesh {
     /// With micro-batches of their own.
     pub data: u64,
+    /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
+    pub zero: bool,
 }
 
 impl Mesh {
@@ -223,6 +226,7 @@ pub const PIPELINE: &[Pass] = &[
     autodiff::PASS,        // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS,      // around `@grad`: accumulate, clip, update
     shard::PASS,           // before `inline`: the sums over micro-batches are loops that it cuts
+    zero::PASS,            // after `shard`: it scatters the sums over ranks
     absorb::PASS,          // before `fuse`: the products it makes are there to be fused
     save_codes::PASS,      // before `inline`: what is saved is what functions return
     quantize::PASS,        // on the differentiated graph: all three products of a map are there

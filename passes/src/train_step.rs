@@ -157,7 +157,10 @@ fn build(module: &mut Module, grad: FuncId, train: &Train) -> Result<Func, PassE
     let totals = step.totals(grad, &kept)?;
 
     let grads: Vec<ValueId> = weights.iter().map(|w| totals[&format!("grad.{w}")]).collect();
-    let (norm, grads) = step.clip(grads, train.clip)?;
+    let first_dims =
+        weights.iter().map(|w| step.module.stores.get(w).map_or(0, |s| s.starts.len()));
+    let first_dims: Vec<usize> = first_dims.collect();
+    let (norm, grads) = step.clip(grads, &first_dims, train.clip)?;
     let mut results: IndexMap<String, ValueId> = IndexMap::new();
     for name in kept.iter().filter(|n| !n.starts_with("grad.")) {
         results.insert(name.clone(), totals[name]);
@@ -388,18 +391,23 @@ impl Step<'_> {
     }
 
     /// The norm of all gradients together, and the gradients shrunk to `clip` if it is larger.
+    /// Squares are added within each row of the stored tensors' first dim, then over rows, so that
+    /// whoever holds some rows adds what one who holds all adds.
     fn clip(
         &mut self,
         grads: Vec<ValueId>,
+        first_dims: &[usize],
         clip: Option<f64>,
     ) -> Result<(ValueId, Vec<ValueId>), PassError> {
         let b = &mut self.b;
         let mut total = b.constant(0.0, Type::f32([]))?;
-        for g in &grads {
+        for (g, first) in grads.iter().zip(first_dims) {
             let g = b.convert(*g, DType::F32)?;
             let square = b.binary(Op::Mul, g, g)?;
-            let all: Vec<i64> = (0..b.ty(square).rank() as i64).collect();
-            let sum = b.reduce_sum(square, &all)?;
+            let within: Vec<i64> =
+                (0..b.ty(square).rank() as i64).filter(|d| *d != *first as i64).collect();
+            let rows = if within.is_empty() { square } else { b.reduce_sum(square, &within)? };
+            let sum = if b.ty(rows).rank() > 0 { b.reduce_sum(rows, &[0])? } else { rows };
             total = b.binary(Op::Add, total, sum)?;
         }
         let norm = b.unary(Op::Sqrt, total)?;

@@ -90,7 +90,11 @@ fn compiled(train: Train, apart: bool) -> Module {
 }
 
 fn compiled_for(train: Train, apart: bool, mesh: Option<Mesh>) -> Module {
-    let mut m = module(MODEL);
+    compiled_of(MODEL, train, apart, mesh)
+}
+
+fn compiled_of(text: &str, train: Train, apart: bool, mesh: Option<Mesh>) -> Module {
+    let mut m = module(text);
     let cx = PassCx { train: Some(train), gradients: true, apart, mesh, ..PassCx::default() };
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
     apply(&mut m, &names, &cx);
@@ -167,7 +171,7 @@ fn ranks_that_share_the_batch_compute_the_bits_of_one() {
         let entry = one.find("train_step").unwrap();
         let expected = Interp::new(&one, Precision::Stated).run(entry, whole).unwrap();
 
-        let several = compiled_for(train, false, Some(Mesh { data }));
+        let several = compiled_for(train, false, Some(Mesh { data, zero: false }));
         let tokens = &all["tokens"];
         let parts = tokens.ints().unwrap().chunks(tokens.len() / data as usize);
         let dims = [(n / data) as usize, tokens.dims[1], tokens.dims[2]];
@@ -178,6 +182,68 @@ fn ranks_that_share_the_batch_compute_the_bits_of_one() {
         assert_eq!(found.len(), data as usize);
         for results in &found {
             assert_eq!(bits(results), bits(&expected), "{n} micro-batches, {data} ranks");
+        }
+    }
+}
+
+/// Of a dim that is cut, what each rank keeps.
+fn cut_for(m: &Module, name: &str, whole: &Tensor, rank: usize) -> Tensor {
+    let ty = m.stores.get(name).map(|store| &store.ty);
+    let Some(dim) = ty.and_then(|ty| ty.axes.iter().position(Option::is_some)) else {
+        return whole.clone();
+    };
+    let part = ty.and_then(|ty| ty.dims[dim].as_fixed()).expect("a fixed size") as usize;
+    let inner: usize = whole.dims[dim + 1..].iter().product();
+    let numbers = whole.numbers();
+    let blocks = numbers.chunks(whole.dims[dim] * inner);
+    let own = blocks.flat_map(|b| b[rank * part * inner..(rank + 1) * part * inner].to_vec());
+    let mut dims = whole.dims.clone();
+    dims[dim] = part;
+    Tensor { dims, data: Data::Float(own.collect()), ..whole.clone() }
+}
+
+/// The model with sizes of 4 and 6 for 3 and 5, so that there is something to divide.
+fn even() -> String {
+    let sizes = [(", 3]", ", 4]"), ("[3]", "[4]"), ("3, 4]", "4, 4]"), (", 5]", ", 6]")];
+    let sizes = sizes.into_iter().chain([("[5, ", "[6, "), ("[3, 6]", "[4, 6]")]);
+    sizes.fold(MODEL.to_string(), |text, (odd, even)| text.replace(odd, even))
+}
+
+#[test]
+fn ranks_that_divide_the_optimizer_compute_their_parts_of_the_bits_of_one() {
+    for (n, data) in [(2, 2), (4, 4)] {
+        let train = Train { micro_batches: n, ..TRAIN };
+        let one = compiled_of(&even(), train.clone(), false, None);
+        let all = inputs(&one, n, 2);
+        let entry = one.find("train_step").unwrap();
+        let names = |m: &Module, entry| -> Vec<String> {
+            let func = m.func(entry);
+            func.params.iter().map(|p| func.value(*p).name.clone().unwrap()).collect()
+        };
+        let whole = names(&one, entry).iter().map(|n| all[n].clone()).collect();
+        let expected = Interp::new(&one, Precision::Stated).run(entry, whole).unwrap();
+
+        let several = compiled_of(&even(), train, false, Some(Mesh { data, zero: true }));
+        let divided = several.stores.values().filter(|s| !s.ty.axes.is_empty()).count();
+        assert!(divided >= 6, "{data} ranks divide {divided}");
+        let entry = several.find("train_step").unwrap();
+        let tokens = &all["tokens"];
+        let parts = tokens.ints().unwrap().chunks(tokens.len() / data as usize);
+        let dims = [(n / data) as usize, tokens.dims[1], tokens.dims[2]];
+        let args = parts.enumerate().map(|(rank, part)| {
+            let of = |name: &String| match name.as_str() {
+                "tokens" => Tensor::i32(&dims, part.to_vec()),
+                _ => cut_for(&several, name, &all[name], rank),
+            };
+            names(&several, entry).iter().map(of).collect()
+        });
+        let interp = Interp::new(&several, Precision::Stated);
+        let found = interp.run_ranks(entry, args.collect(), &Default::default()).unwrap();
+        let results = &several.func(entry).result_names;
+        for (rank, found) in found.iter().enumerate() {
+            let own = results.iter().zip(&expected);
+            let own: Vec<Tensor> = own.map(|(n, x)| cut_for(&several, n, x, rank)).collect();
+            assert_eq!(bits(found), bits(&own), "rank {rank} of {data}");
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use weft_graph::{DType, Init, WeightInfo};
+use weft_graph::{Cut, DType, Init, WeightInfo};
 
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::tensor_file::{NewTensor, TensorFile};
@@ -15,6 +15,7 @@ use crate::checkpoint::{CheckpointError, Dtype};
 use crate::exec::{ExecError, Kept, Store};
 use crate::memory::as_bytes;
 use crate::quantize;
+use crate::ranks::{Rank, RankError, collective};
 use crate::train::philox::Stream;
 
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,8 @@ pub enum WeightsError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Exec(#[from] ExecError),
+    #[error(transparent)]
+    Rank(#[from] Box<RankError>),
     #[error("not available yet: weight {name} of type {dtype}")]
     DType { name: String, dtype: DType },
     #[error("{folder}: `{copy}` is stored as a copy of `{of}` and differs from it")]
@@ -34,6 +37,8 @@ struct Stored {
     name: String,
     kept: Kept,
     info: WeightInfo,
+    /// Which part of each tensor it holds, where ranks divide them.
+    place: usize,
 }
 
 /// Which file of a checkpoint.
@@ -60,7 +65,8 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
         if published(kept.dtype).is_none() && info.coded.is_none() {
             return Err(WeightsError::DType { name: name.clone(), dtype: kept.dtype });
         }
-        found.push(Stored { name: name.clone(), kept: kept.clone(), info });
+        let place = info.cut.as_ref().map_or(0, |cut| store.place(&cut.axis));
+        found.push(Stored { name: name.clone(), kept: kept.clone(), info, place });
     }
     Ok(found)
 }
@@ -79,8 +85,27 @@ impl Stored {
     fn shape(&self) -> Vec<u64> {
         match &self.info.coded {
             Some(coded) => coded.dims.clone(),
-            None => self.kept.dims[self.info.stacked()..].iter().map(|&n| n as u64).collect(),
+            None => {
+                let own = self.kept.dims[self.info.stacked()..].iter().map(|&n| n as u64);
+                let mut shape: Vec<u64> = own.collect();
+                if let Some(cut) = &self.info.cut {
+                    shape[cut.dim as usize] *= u64::from(cut.parts);
+                }
+                shape
+            }
         }
+    }
+
+    /// What this buffer holds of a tensor.
+    fn own<'a>(&self, values: &'a [f32], own: &'a mut Vec<f32>) -> &'a [f32] {
+        let Some(cut) = &self.info.cut else { return values };
+        let shape = self.shape();
+        let inner: u64 = shape[cut.dim as usize..].iter().product();
+        let part = inner as usize / cut.parts as usize;
+        own.clear();
+        let blocks = values.chunks_exact(inner.max(1) as usize);
+        blocks.for_each(|b| own.extend(&b[self.place * part..(self.place + 1) * part]));
+        own
     }
 
     /// The stored tensors with their positions.
@@ -96,17 +121,20 @@ impl Stored {
     ) -> Result<(), WeightsError> {
         let shape = self.shape();
         let mut values = vec![0.0f32; shape.iter().product::<u64>() as usize];
-        let mut narrow = vec![bf16::ZERO; values.len()];
+        let mut part = vec![];
+        let mut narrow = vec![];
         for (name, position) in self.tensors() {
             fill(&name, &shape, &mut values)?;
-            let coded = self.info.coded.as_ref().map(|coded| quantize::part(coded, &values));
+            let own = self.own(&values, &mut part);
+            let coded = self.info.coded.as_ref().map(|coded| quantize::part(coded, own));
             let bytes = match (&coded, self.kept.dtype) {
                 (Some(bytes), _) => bytes,
                 (None, DType::Bf16) => {
-                    narrow.convert_from_f32_slice(&values);
+                    narrow.resize(own.len(), bf16::ZERO);
+                    narrow.convert_from_f32_slice(own);
                     as_bytes(&narrow)
                 }
-                (None, _) => as_bytes(&values),
+                (None, _) => as_bytes(own),
             };
             store.write_bytes(&self.name, position * bytes.len(), bytes)?;
         }
@@ -177,13 +205,27 @@ pub struct Snapshot {
 type Copied = (Stored, Vec<u8>);
 
 impl Snapshot {
-    pub fn take(store: &Store) -> Result<Snapshot, WeightsError> {
+    /// Of one rank, or of all that call this together: then the first has every value, those that
+    /// are divided too, and the others have none.
+    pub fn take(store: &Store, rank: Option<&Rank>) -> Result<Snapshot, WeightsError> {
+        let first = rank.is_none_or(|r| r.rank() == 0);
         let read = |part| -> Result<Vec<Copied>, WeightsError> {
             let mut all = vec![];
             for stored in stored(store, part)? {
+                if !first && stored.info.cut.is_none() {
+                    continue;
+                }
                 let mut bytes = vec![0; stored.kept.size_bytes()];
                 store.read_bytes(&stored.name, 0, &mut bytes)?;
-                all.push((stored, bytes));
+                if let (Some(cut), Some(rank)) = (&stored.info.cut, rank) {
+                    let everyone = (0..rank.n_ranks()).collect();
+                    let meeting = rank.begin("gather", &stored.name, everyone);
+                    let parts = collective::gather(&meeting, &bytes).map_err(Box::new)?;
+                    bytes = joined(&stored.kept.dims, stored.info.stacked(), cut, &parts);
+                }
+                if first {
+                    all.push((stored, bytes));
+                }
             }
             Ok(all)
         };
@@ -198,6 +240,20 @@ impl Snapshot {
     pub fn optimizer(&self) -> Vec<NewTensor<'_>> {
         self.optimizer.iter().flat_map(|(stored, bytes)| tensors(stored, bytes)).collect()
     }
+}
+
+/// Buffers of parts as one of whole tensors; `dims` are a part's.
+fn joined(dims: &[i64], stacked: usize, cut: &Cut, parts: &[Vec<u8>]) -> Vec<u8> {
+    let outer: i64 = dims[..stacked + cut.dim as usize].iter().product();
+    let n_blocks = outer.max(1) as usize;
+    let mut whole = vec![];
+    for block in 0..n_blocks {
+        for part in parts {
+            let size = part.len() / n_blocks;
+            whole.extend(&part[block * size..(block + 1) * size]);
+        }
+    }
+    whole
 }
 
 fn tensors<'a>(stored: &Stored, bytes: &'a [u8]) -> Vec<NewTensor<'a>> {

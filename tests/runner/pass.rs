@@ -3,7 +3,7 @@
 //! computed before.
 //!
 //! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `data=N` (ranks),
-//! `watch=SITE`. If the last pass must refuse the input, the expectation is `error: ..`.
+//! `zero`, `watch=SITE`. If the last pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -45,8 +45,9 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("watch", site) => cx.watch.push(site.to_string()),
             ("data", n) => {
                 let data = n.parse().map_err(|_| "data is a number")?;
-                cx.mesh = Some(Mesh { data });
+                cx.mesh = Some(Mesh { data, zero: false });
             }
+            ("zero", "") => cx.mesh.as_mut().ok_or("zero comes after data=N")?.zero = true,
             ("micro_batches", n) => {
                 let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;
                 let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));

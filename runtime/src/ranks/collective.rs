@@ -145,6 +145,21 @@ fn all_gather(
     Ok(())
 }
 
+/// What each place has, by place, for the first; nothing for the others. Lengths are equal.
+pub fn gather(meeting: &Meeting<'_>, own: &[u8]) -> Result<Vec<Vec<u8>>, RankError> {
+    if meeting.place() != 0 {
+        meeting.send(0, own)?;
+        return Ok(vec![]);
+    }
+    let mut all = vec![own.to_vec()];
+    for of in 1..meeting.n() {
+        let mut bytes = vec![0; own.len()];
+        meeting.recv(of, &mut bytes)?;
+        all.push(bytes);
+    }
+    Ok(all)
+}
+
 /// What each place has, by place; lengths may differ.
 pub fn gather_uneven(meeting: &Meeting<'_>, own: &[u8]) -> Result<Vec<Vec<u8>>, RankError> {
     let each: Vec<&[u8]> = vec![own; meeting.n()];

@@ -140,12 +140,12 @@ impl Run {
         options: &Options,
         rank: Option<Arc<Rank>>,
     ) -> Result<Run, TrainError> {
-        let store = Store::new(Arc::clone(program.device()));
+        let (n_ranks, own) = rank.as_ref().map_or((1, 0), |r| (r.n_ranks(), r.rank()));
+        let mesh = program.graph().entry(STEP).map(Mesh::of).transpose()?.unwrap_or_default();
+        let store = Store::at(Arc::clone(program.device()), mesh.places(own));
         let mut step_session = Session::new(program, STEP, &store)?;
         let settings = TrainSettings::of(step_session.entry())?;
         let n_steps = options.steps.or(settings.steps).ok_or(TrainError::NoSteps)?;
-        let mesh = Mesh::of(step_session.entry())?;
-        let (n_ranks, own) = rank.as_ref().map_or((1, 0), |r| (r.n_ranks(), r.rank()));
         if mesh.n_ranks() != n_ranks {
             let (compiled, mesh) = (mesh.n_ranks(), mesh.to_string());
             return Err(TrainError::Ranks { compiled, mesh, given: n_ranks });
@@ -396,10 +396,12 @@ impl Run {
         {
             return Ok(folder.clone());
         }
+        let snapshot = Snapshot::take(&self.store, self.rank.as_deref())?;
         if self.metrics.is_none() {
-            return Ok(run_folder::step_folder(&self.out, self.step));
+            let folder = run_folder::step_folder(&self.out, self.step);
+            self.saved = Some((self.step, folder.clone()));
+            return Ok(folder);
         }
-        let snapshot = Snapshot::take(&self.store)?;
         let state = State {
             step: self.step,
             tokens: self.tokens,

@@ -82,6 +82,11 @@ impl Mesh {
         }
     }
 
+    /// The place of `rank` along every axis.
+    pub fn places(&self, rank: usize) -> Vec<(String, usize)> {
+        self.0.iter().map(|(axis, _)| (axis.clone(), self.place(axis, rank).1)).collect()
+    }
+
     pub fn n_ranks(&self) -> usize {
         self.0.iter().map(|(_, size)| *size as usize).product()
     }
