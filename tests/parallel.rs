@@ -73,7 +73,6 @@ fn what_cannot_be_run_is_refused_and_says_what_can() {
         "tensor = 2",
         "not available yet: ranks along tensor (`p` has tensor = 2); `weft plan` simulates it",
     );
-    refuse("data = 2  zero = 1", "not available yet: optimizer states divided among ranks");
     refuse(
         "data = 2  micro_batch = 3  micro_batches = 1",
         "`p` has micro_batch = 3, and train block",
