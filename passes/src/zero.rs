@@ -2,11 +2,11 @@
 //! arXiv 1910.02054).
 //!
 //! ```text
-//! func @train_step(.., %w: state f32[8, 3], ..) {    func @train_step(.., %w: state f32[4{data}, 3], ..) {
-//!   %1 = read %w : f32[8, 3]                           %1 = read %w : f32[4{data}, 3]
-//!   ..                                           =>    %2 = all_gather %1 {axis = data, dim = 0} : f32[8, 3]
-//!   %g = all_reduce %own {axis = data} : f32[8, 3]     %g = reduce_scatter %own {axis = data, dim = 0} : f32[4, 3]
-//!   .. = adamw %w, %w.m, %w.v, %g, ..                  .. = adamw %w, %w.m, %w.v, %g, ..
+//! (%w: state f32[8, 3], ..)                       (%w: state f32[4{data}, 3], ..)
+//!   %1 = read %w : f32[8, 3]                        %1 = read %w : f32[4{data}, 3]
+//!   ..                                         =>   %2 = all_gather %1 {axis = data, dim = 0}
+//!   %g = all_reduce %own {axis = data}              %g = reduce_scatter %own {axis = data, dim = 0}
+//!   .. = adamw %w, %w.m, %w.v, %g, ..               .. = adamw %w, %w.m, %w.v, %g, ..
 //! ```
 //!
 //! Why: every rank would keep the same master weights and moments and change them alike; of a part
