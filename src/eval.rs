@@ -9,7 +9,7 @@ use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
 use weft_ir::formats;
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
-use weft_ir::module::{FuncId, Init, Module, Part, StoreKind};
+use weft_ir::module::{FuncId, Init, Module, Part, Store as Stored, StoreKind};
 use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
 use weft_lang::lower::{EmitInfo, Purpose, Settings, Size};
@@ -78,6 +78,8 @@ pub fn run(args: Args) -> Result<()> {
     let emits = lowered.emits.clone();
     let policy = policy::policy(&lowered);
     let mut module = lowered.module;
+    // Gradients are those of what is published; the passes may store a weight as something else.
+    let published = module.stores.clone();
     let mut recorder = Recorder::new(&args.show)?;
     recorder.input("lower", &module)?;
     let cx = PassCx { gradients: args.grads, policy, ..PassCx::default() };
@@ -89,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
         Device::Cuda => compute(DeviceKind::Cuda, &module, args.grads, &tokens, &checkpoint)?,
         Device::Interp => interpret(&module, args.grads, &tokens, &checkpoint)?,
     };
-    let outputs = named_outputs(&module, &emits, results)?;
+    let outputs = named_outputs(&published, &emits, results)?;
     for name in ["loss", "mtp_loss", "total"] {
         if let Some(t) = outputs.get(name) {
             println!("{name} {:.7}", t.numbers()[0]);
@@ -235,7 +237,7 @@ fn part_of(part: Part, of: &Type, values: Vec<f64>) -> Result<Tensor> {
 
 /// Results under the names that users of checkpoints know.
 fn named_outputs(
-    module: &Module,
+    stores: &IndexMap<String, Stored>,
     emits: &[EmitInfo],
     results: IndexMap<String, Tensor>,
 ) -> Result<IndexMap<String, Tensor>> {
@@ -246,7 +248,7 @@ fn named_outputs(
         } else if let Some(metric) = name.strip_prefix("metric.") {
             out.insert(metric.to_string(), tensor);
         } else if let Some(store) = name.strip_prefix("grad.") {
-            let Some(store) = module.stores.get(store) else {
+            let Some(store) = stores.get(store) else {
                 bail!("a gradient of `{store}`, which is no store");
             };
             for (slice, name) in weights::names(store, 0).into_iter().enumerate() {

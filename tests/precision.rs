@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use weft_ir::interp::{Interp, Precision, Tensor};
-use weft_ir::module::{Func, Init, Module, ValueId};
+use weft_ir::module::{Func, Init, Module, OpData, ValueId};
+use weft_ir::op::{Op, Trait};
 use weft_ir::ty::DType;
 use weft_lang::elaborate::{Overrides, elaborate};
 use weft_lang::lower::{Purpose, Settings, Size, lower};
@@ -126,9 +127,85 @@ fn a_checkpoint_of_codes_runs_dequantized_and_on_codes() {
     let plain = loss_of_codes(&[]);
     assert!((plain - 4.29118).abs() < 1e-4, "{plain}");
     for device in ["cpu", "interp"] {
-        let fp8 = loss_of_codes(&["--precision", "deepseek_fp8", "--device", device]);
+        let fp8 = loss_of_codes(&["--grads", "--precision", "deepseek_fp8", "--device", device]);
         let relative = (fp8 - plain).abs() / plain;
         // Four experts of random weights are chosen among with 3 bits; a real loss moves less.
         assert!(relative > 1e-5 && relative < 2e-2, "{device}: {fp8}");
     }
+}
+
+/// What a quantizer that is no part of another kernel reads, past reshapes.
+fn source(func: &Func, op: &OpData) -> Option<Op> {
+    let maker = |v: ValueId| func.def_op(v).map(|id| func.op(id));
+    let mut from = maker(op.operands[0]);
+    while let Some(op) = from.filter(|o| o.op == Op::Reshape) {
+        from = maker(op.operands[0]);
+    }
+    from.map(|o| o.op)
+}
+
+/// Quantizers of a training step of `nano` that run alone, by function: groups within rows, groups
+/// down columns, blocks of weights.
+#[test]
+fn quantizers_run_where_their_rows_are_made() {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .args(["compile", "models/nano.model", "--for", "train", "--precision", "deepseek_fp8"])
+        .args(["--stop-after", "fuse"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("weft runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let module = weft_ir::text::parse(&text).unwrap_or_else(|e| panic!("{}", e[0]));
+    let regions: Vec<_> = module
+        .funcs
+        .iter()
+        .flat_map(|f| f.body_ops())
+        .filter(|(_, op)| op.op == Op::Fused)
+        .filter_map(|(_, op)| op.attrs.get_func("func"))
+        .collect();
+    let only_codes = |op: &OpData| {
+        let region = op.attrs.get_func("func").map(|f| module.func(f));
+        op.op == Op::Fused
+            && region.is_some_and(|f| {
+                f.body_ops().all(|(_, o)| o.op == Op::Encode || o.op == Op::Reshape)
+            })
+    };
+    let mut counts = std::collections::BTreeMap::new();
+    for id in module.func_ids().filter(|id| !regions.contains(id)) {
+        let func = module.func(id);
+        let count: &mut [usize; 3] = counts.entry(func.name.clone()).or_default();
+        for (_, op) in func.body_ops() {
+            let group = op.attrs.get_ints("group");
+            match (op.op, group) {
+                // Its rows come out of a kernel that is no loop over rows, or from outside.
+                (Op::Encode, Some([1, _])) => {
+                    let from = source(func, op);
+                    let loops = from.is_some_and(|op| op == Op::Fused || op.has(Trait::Pointwise));
+                    assert!(!loops, "{}: {from:?}", func.name);
+                    count[0] += 1;
+                }
+                (Op::Fused, _) if only_codes(op) => {
+                    assert_eq!(source(func, op), Some(Op::Attention), "{}", func.name);
+                    count[0] += 1;
+                }
+                // A group has elements of 128 rows, and a region has one row at a time.
+                (Op::Encode, Some([128, 1])) => count[1] += 1,
+                // Once a step, from the master.
+                (Op::Encode, Some([128, 128])) => {
+                    assert_eq!(source(func, op), None, "{}", func.name);
+                    count[2] += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    // The attention's output, which a kernel of its own makes, is turned into both its codes at
+    // once; in a layer of experts rows are also codes after `dispatch`. Backward, the derivatives
+    // of a layer's result and of dispatched rows, and 128x1 copies of both operands of 11 weight
+    // gradients, of which six share three inputs.
+    assert_eq!(counts["layers.0.fwd"], [1, 0, 0]);
+    assert_eq!(counts["layers.1.fwd"], [2, 0, 0]);
+    assert_eq!(counts["layers.1.bwd.run"], [2, 19, 0]);
+    // Weights that nothing changes are stored as codes.
+    assert_eq!(counts["grad"], [0, 0, 0]);
 }

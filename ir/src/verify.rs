@@ -24,7 +24,8 @@
 //! - **op types**: operand counts, attributes and result types are those of the op's row (mesh axes
 //!   aside); so a callee's signature is the one its callers use.
 //! - **callees** stand before their callers: there is no recursion.
-//! - **fused** functions hold sources, pointwise, movement, reduction and row ops only.
+//! - **fused** functions hold sources, pointwise, movement, reduction and row ops only, and codes
+//!   in groups within rows.
 //!
 //! Of states (`states.rs`):
 //! - **consumed once**: a state is consumed by a `State` op, by a call whose callee donates the
@@ -49,7 +50,7 @@ use crate::attr::Attr;
 use crate::builder;
 use crate::dim::{Dim, SymKind};
 use crate::module::{Def, Func, FuncId, Module, OpData, OpId, Part, StoreKind, ValueId};
-use crate::op::{CostRule, Op, OpDef, Trait};
+use crate::op::{CostRule, Op, Trait};
 use crate::rules::grid;
 use crate::text;
 use crate::ty::{DType, Type};
@@ -392,7 +393,7 @@ fn op(cx: &mut Cx, f: &Func, at: Place, id: FuncId, data: &OpData) {
     let earlier = callee.is_none_or(|g| g < id);
     cx.check(earlier, at, || "a callee stands before its callers".into());
     if let Some(g) = callee.filter(|_| data.op == Op::Fused && earlier) {
-        for (_, inner) in m.func(g).body_ops().filter(|(_, inner)| !fusible(inner.op.def())) {
+        for (_, inner) in m.func(g).body_ops().filter(|(_, inner)| !fusible(inner)) {
             cx.fail(at, format!("a fused function may not hold {}", inner.op.name()));
         }
     }
@@ -403,11 +404,13 @@ fn op(cx: &mut Cx, f: &Func, at: Place, id: FuncId, data: &OpData) {
 }
 
 /// What a `fused` function may hold: sources, and ops whose rows are independent of each other.
-fn fusible(def: &OpDef) -> bool {
+fn fusible(op: &OpData) -> bool {
+    let def = op.op.def();
     let source = def.operands.is_empty() && def.has(Trait::Pure);
     let kind = [Trait::Pointwise, Trait::Movement, Trait::Reduction].iter().any(|t| def.has(*t));
     let per_row = matches!(def.cost, CostRule::PerElement(_) | CostRule::PerInput(_));
-    source || kind || (def.has(Trait::Composite) && def.has(Trait::Pure) && per_row)
+    let codes = op.op == Op::Encode && matches!(op.attrs.get_ints("group"), Some([1, _]));
+    source || kind || codes || (def.has(Trait::Composite) && def.has(Trait::Pure) && per_row)
 }
 
 fn result_types(cx: &mut Cx, f: &Func, at: Place, data: &OpData, types: &[Type]) {

@@ -5,6 +5,8 @@ mod machines;
 
 use std::sync::Arc;
 
+use weft_ir::module::Module;
+use weft_ir::op::Op;
 use weft_passes::{PassCx, by_name, run_pass};
 
 use weft_runtime::device::{Cpu, Device, Ptx};
@@ -14,7 +16,8 @@ use machines::{Draw, arguments, distance, graph, interpret, module, ptx_graph, r
 /// Codes differ nowhere, and sums by the rounding of f32 alone.
 const TOLERANCE: f64 = 1e-6;
 
-fn check(text: &str) {
+/// Returns the module that was compiled.
+fn check(text: &str) -> Module {
     let before = module(text);
     let f = before.find("f").expect("the entry");
     let draw = Draw { low: -3.0, high: 3.0, ints: 4.0 };
@@ -48,6 +51,7 @@ fn check(text: &str) {
             assert!(b.numbers().iter().any(|x| *x != 0.0), "result {i} is zeros");
         }
     }
+    after
 }
 
 fn quantize(x: &str, group: &str, scale: &str, ty: &str) -> String {
@@ -131,5 +135,36 @@ fn what_is_dequantized_again() {
                 }}"
             ));
         }
+    }
+}
+
+/// Rows are looked at as a whole and become codes in the same region, also where groups are not
+/// full, the rows have another shape and values of the region leave it too.
+#[test]
+fn codes_made_where_their_rows_are() {
+    for (row, group, dtype, scale) in [
+        (200, 128, "e4m3", "f32"),
+        (256, 128, "e4m3", "ue8m0"),
+        (96, 32, "e5m2", "f32"),
+        (80, 128, "e4m3", "ue8m0"),
+        (256, 128, "e5m6", "ue8m0"),
+        (200, 128, "e5m6", "f32"),
+    ] {
+        let ty = format!("{dtype}<1x{group}, {scale}>[30, {row}]");
+        let module = check(&format!(
+            "func @f(%x: bf16[5, 6, {row}]) -> (y: bf16[30, {row}], z: bf16[5, 6, {row}]) {{
+               %1 = convert %x {{dtype = f32}} : f32[5, 6, {row}]
+               %2 = reduce_max %1 {{dims = [2]}} : f32[5, 6]
+               %3 = broadcast %2 {{shape = [5, 6, {row}], dims = [0, 1]}} : f32[5, 6, {row}]
+               %4 = mul %1, %3 : f32[5, 6, {row}]
+               %z = convert %4 {{dtype = bf16}} : bf16[5, 6, {row}]
+               %5 = reshape %z {{shape = [30, {row}]}} : bf16[30, {row}]
+               %q = quantize %5 {{dtype = {dtype}, group = [1, {group}], scale = {scale}}} : {ty}
+               %y = dequantize %q {{dtype = bf16}} : bf16[30, {row}]
+               return %y, %z
+             }}"
+        ));
+        let f = module.func(module.find("f").expect("the entry"));
+        assert!(f.body_ops().all(|(_, op)| op.op != Op::Encode), "{ty} is made alone");
     }
 }

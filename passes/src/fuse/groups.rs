@@ -11,6 +11,9 @@
 //!   it looks at rows;
 //! - what leaves it has the shape, or is a value of each row;
 //! - no path leads out of it and back.
+//!
+//! Codes in groups within rows are made with the rows. Where a kernel of another kind made those,
+//! codes join a region that reads them too.
 
 use std::collections::BTreeSet;
 
@@ -103,6 +106,15 @@ impl<'a> Graph<'a> {
     pub fn maker(&self, v: ValueId) -> Option<(usize, OpId)> {
         let Def::Result { op, .. } = self.func.value(v).def else { return None };
         Some((self.place[op.0 as usize]?, op))
+    }
+
+    /// Who reads, element for element, what an op without other operands reads.
+    fn readers_beside(&self, at: usize) -> Vec<usize> {
+        let own = |u: &&Use| u.by == Some(at) && u.plain;
+        let uses = || self.uses.iter().flatten();
+        let values: BTreeSet<ValueId> = uses().filter(own).map(|u| u.value).collect();
+        let same = |u: &&Use| u.plain && values.contains(&u.value) && u.by != Some(at);
+        uses().filter(same).filter_map(|u| u.by).collect()
     }
 
     pub fn readers_before(&self, at: usize) -> &BTreeSet<usize> {
@@ -228,6 +240,10 @@ impl<'a> Graph<'a> {
     fn leaves_well(&self, v: ValueId, shape: &[Dim], row: Option<Dim>) -> bool {
         let dims = &self.func.ty(v).dims;
         let (own, all) = (product(dims), product(shape));
+        if self.maker(v).is_some_and(|(_, id)| encodes_rows(self.func.op(id))) {
+            // Codes, or the scales of a row's groups.
+            return true;
+        }
         let of_row = row.and_then(|row| own?.checked_mul(row));
         (own == all || of_row.is_some() && of_row == all) && leading(dims, shape).is_some()
     }
@@ -300,6 +316,18 @@ pub fn group(graph: &Graph) -> Vec<Vec<usize>> {
             }
         }
     }
+    // What a kernel of another kind made is read once for codes of it and for a region that needs
+    // it anyway.
+    for at in (0..n).filter(|at| encodes_rows(graph.func.op(graph.func.body[*at]))) {
+        for other in graph.readers_beside(at).into_iter().filter_map(|o| groups[o]) {
+            let ours = (0..n).filter(|o| groups[*o] == groups[at] || groups[*o] == Some(other));
+            let members: BTreeSet<usize> = ours.collect();
+            if groups[at] != Some(other) && graph.may_fuse(&members, &groups) {
+                members.iter().for_each(|m| groups[*m] = Some(other));
+                break;
+            }
+        }
+    }
     let names: BTreeSet<usize> = groups.iter().flatten().copied().collect();
     let members = |g: usize| (0..n).filter(|at| groups[*at] == Some(g)).collect();
     names.into_iter().map(members).collect()
@@ -318,11 +346,17 @@ fn kind(op: &OpData) -> Kind {
     } else if def.has(Trait::Pointwise)
         || def.has(Trait::Reduction)
         || of_rows && !def.has(Trait::Blocks)
+        || encodes_rows(op)
     {
         Kind::Fuses
     } else {
         Kind::Apart
     }
+}
+
+/// Does it make codes in groups that lie within rows?
+fn encodes_rows(op: &OpData) -> bool {
+    op.op == Op::Encode && matches!(op.attrs.get_ints("group"), Some([1, _]))
 }
 
 fn reach(func: &Func, op: &OpData) -> Option<Reach> {
@@ -341,7 +375,7 @@ fn reach(func: &Func, op: &OpData) -> Option<Reach> {
         let sums = !last || first == 0;
         return Some(Reach { row: (!sums).then_some(row), shape, sums });
     }
-    if def.has(Trait::Composite) {
+    if def.has(Trait::Composite) || encodes_rows(op) {
         let shape = dims(op.operands[0]);
         let row = shape.last().copied();
         return Some(Reach { shape, row, sums: false });
