@@ -9,6 +9,7 @@ use weft_lang::lower::{Purpose, Settings, Size};
 use weft_lang::settings::{self, Order, Parallel, Recompute, TrainSettings};
 use weft_passes::PassCx;
 use weft_plan::search::{self, Space};
+use weft_plan::serve::{self, Serving};
 use weft_plan::{Cluster, Layout, Plan, Unit, WhatIf, show, unit};
 use weft_schedule::{Table, UnitCosts, check, csv, generate, picture};
 
@@ -30,6 +31,15 @@ pub struct Args {
     /// h800, h100, h200, or a description of another cluster
     #[arg(long, value_name = "NAME|FILE.json")]
     cluster: String,
+    /// A training step, or a step of a unit that serves
+    #[arg(long = "for", value_enum, default_value_t = For::Train)]
+    purpose: For,
+    /// Requests on each GPU, for prefill and decode
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    requests: u64,
+    /// Tokens of a prompt, or of the cache that a token is decoded with
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    context: u64,
     /// Say how many GPU hours so many tokens take
     #[arg(long, value_name = "N")]
     tokens: Option<f64>,
@@ -56,6 +66,13 @@ pub struct Args {
     trace: Option<PathBuf>,
 }
 
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    Train,
+    Prefill,
+    Decode,
+}
+
 const CLUSTERS: &[(&str, &str)] = &[
     ("h800", include_str!("../clusters/h800.json")),
     ("h100", include_str!("../clusters/h100.json")),
@@ -65,6 +82,9 @@ const CLUSTERS: &[(&str, &str)] = &[
 pub fn run(args: Args) -> Result<()> {
     let cluster = cluster(&args.cluster)?;
     let what_if = args.what_if.iter().map(|w| WhatIf::parse(w)).collect::<Result<Vec<_>, _>>()?;
+    if args.purpose != For::Train {
+        return serving(&args, &cluster);
+    }
     if args.search {
         return search(&args, &cluster, &what_if);
     }
@@ -113,6 +133,81 @@ fn cluster(name: &str) -> Result<Cluster> {
         }
     };
     Cluster::parse(&text).with_context(|| name.to_string())
+}
+
+/// A unit of the parallel block's ranks that serves.
+fn serving(args: &Args, cluster: &Cluster) -> Result<()> {
+    let training = [
+        ("--search", args.search),
+        ("--what-if", !args.what_if.is_empty() || args.what_ifs),
+        ("--svg", args.svg.is_some()),
+        ("--trace", args.trace.is_some()),
+        ("--tokens", args.tokens.is_some()),
+    ];
+    if let Some((option, _)) = training.into_iter().find(|(_, given)| *given) {
+        bail!("not available yet: {option} for {:?}", args.purpose);
+    }
+    if args.requests < 2 || !args.requests.is_multiple_of(2) {
+        let near = args.requests + args.requests % 2;
+        bail!(
+            "--requests {}: they go in two equal micro-batches; the nearest is {}",
+            args.requests,
+            near.max(2)
+        );
+    }
+    if !(1..=1 << 24).contains(&args.context) || args.requests > 1 << 20 {
+        bail!("--context is from 1 to {}, --requests at most {}", 1 << 24, 1 << 20);
+    }
+    let source = frontend::load(&args.model.model)?;
+    let (overrides, _) = graphs::split(&source, args.model.overrides(None)?);
+    let tree = source.elaborate(&overrides)?;
+    let mut diags = vec![];
+    let parallel = settings::parallel(&tree, &args.parallel, &mut diags);
+    frontend::show(&source.map, &diags)?;
+    let Some(parallel) = parallel else { bail!("the parallel block cannot be used") };
+    if let Some((axis, n)) =
+        parallel.axes().into_iter().find(|(axis, _)| !["data", "experts"].contains(axis))
+    {
+        bail!("not available yet: serving with ranks along {axis} ({axis} = {n})");
+    }
+    if parallel.experts != parallel.data && parallel.experts > 1 {
+        let (data, experts) = (parallel.data, parallel.experts);
+        bail!(
+            "a unit that serves shares its experts among all ranks, and has data = {data}, experts \
+             = {experts}"
+        );
+    }
+    let decode = args.purpose == For::Decode;
+    let tokens_per_request = if decode { 1 } else { args.context };
+    let settings = Settings {
+        batch: Size::Fixed(args.requests / 2),
+        seq: Size::Fixed(tokens_per_request),
+        segments: false,
+        cache: Some(Size::Fixed(args.context)),
+    };
+    let lowered = source.lower(&tree, Purpose::Infer, settings)?;
+    let cx = PassCx { policy: policy::policy(&lowered), ..PassCx::default() };
+    let mut module = lowered.module;
+    weft_passes::run_pipeline(&mut module, &cx, &mut |_, _| {})?;
+    let of = Serving {
+        n_gpus: parallel.n_ranks(),
+        node: parallel.node,
+        redundant_experts: parallel.redundant_experts,
+        nodes_per_token: parallel.nodes_per_token,
+        communication_sms: parallel.communication_sms,
+        decode,
+        requests: args.requests,
+        tokens_per_request,
+    };
+    let forward = serve::forward(&module)?;
+    let served = serve::serve(&forward, cluster, &of);
+    if args.json {
+        let json = show::served_json(&served, &of, cluster);
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    } else {
+        print!("{}", show::served(&served, &of, cluster));
+    }
+    Ok(())
 }
 
 /// Ways of saving that a search tries.

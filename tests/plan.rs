@@ -67,6 +67,23 @@ fn deepseek_v3_on_2048_h800s_is_as_published() {
     assert!(covered / busy >= 0.9, "{covered} of {busy}");
 }
 
+/// As served in February 2025: the authors' profile (balanced, 128 requests), and 24 hours of
+/// production.
+#[test]
+fn decoding_on_h800s_is_as_published() {
+    let serve = |block: &str, requests: &str, context: &str| {
+        let args = ["--for", "decode", "--requests", requests, "--context", context];
+        let mut v3 = V3;
+        v3[4] = match block {
+            "decode_128" => "decode_128",
+            _ => "decode_144",
+        };
+        json(&[&v3[..], &args].concat())["tokens_per_s_per_node"].as_f64().expect("a rate")
+    };
+    near("profile", serve("decode_128", "128", "4096"), 18598.0, 0.1);
+    near("production", serve("decode_144", "88", "4989"), 14800.0, 0.1);
+}
+
 #[test]
 fn a_plan_is_drawn_traced_and_says_what_does_not_fit() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -108,6 +125,16 @@ fn what_is_not_there_is_named() {
     );
     refuse(&with(6, "none.json"), "cannot read none.json");
     refuse(&with(4, "h800_1"), "has no parallel block `h800_1`");
+    let odd = ["--for", "decode", "--requests", "3"];
+    refuse(
+        &[&with(4, "decode_128")[..], &odd].concat(),
+        "two equal micro-batches; the nearest is 4",
+    );
+    let mut decode = ["--for", "decode"];
+    refuse(&[&V3[..], &decode].concat(), "not available yet: serving with ranks along pipeline");
+    decode[1] = "prefill";
+    let search = [&with(4, "prefill_32")[..], &decode, &["--search"]].concat();
+    refuse(&search, "not available yet: --search for Prefill");
     let what_if = [&V3[..], &["--what-if", "magic"]].concat();
     refuse(&what_if, "there is no what-if magic; there are: communication-without-sms");
 }

@@ -34,6 +34,10 @@ pub struct Cluster {
     pub bf16: Product,
     pub f32: Product,
     pub attention: Attention,
+    pub low_latency: LowLatency,
+    /// Share of `memory_bytes_per_s` at which products read their weights, where that takes longer
+    /// than the tiles.
+    pub product_memory: f64,
     /// Share of `memory_bytes_per_s` that row kernels reach with all multiprocessors.
     pub rows: f64,
     /// From the end of a kernel to the start of the next.
@@ -57,6 +61,19 @@ pub struct Product {
 pub struct Attention {
     pub forward_flops_per_s: f64,
     pub backward_flops_per_s: f64,
+    /// Of one query a sequence over a long cache.
+    pub decode_flops_per_s: f64,
+    pub decode_bytes_per_s: f64,
+}
+
+/// Exchanges that take no multiprocessors: every row goes to its expert's rank by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LowLatency {
+    pub latency_us: f64,
+    /// Between nodes, of each GPU; inside a node rows go beside it.
+    pub network_bytes_per_s: f64,
+    pub node_bytes_per_s: f64,
 }
 
 /// What compute and communication that run at once cost each other.
@@ -148,6 +165,11 @@ impl Cluster {
             ("network_bytes_per_s", c.network_bytes_per_s),
             ("forward_flops_per_s", c.attention.forward_flops_per_s),
             ("backward_flops_per_s", c.attention.backward_flops_per_s),
+            ("decode_flops_per_s", c.attention.decode_flops_per_s),
+            ("decode_bytes_per_s", c.attention.decode_bytes_per_s),
+            ("low_latency.network_bytes_per_s", c.low_latency.network_bytes_per_s),
+            ("low_latency.node_bytes_per_s", c.low_latency.node_bytes_per_s),
+            ("product_memory", c.product_memory),
             ("rows", c.rows),
             ("overlap.product", c.overlap.product),
             ("overlap.attention", c.overlap.attention),
@@ -166,7 +188,7 @@ impl Cluster {
             return Err(PlanError("sms, node and tiles are at least 1, found 0".to_string()));
         }
         let times = products.iter().flat_map(|p| [p.tile_us, p.block_us]);
-        let times = times.chain([c.launch_us, c.overlap.wait_us]);
+        let times = times.chain([c.launch_us, c.overlap.wait_us, c.low_latency.latency_us]);
         if let Some(t) = times.into_iter().find(|t| !(*t >= 0.0 && t.is_finite())) {
             return Err(PlanError(format!("times are from 0, found {t}")));
         }

@@ -1,5 +1,7 @@
 //! What an op of planned IR is as a kernel, and how long it takes.
 
+use std::collections::BTreeSet;
+
 use weft_ir::module::{Def, Func, Module, OpData, StoreKind, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
@@ -22,7 +24,8 @@ pub enum Work {
     },
     Attention {
         flops: f64,
-        backward: bool,
+        bytes: f64,
+        which: Which,
     },
     /// Reads and writes so many bytes.
     Rows {
@@ -41,6 +44,14 @@ pub enum Work {
         token_bytes: f64,
         row_bytes: f64,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Forward,
+    Backward,
+    /// One query a sequence.
+    Decode,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +89,10 @@ pub struct Place {
     pub node: u64,
     /// Nodes that a token's experts may be on.
     pub nodes_per_token: Option<u64>,
+    /// Copies of experts beyond one each.
+    pub redundant_experts: u64,
+    /// Exchanges without multiprocessors, by `LowLatency`.
+    pub low_latency: bool,
     /// Encodings that the hardware does on its way.
     pub free_encodes: [bool; 2],
 }
@@ -119,8 +134,15 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
         }
         Op::Attention | Op::AttentionGrad => {
             let flops = cost::of_op(module, f, op, &|_| None).map_err(|e| PlanError(e.0))?.flops;
-            let backward = op.op == Op::AttentionGrad;
-            some(Work::Attention { flops: flops as f64, backward })
+            let which = match op.op {
+                Op::AttentionGrad => Which::Backward,
+                _ if size(module, types[0], 1)? == 1 => Which::Decode,
+                _ => Which::Forward,
+            };
+            // A value that is read as keys and as values is read once.
+            let read: BTreeSet<ValueId> = op.operands.iter().copied().collect();
+            let bytes = sum(read.into_iter().map(|v| bytes(module, f.ty(v))))?;
+            some(Work::Attention { flops: flops as f64, bytes, which })
         }
         Op::Dispatch => {
             let width = size(module, types[0], types[0].rank() - 1)? as f64;
@@ -141,16 +163,20 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
         }
         Op::Extent | Op::StopGradient | Op::BatchSum | Op::Read | Op::Repeat | Op::Call => Ok(None),
         _ => {
-            let read: f64 = match op.op {
-                Op::Gather | Op::Take => bytes(module, result(0))?,
-                _ => sum(types.iter().map(|t| bytes(module, t)))?,
+            // What is fused passes nothing between its ops through memory.
+            let bytes = match op.op {
+                Op::Fused => {
+                    let results = op.results.iter().map(|r| f.ty(*r));
+                    sum(types.iter().copied().chain(results).map(|t| bytes(module, t)))?
+                }
+                _ => cost::of_op(module, f, op, &|_| None).map_err(|e| PlanError(e.0))?.bytes()
+                    as f64,
             };
-            let written = sum(op.results.iter().map(|r| bytes(module, f.ty(*r))))?;
             let encode = (op.op == Op::Encode).then(|| match op.attrs.get_ints("group") {
                 Some([1, _]) => Encode::Rows,
                 _ => Encode::Columns,
             });
-            some(Work::Rows { bytes: read + written, encode })
+            some(Work::Rows { bytes, encode })
         }
     }
 }
@@ -255,25 +281,42 @@ impl Kernel {
                     Format::Bf16 => cluster.bf16,
                     Format::F32 => cluster.f32,
                 };
-                // Every rank of an exchange has its share of the experts and all their rows; ranks
-                // along tensor send a share of the tokens each. Other products they cut.
-                let rows = |n: u64| (n * at.experts).div_ceil(at.tensor);
+                // Every rank of an exchange has its share of the experts, their copies included,
+                // and an even share of all rows; ranks along tensor send a share of the tokens
+                // each. Other products they cut.
+                let here = (groups + at.redundant_experts).div_ceil(at.experts);
+                let rows = |n: u64| (n * groups).div_ceil(here * at.tensor);
                 let (m, n, k, groups) = match (shared, format) {
                     (false, _) => (m, n.div_ceil(at.tensor), k, groups),
-                    (true, Format::Fp8WeightGradient) => {
-                        (m, n, rows(k), groups.div_ceil(at.experts))
-                    }
-                    (true, _) => (rows(m), n, k, groups.div_ceil(at.experts)),
+                    (true, Format::Fp8WeightGradient) => (m, n, rows(k), here),
+                    (true, _) => (rows(m), n, k, here),
                 };
-                launch + product_seconds(&p, m, n, k, groups, at.sms) * beside(o.product)
+                let tiles = product_seconds(&p, m, n, k, groups, at.sms);
+                let element_bytes = match format {
+                    Format::Fp8 | Format::Fp8WeightGradient => 1.0,
+                    Format::Bf16 => 2.0,
+                    Format::F32 => 4.0,
+                };
+                let read = ((m + n) * k * groups) as f64 * element_bytes;
+                let written = (m * n * groups) as f64 * 2.0;
+                let memory = (read + written)
+                    / (cluster.memory_bytes_per_s * cluster.product_memory)
+                    + p.tile_us * 1e-6;
+                launch + tiles.max(memory) * beside(o.product)
             }
-            Work::Attention { flops, backward } => {
-                let rate = match backward {
-                    true => cluster.attention.backward_flops_per_s,
-                    false => cluster.attention.forward_flops_per_s,
+            Work::Attention { flops, bytes, which } => {
+                let a = &cluster.attention;
+                let rate = match which {
+                    Which::Forward => a.forward_flops_per_s,
+                    Which::Backward => a.backward_flops_per_s,
+                    Which::Decode => a.decode_flops_per_s,
                 };
                 let share = at.sms as f64 / cluster.sms as f64;
-                launch + flops / at.tensor as f64 / (rate * share) * beside(o.attention)
+                let mut seconds = flops / at.tensor as f64 / (rate * share);
+                if which == Which::Decode {
+                    seconds = seconds.max(bytes / a.decode_bytes_per_s);
+                }
+                launch + seconds * beside(o.attention)
             }
             Work::Rows { encode: Some(Encode::Rows), .. } if at.free_encodes[0] => 0.0,
             Work::Rows { encode: Some(Encode::Columns), .. } if at.free_encodes[1] => 0.0,
@@ -281,6 +324,9 @@ impl Kernel {
             Work::Dispatch { tokens, token_bytes, row_bytes }
             | Work::Combine { tokens, token_bytes, row_bytes } => {
                 let bytes = tokens * token_bytes;
+                if at.low_latency {
+                    return low_latency_seconds(cluster, at, row_bytes / at.tensor as f64);
+                }
                 exchange_seconds(cluster, at, bytes / at.tensor as f64, row_bytes / bytes)
             }
         }
@@ -321,8 +367,28 @@ fn exchange_seconds(cluster: &Cluster, at: &Place, bytes: f64, active: f64) -> f
     seconds(far, cluster.network_bytes_per_s).max(seconds(near, cluster.node_bytes_per_s))
 }
 
+/// Rows go one by one, those of far ranks and of near ones at the same time.
+pub fn low_latency_seconds(cluster: &Cluster, at: &Place, row_bytes: f64) -> f64 {
+    if at.experts <= 1 {
+        return 0.0;
+    }
+    let l = &cluster.low_latency;
+    let near = at.node.min(at.experts) as f64 / at.experts as f64;
+    let far_s = row_bytes * (1.0 - near) / l.network_bytes_per_s;
+    let near_s = row_bytes * near / l.node_bytes_per_s;
+    l.latency_us * 1e-6 + far_s.max(near_s)
+}
+
+/// Tiles as the file has them, or narrower ones where those would leave multiprocessors idle.
 pub fn product_seconds(p: &Product, m: u64, n: u64, k: u64, groups: u64, sms: u64) -> f64 {
-    let tiles = |m: u64, n: u64| m.div_ceil(p.tile[0]) * n.div_ceil(p.tile[1]);
-    let waves = (tiles(m, n) * groups).div_ceil(sms);
-    waves as f64 * (p.tile_us + p.block_us * k as f64 / 128.0) * 1e-6
+    let tiles = |width: u64| m.div_ceil(p.tile[0]) * n.div_ceil(width) * groups;
+    let seconds = |part: u64| {
+        let waves = tiles((p.tile[1] / part).max(1)).div_ceil(sms);
+        let block_us = p.block_us / part as f64;
+        waves as f64 * (p.tile_us + block_us * k as f64 / 128.0) * 1e-6
+    };
+    match tiles(p.tile[1]) < sms {
+        true => [1, 2, 4].map(seconds).into_iter().fold(f64::INFINITY, f64::min),
+        false => seconds(1),
+    }
 }

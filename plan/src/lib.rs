@@ -17,6 +17,7 @@
 pub mod cluster;
 pub mod kernel;
 pub mod search;
+pub mod serve;
 pub mod show;
 pub mod step;
 pub mod unit;

@@ -7,6 +7,7 @@ use weft_schedule::{Cell, Table};
 
 use crate::cluster::{Cluster, WhatIf};
 use crate::search::Found;
+use crate::serve::{Served, Serving};
 use crate::step::{Layout, Plan};
 use crate::weave::{Times, Weave};
 
@@ -109,6 +110,52 @@ pub fn text(p: &Plan, cluster: &Cluster, layout: &Layout) -> String {
         put(format_args!("it does not fit: see `too much` above"));
     }
     out
+}
+
+/// A unit that serves, for reading.
+pub fn served(s: &Served, of: &Serving, cluster: &Cluster) -> String {
+    let ms = |t: f64| t * 1e3;
+    let [before, core, shared, mlp, dispatch, combine] = s.layer;
+    let what = if of.decode { "decoding" } else { "prefill" };
+    format!(
+        "{what} on {} {}s, {} requests of {} tokens on each in two micro-batches\n\
+         a layer and micro-batch (ms): attention {:.3} + {:.3}, shared {:.3}, mlp {:.3}; dispatch \
+         {:.3}, combine {:.3}\n\
+         exchanges: {:.1} ms, {:.1} % under compute\n\
+         memory of a GPU: weights {:.1} GB, cache {:.1} GB of {:.1}{}\n\
+         step {:.1} ms: {:.0} tokens/s on each GPU, {:.0} on a node of {}\n",
+        of.n_gpus,
+        cluster.name,
+        of.requests,
+        of.tokens_per_request,
+        ms(before),
+        ms(core),
+        ms(shared),
+        ms(mlp),
+        ms(dispatch),
+        ms(combine),
+        ms(s.exchange_seconds),
+        percent(s.covered_seconds, s.exchange_seconds),
+        s.weight_bytes / GB,
+        s.cache_bytes / GB,
+        cluster.memory_bytes / GB,
+        if s.fits { "" } else { "; it does not fit" },
+        ms(s.step_seconds),
+        s.tokens_per_s_per_gpu,
+        s.tokens_per_s_per_node,
+        of.node,
+    )
+}
+
+/// And for programs.
+pub fn served_json(s: &Served, of: &Serving, cluster: &Cluster) -> Value {
+    json!({
+        "cluster": cluster.name, "gpus": of.n_gpus, "decode": of.decode, "requests": of.requests,
+        "step_s": s.step_seconds, "tokens_per_s_per_gpu": s.tokens_per_s_per_gpu,
+        "tokens_per_s_per_node": s.tokens_per_s_per_node, "weight_bytes": s.weight_bytes,
+        "cache_bytes": s.cache_bytes, "exchange_s": s.exchange_seconds,
+        "exchange_covered_s": s.covered_seconds, "fits": s.fits,
+    })
 }
 
 /// How long so many tokens take.

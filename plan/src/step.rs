@@ -83,6 +83,8 @@ impl Layout {
             experts: self.experts,
             node: self.node,
             nodes_per_token: self.nodes_per_token,
+            redundant_experts: 0,
+            low_latency: false,
             free_encodes: [has(WhatIf::FusedQuantization), has(WhatIf::TransposedReads)],
         }
     }

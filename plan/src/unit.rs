@@ -22,6 +22,8 @@ pub type Part = Vec<Kernel>;
 pub struct Passes {
     pub attention: Part,
     pub mlp: Part,
+    /// What runs beside the exchanges and needs nothing of them: shared experts.
+    pub beside: Part,
     /// The exchanges on both sides of `mlp`; none in a layer without experts, several where a
     /// backward runs the layer again.
     pub dispatch: Part,
@@ -196,7 +198,7 @@ fn stacked(
 }
 
 /// Parameters that grouped products read as their weights.
-fn expert_params(f: &Func) -> BTreeSet<u32> {
+pub fn expert_params(f: &Func) -> BTreeSet<u32> {
     let mut all = BTreeSet::new();
     for (_, op) in f.body_ops().filter(|(_, op)| op.op == Op::GroupedMatmul) {
         let mut v = op.operands[1];
@@ -225,7 +227,7 @@ fn saved(module: &Module, f: &Func) -> Result<f64, PlanError> {
 }
 
 /// A forward or an input gradient: its kernels by part.
-fn split(module: &Module, f: &Func) -> Result<Passes, PlanError> {
+pub fn split(module: &Module, f: &Func) -> Result<Passes, PlanError> {
     let before = reaching(f, |op| op == Op::Dispatch);
     let after = depending(f, |op| op == Op::Combine);
     let between = depending(f, |op| op == Op::Dispatch);
@@ -241,15 +243,16 @@ fn split(module: &Module, f: &Func) -> Result<Passes, PlanError> {
                 && !after.contains(&id)
                 && (between.contains(&id) || joins.contains(&id) || made_of(f, id, &joins)) =>
             {
-                parts.mlp.push(kernel);
+                let part = if between.contains(&id) { &mut parts.mlp } else { &mut parts.beside };
+                part.push(kernel);
             }
             _ => parts.attention.push(kernel),
         }
     }
     if parts.dispatch.is_empty() {
         // Without an exchange there is nothing to part.
-        let mlp = std::mem::take(&mut parts.mlp);
-        parts.attention.extend(mlp);
+        let (mlp, beside) = (std::mem::take(&mut parts.mlp), std::mem::take(&mut parts.beside));
+        parts.attention.extend(mlp.into_iter().chain(beside));
     }
     Ok(parts)
 }
@@ -295,7 +298,8 @@ fn sites(parts: &Passes) -> BTreeMap<String, bool> {
         let products = part.iter().filter(|k| matches!(k.work, Work::Product { .. }));
         products.map(|k| (k.name.clone(), mlp)).collect()
     };
-    of(&parts.attention, false).into_iter().chain(of(&parts.mlp, true)).collect()
+    let all = [of(&parts.attention, false), of(&parts.mlp, true), of(&parts.beside, true)];
+    all.into_iter().flatten().collect()
 }
 
 /// The weight gradient in the order in which it is scheduled.
@@ -431,7 +435,7 @@ fn share(module: &Module, units: &mut [Unit]) {
 /// Numbers that layouts must divide: heads of attention, experts of layers.
 pub fn heads_and_experts(module: &Module) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let (mut heads, mut experts) = (BTreeSet::new(), BTreeSet::new());
-    for f in module.funcs.iter().filter(|f| f.name.ends_with(".fwd")) {
+    for f in &module.funcs {
         for (_, op) in f.body_ops() {
             match op.op {
                 Op::Attention => {

@@ -77,7 +77,7 @@ fn times(p: &Passes, cluster: &Cluster, at: &Place, dispatch: f64, o: &Overlap) 
     let local = both.map(|k| k.local_seconds(cluster, at)).fold(0.0, |a, b| a + b);
     Times {
         attention: sum(&p.attention),
-        mlp: sum(&p.mlp) + local,
+        mlp: sum(&p.mlp) + sum(&p.beside) + local,
         dispatch: exchange(&p.dispatch, dispatch),
         combine: exchange(&p.combine, o.combine),
     }
