@@ -162,7 +162,8 @@ pub(super) fn product(
     out
 }
 
-/// The sum of one element, block by block: each multiplied by its scales and added in f32.
+/// The sum of one element, block by block: each a chain of fused multiply-adds in f32, multiplied by
+/// its scales and added by one more. What a kernel computes bit for bit, unless it adds in pairs.
 fn blocks(
     x: &Coded,
     y: &Coded,
@@ -171,17 +172,21 @@ fn blocks(
     unit: usize,
     hopper: bool,
 ) -> f64 {
-    let (mut sum, mut k) = (0.0f64, terms.start);
+    let (mut sum, mut k) = (0.0f32, terms.start);
     while k < terms.end {
         // Blocks are counted from the start of the array.
         let end = terms.end.min((k / unit + 1) * unit);
-        let products = (k..end).map(|k| x.code(i, k) * y.code(k, j));
-        let partial = if hopper { hopper14(products) } else { products.sum::<f64>() as f32 as f64 };
-        let scale = (x.scale(i, k) * y.scale(k, j)) as f32 as f64;
-        sum = (partial * scale + sum) as f32 as f64;
+        let codes = (k..end).map(|k| (x.code(i, k), y.code(k, j)));
+        let partial = match hopper {
+            true => hopper14(codes.map(|(a, b)| a * b)) as f32,
+            // In order of k, each product exact and each sum rounded.
+            false => codes.fold(0.0f32, |sum, (a, b)| (a as f32).mul_add(b as f32, sum)),
+        };
+        let scale = (x.scale(i, k) * y.scale(k, j)) as f32;
+        sum = partial.mul_add(scale, sum);
         k = end;
     }
-    sum
+    f64::from(sum)
 }
 
 /// What a Hopper tensor core's accumulator holds after `terms`, 32 at a time: the products and the

@@ -232,9 +232,9 @@ fn product(x: (&[f64], &[f64]), w: (&[f64], &[f64]), [m, n, k]: [usize; 3], sum:
             for g in 0..groups {
                 let terms: Vec<i64> = (g * 128..k.min(g * 128 + 128)).map(whole).collect();
                 let partial = match sum {
-                    Sum::Wide => terms.iter().sum::<i64>(),
-                    Sum::Hopper { .. } => terms.chunks(32).fold(0, step),
-                } as f32;
+                    Sum::Wide => terms.iter().fold(0.0f32, |sum, t| sum + *t as f32),
+                    Sum::Hopper { .. } => terms.chunks(32).fold(0, step) as f32,
+                };
                 let scale = x.1[i * groups + g] as f32 * w.1[j / 128 * groups + g] as f32;
                 total = (partial * unit as f32).mul_add(scale, total);
             }
@@ -298,6 +298,16 @@ fn products_of_codes_sum_block_by_block() {
             same(&found, &expected, &format!("{sum:?} {m}x{n}x{k}, element"));
         }
     }
+}
+
+/// A block is a chain in f32 in order of k: what is small beside the sum so far is lost, and not
+/// what comes after that sum is gone.
+#[test]
+fn blocks_are_summed_in_order_of_k() {
+    let tiny = 2f32.powi(-9);
+    let sum = |x: [f32; 3], w: [f32; 3]| interpret_product(&x, &w, [1, 1, 3], Sum::Wide).numbers();
+    assert_eq!(sum([448.0, tiny, -448.0], [448.0, tiny, 448.0]), [0.0]);
+    assert_eq!(sum([448.0, -448.0, tiny], [448.0, 448.0, tiny]), [2f64.powi(-18)]);
 }
 
 /// What 14 bits lose over 4096 terms, and what emptying the accumulator every 128 terms saves:
