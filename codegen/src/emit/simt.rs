@@ -51,6 +51,17 @@ impl<'c> Cg<'c> {
         }
     }
 
+    /// Which lanes of the warp have `v` true, a bit each. All threads of the warp must come here
+    /// together.
+    pub fn ballot(&self, v: Val<'c>) -> Val<'c> {
+        self.intrinsic("llvm.nvvm.vote.ballot.sync", &[], &[self.i32(ALL), v], Ty::I32)
+    }
+
+    /// How many bits are set.
+    pub fn count_ones(&self, v: Val<'c>) -> Val<'c> {
+        self.intrinsic("llvm.ctpop", &[v.ty], &[v], v.ty)
+    }
+
     /// Folds the values of a warp's lanes; every lane gets the same bits if `f` is commutative.
     pub fn reduce_warp(&self, v: Val<'c>, f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
         let mut v = v;

@@ -9,7 +9,7 @@ use weft_ir::formats::Format;
 use weft_ir::ty::DType;
 
 use super::scalar;
-use crate::emit::{Cg, Cmp, Elem, Kernel, Val};
+use crate::emit::{Cg, Cmp, Elem, Kernel, Val, WARP};
 use crate::narrow;
 
 /// Vectors of a block of columns.
@@ -46,7 +46,8 @@ impl EncodeColumns {
         self.lead.checked_mul(Dim::fixed(each))
     }
 
-    pub fn unit<'c>(&self, cg: &Cg<'c>, k: &Kernel<'c>, unit: Val<'c>) {
+    /// `lane`: the thread's, where a warp does the unit.
+    pub fn unit<'c>(&self, cg: &Cg<'c>, k: &Kernel<'c>, unit: Val<'c>, lane: Option<Val<'c>>) {
         let (blocks, groups) = (self.col_blocks() as i64, self.groups() as i64);
         let (rest, block) = (cg.div(unit, blocks), cg.rem(unit, blocks));
         let (matrix, group) = (cg.div(rest, groups), cg.rem(rest, groups));
@@ -58,6 +59,11 @@ impl EncodeColumns {
         let step = i64::from(VECTORS * cg.target.lanes);
         let from = cg.mul(block, COLUMNS as i64);
         let to = cg.min(cg.add(from, COLUMNS as i64), self.cols as i64);
+        if let Some(lane) = lane {
+            return cg.for_each(cg.add(from, lane), to, i64::from(WARP), |col| {
+                self.columns(cg, k, rows, scales, col, &[None]);
+            });
+        }
         cg.for_each(from, to, step, |col| {
             let left = cg.sub(to, col);
             let body = |masks: &[Option<Val<'c>>]| self.columns(cg, k, rows, scales, col, masks);

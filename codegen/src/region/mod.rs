@@ -22,6 +22,7 @@ mod merge;
 mod pack12;
 pub mod scalar;
 pub mod trace;
+mod warps;
 pub mod whole;
 
 pub use lower::{lower, supports};

@@ -8,8 +8,8 @@ use weft_ir::ty::DType;
 
 use super::columns::EncodeColumns;
 use super::graph::Groups;
-use super::{pack12, scalar};
-use crate::emit::{Cg, Cmp, Elem, Frame, Kernel, Model, Ty, Val};
+use super::{pack12, scalar, warps};
+use crate::emit::{Cg, Cmp, Elem, Frame, Kernel, Model, Ty, Val, WARP};
 
 /// A whole op with its sizes; buffers are the operands, then the results.
 #[derive(Clone, PartialEq, Debug)]
@@ -53,8 +53,9 @@ pub enum WholeKernel {
 /// Rows or places of a block.
 const BLOCK: i64 = 16;
 const PLACES: i64 = 4096;
-/// Threads of a CTA, on a target that has them.
+/// Threads and warps of a CTA, on a target that has them.
 const THREADS: u32 = 128;
+const WARPS: i64 = (THREADS / WARP) as i64;
 
 impl WholeKernel {
     pub fn name(&self) -> &'static str {
@@ -110,9 +111,30 @@ impl WholeKernel {
     }
 
     /// On a target with threads: the units of work there are, how many of them a CTA does, and its
-    /// threads. Each thread does some by itself.
+    /// threads. A warp does a unit, or each thread some by itself.
     pub fn cta_grid(&self) -> (Dim, i64, u32) {
-        (self.grid().0, self.thread_units() * i64::from(THREADS), THREADS)
+        let units = match self {
+            WholeKernel::Sort { groups, .. } => *groups,
+            _ => self.grid().0,
+        };
+        let per_cta = match self.is_for_warps() {
+            true => WARPS,
+            false => self.thread_units() * i64::from(THREADS),
+        };
+        (units, per_cta, THREADS)
+    }
+
+    fn is_for_warps(&self) -> bool {
+        match self {
+            WholeKernel::Sort { .. }
+            | WholeKernel::EncodeColumns(_)
+            | WholeKernel::SegmentSum { .. }
+            | WholeKernel::CacheAppend { .. } => true,
+            WholeKernel::Invert { .. }
+            | WholeKernel::Pack12 { .. }
+            | WholeKernel::Unpack12 { .. }
+            | WholeKernel::Topk { .. } => false,
+        }
     }
 
     fn thread_units(&self) -> i64 {
@@ -149,7 +171,11 @@ impl WholeKernel {
 
     pub fn emit(&self, cg: &Cg, name: &str) {
         let symbols = self.scalars();
-        let frame = Frame::threads(THREADS, self.scratch_bytes());
+        let by_warp = cg.target.model == Model::Simt && self.is_for_warps();
+        let frame = match by_warp {
+            true => Frame::ctas(THREADS),
+            false => Frame::threads(THREADS, self.scratch_bytes()),
+        };
         let per = match cg.target.model {
             Model::Cpu => self.grid().1,
             Model::Simt => self.thread_units(),
@@ -163,6 +189,12 @@ impl WholeKernel {
                 }
             };
             match self {
+                _ if by_warp => {
+                    let n = size(self.cta_grid().0);
+                    warps::units(cg, k, n, WARPS, |unit, lane| {
+                        self.of_warp(cg, k, &size, (unit, lane));
+                    });
+                }
                 WholeKernel::Sort { n, groups } => {
                     units(cg, k, cg.i64(1), per, |_| sort(cg, k, size(*n), size(*groups)));
                 }
@@ -172,7 +204,7 @@ impl WholeKernel {
                 }
                 WholeKernel::EncodeColumns(e) => {
                     let n = e.units().unwrap_or(Dim::fixed(1));
-                    units(cg, k, size(n), per, |unit| e.unit(cg, k, unit));
+                    units(cg, k, size(n), per, |unit| e.unit(cg, k, unit, None));
                 }
                 WholeKernel::Pack12 { n } | WholeKernel::Unpack12 { n } => {
                     let n = size(*n);
@@ -201,6 +233,34 @@ impl WholeKernel {
                 }
             }
         });
+    }
+}
+
+impl WholeKernel {
+    /// A unit of the kernels that warps do.
+    fn of_warp<'c>(
+        &self,
+        cg: &Cg<'c>,
+        k: &Kernel<'c>,
+        size: &dyn Fn(Dim) -> Val<'c>,
+        at: (Val<'c>, Val<'c>),
+    ) {
+        match self {
+            WholeKernel::Sort { n, groups } => {
+                warps::sort_group(cg, k, (size(*n), size(*groups)), at);
+            }
+            WholeKernel::EncodeColumns(e) => e.unit(cg, k, at.0, Some(at.1)),
+            WholeKernel::SegmentSum { width, dtype, .. } => {
+                warps::segment_sum(cg, k, size(*width), *dtype, at);
+            }
+            WholeKernel::CacheAppend { s, positions, width, dtype, .. } => {
+                warps::append(cg, k, [s, positions, width].map(|d| size(*d)), *dtype, at);
+            }
+            WholeKernel::Invert { .. }
+            | WholeKernel::Pack12 { .. }
+            | WholeKernel::Unpack12 { .. }
+            | WholeKernel::Topk { .. } => unreachable!("a thread does a unit of {}", self.name()),
+        }
     }
 }
 

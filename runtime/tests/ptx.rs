@@ -1,0 +1,102 @@
+//! The interpreter of PTX as a device: numbers, and what a wrong kernel is told.
+
+use std::sync::Arc;
+
+use weft_graph::*;
+use weft_runtime::device::{Device, Ptx};
+use weft_runtime::exec::{Program, Session, Store};
+
+/// Every thread of 64 writes its place in the grid, `racing` all into one word.
+fn module(racing: bool) -> String {
+    let place = if racing { "mov.u64 %d2, %d1;" } else { "mad.wide.u32 %d2, %r4, 4, %d1;" };
+    format!(
+        ".version 8.3
+.target sm_90a
+.address_size 64
+.visible .entry places(.param .u64 out, .param .u64 by)
+.reqntid 64
+{{
+    .reg .b32 %r<7>;
+    .reg .b64 %d<4>;
+    ld.param.b64 %d1, [out];
+    ld.param.b64 %d3, [by];
+    mov.u32 %r1, %ctaid.x;
+    mov.u32 %r2, %ntid.x;
+    mov.u32 %r3, %tid.x;
+    mad.lo.s32 %r4, %r1, %r2, %r3;
+    cvt.u32.u64 %r5, %d3;
+    mul.lo.s32 %r6, %r4, %r5;
+    {place}
+    st.global.b32 [%d2], %r6;
+    ret;
+}}
+"
+    )
+}
+
+fn graph(text: String) -> Graph {
+    let out = Buffer::new("out", DType::I32, vec![128.into()], Role::Output);
+    let launch = Launch {
+        scalars: vec![Scalar::Dim(3.into())],
+        source: vec!["toy.model:7:1".into()],
+        ..Launch::new(KernelId(0), vec![Arg::whole(BufferId(0))], 2.into(), "toy.places")
+    };
+    let entry = Entry {
+        name: "toy".into(),
+        buffers: vec![out],
+        steps: vec![Step::Launch(launch)],
+        ..Entry::default()
+    };
+    let code = PtxCode { object: ObjectId(0), threads: 64, dynamic_shared_bytes: 0 };
+    Graph {
+        entries: vec![entry],
+        kernels: vec![Kernel {
+            name: "places".into(),
+            scratch_bytes: 0,
+            variants: vec![],
+            ptx: Some(code),
+        }],
+        objects: vec![text.into_bytes()],
+        ..Graph::default()
+    }
+}
+
+fn session(text: String) -> Session {
+    let device: Arc<dyn Device> = Arc::new(Ptx::new());
+    let program = Program::load(graph(text), Arc::clone(&device)).unwrap();
+    Session::new(&program, "toy", &Store::new(device)).unwrap()
+}
+
+#[test]
+fn launches_compute() {
+    let mut session = session(module(false));
+    session.run().unwrap();
+    let expected: Vec<i32> = (0..128).map(|i| 3 * i).collect();
+    assert_eq!(session.read_output::<i32>("out").unwrap(), expected);
+}
+
+/// The step, its place in the model, the kernel and the line of its PTX.
+#[test]
+fn a_race_is_told_with_its_place() {
+    let error = session(module(true)).run().unwrap_err().to_string();
+    let line = 1 + module(true).lines().position(|l| l.contains("st.global")).unwrap();
+    let start = format!("step toy.places (toy.model:7:1): kernel places: ptx line {line}: ");
+    assert!(error.starts_with(&start), "{error}");
+}
+
+#[test]
+fn what_is_no_ptx_is_refused_with_the_kernel() {
+    let device: Arc<dyn Device> = Arc::new(Ptx::new());
+    let text = module(false).replace("mul.lo.s32", "mul.hex.s32");
+    let error = Program::load(graph(text), device).unwrap_err().to_string();
+    assert!(error.starts_with("kernel places: ptx line ") && error.contains("hex"), "{error}");
+}
+
+#[test]
+fn a_graph_for_cpus_is_refused() {
+    let mut cpu = graph(module(false));
+    cpu.kernels[0].ptx = None;
+    cpu.kernels[0].variants.push(KernelVariant { cpu: CpuVariant::Avx2, object: ObjectId(0) });
+    let error = Program::load(cpu, Arc::new(Ptx::new())).unwrap_err().to_string();
+    assert_eq!(error, "kernel places has no code for the ptx interpreter");
+}
