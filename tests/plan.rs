@@ -136,5 +136,5 @@ fn what_is_not_there_is_named() {
     let search = [&with(4, "prefill_32")[..], &decode, &["--search"]].concat();
     refuse(&search, "not available yet: --search for Prefill");
     let what_if = [&V3[..], &["--what-if", "magic"]].concat();
-    refuse(&what_if, "there is no what-if magic; there are: communication-without-sms");
+    refuse(&what_if, "there is no what-if magic; there are: encodes-in-regions");
 }

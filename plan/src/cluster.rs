@@ -38,6 +38,9 @@ pub struct Cluster {
     /// Share of `memory_bytes_per_s` at which products read their weights, where that takes longer
     /// than the tiles.
     pub product_memory: f64,
+    /// Whether kernels of rows also encode what they make, as they are compiled here. Where a
+    /// file's numbers come from kernels that encode apart, theirs are compared with those.
+    pub encodes_in_regions: bool,
     /// Share of `memory_bytes_per_s` that row kernels reach with all multiprocessors.
     pub rows: f64,
     /// From the end of a kernel to the start of the next.
@@ -94,9 +97,11 @@ pub struct Overlap {
     pub wait_us: f64,
 }
 
-/// A change of the hardware that the report of DeepSeek-V3 wishes for, or its users do.
+/// A change that the report of DeepSeek-V3 wishes for, or its users do: of the hardware, but for
+/// the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhatIf {
+    EncodesInRegions,
     CommunicationWithoutSms,
     FullAccumulation,
     TensorCoreScales,
@@ -107,7 +112,8 @@ pub enum WhatIf {
 }
 
 impl WhatIf {
-    pub const ALL: [WhatIf; 7] = [
+    pub const ALL: [WhatIf; 8] = [
+        WhatIf::EncodesInRegions,
         WhatIf::CommunicationWithoutSms,
         WhatIf::FullAccumulation,
         WhatIf::TensorCoreScales,
@@ -119,6 +125,7 @@ impl WhatIf {
 
     pub fn as_str(self) -> &'static str {
         match self {
+            WhatIf::EncodesInRegions => "encodes-in-regions",
             WhatIf::CommunicationWithoutSms => "communication-without-sms",
             WhatIf::FullAccumulation => "full-accumulation",
             WhatIf::TensorCoreScales => "tensor-core-scales",
@@ -139,6 +146,7 @@ impl WhatIf {
     /// What the simulation does with it.
     pub fn meaning(self) -> &'static str {
         match self {
+            WhatIf::EncodesInRegions => "no hardware: kernels of rows encode, as compiled here",
             WhatIf::CommunicationWithoutSms => "compute has all multiprocessors",
             WhatIf::FullAccumulation => {
                 "exact sums, but scales of 128 terms still leave the tensor core: no time"

@@ -32,6 +32,14 @@ pub enum Work {
         bytes: f64,
         encode: Option<Encode>,
     },
+    /// Several row ops in one. Apart: the bytes of the region if it did not encode, and of the
+    /// kernels that would.
+    Region {
+        bytes: f64,
+        apart_bytes: f64,
+        encode_bytes: f64,
+        n_encodes: u32,
+    },
     /// Tokens to their experts: bytes of one of them on the way, and of the rows they become.
     Dispatch {
         tokens: f64,
@@ -162,22 +170,58 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
             Ok(None)
         }
         Op::Extent | Op::StopGradient | Op::BatchSum | Op::Read | Op::Repeat | Op::Call => Ok(None),
+        Op::Fused => some(region(module, f, op)?),
         _ => {
-            // What is fused passes nothing between its ops through memory.
-            let bytes = match op.op {
-                Op::Fused => {
-                    let results = op.results.iter().map(|r| f.ty(*r));
-                    sum(types.iter().copied().chain(results).map(|t| bytes(module, t)))?
-                }
-                _ => cost::of_op(module, f, op, &|_| None).map_err(|e| PlanError(e.0))?.bytes()
-                    as f64,
-            };
+            let cost = cost::of_op(module, f, op, &|_| None).map_err(|e| PlanError(e.0))?;
+            let bytes = cost.bytes() as f64;
             let encode = (op.op == Op::Encode).then(|| match op.attrs.get_ints("group") {
                 Some([1, _]) => Encode::Rows,
                 _ => Encode::Columns,
             });
             some(Work::Rows { bytes, encode })
         }
+    }
+}
+
+/// What is fused passes nothing between its ops through memory. A kernel that encoded apart from
+/// its region would read what the region then wrote.
+fn region(module: &Module, f: &Func, op: &OpData) -> Result<Work, PlanError> {
+    let types = op.operands.iter().chain(&op.results).map(|v| f.ty(*v));
+    let all = sum(types.map(|t| bytes(module, t)))?;
+    let plain = Work::Region { bytes: all, apart_bytes: all, encode_bytes: 0.0, n_encodes: 0 };
+    let Some(body) = op.attrs.get_func("func").map(|id| module.func(id)) else { return Ok(plain) };
+    let (mut apart_bytes, mut encode_bytes, mut n_encodes) = (all, 0.0, 0);
+    // What leaves the region, under the name that it has before it is given another shape.
+    let mut written: BTreeSet<ValueId> = body.results.iter().map(|v| shaped(body, *v)).collect();
+    let mut n_others = written.len();
+    for (_, encode) in body.body_ops().filter(|(_, o)| o.op == Op::Encode) {
+        let x = shaped(body, encode.operands[0]);
+        let x_bytes = bytes(module, body.ty(x))?;
+        for code in &encode.results {
+            let code_bytes = bytes(module, body.ty(*code))?;
+            encode_bytes += code_bytes;
+            if written.contains(code) {
+                apart_bytes -= code_bytes;
+                n_others -= 1;
+            }
+        }
+        if body.def_op(x).is_some() && written.insert(x) {
+            apart_bytes += x_bytes;
+            n_others += 1;
+        }
+        encode_bytes += x_bytes;
+        n_encodes += 1;
+    }
+    // A region that only encodes is nothing but those kernels.
+    let apart_bytes = if n_others == 0 { 0.0 } else { apart_bytes };
+    Ok(Work::Region { bytes: all, apart_bytes, encode_bytes, n_encodes })
+}
+
+/// The value that `v` only gives another shape.
+fn shaped(f: &Func, v: ValueId) -> ValueId {
+    match f.def_op(v).map(|id| f.op(id)) {
+        Some(op) if op.op == Op::Reshape => shaped(f, op.operands[0]),
+        _ => v,
     }
 }
 
@@ -321,6 +365,19 @@ impl Kernel {
             Work::Rows { encode: Some(Encode::Rows), .. } if at.free_encodes[0] => 0.0,
             Work::Rows { encode: Some(Encode::Columns), .. } if at.free_encodes[1] => 0.0,
             Work::Rows { bytes, .. } => launch + rows_seconds(cluster, at, bytes),
+            Work::Region { bytes, .. } if cluster.encodes_in_regions && !at.free_encodes[0] => {
+                launch + rows_seconds(cluster, at, bytes)
+            }
+            Work::Region { apart_bytes, encode_bytes, n_encodes, .. } => {
+                let encode =
+                    f64::from(n_encodes) * launch + rows_seconds(cluster, at, encode_bytes);
+                let encode = if at.free_encodes[0] { 0.0 } else { encode };
+                let region = match apart_bytes {
+                    0.0 => 0.0,
+                    bytes => launch + rows_seconds(cluster, at, bytes),
+                };
+                region + encode
+            }
             Work::Dispatch { tokens, token_bytes, row_bytes }
             | Work::Combine { tokens, token_bytes, row_bytes } => {
                 let bytes = tokens * token_bytes;

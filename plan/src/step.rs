@@ -150,6 +150,7 @@ fn changed(cluster: &Cluster, what_if: &[WhatIf]) -> Cluster {
             p.block_us = p.block_us.min(c.bf16.block_us / 2.0 * 0.9);
         }
     }
+    c.encodes_in_regions |= what_if.contains(&WhatIf::EncodesInRegions);
     if what_if.contains(&WhatIf::OneDomain) {
         c.network_bytes_per_s = c.network_bytes_per_s.max(c.node_bytes_per_s);
     }

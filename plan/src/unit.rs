@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_ir::module::{Def, Func, FuncId, Module, OpId, StoreKind, ValueId};
 use weft_ir::op::Op;
+use weft_ir::ty::DType;
 
 use crate::PlanError;
 use crate::kernel::{self, Kernel, Work};
@@ -148,19 +149,33 @@ fn stacked(
 
     let mut weights = Weights::default();
     let experts = expert_params(forward);
+    let (mut dense_plain, mut expert_plain) = (0.0, 0.0);
     for (i, v) in op.operands.iter().enumerate() {
         for store in stores(module, grad, &[*v]) {
-            let n = kernel::elements(module, &module.stores[&store].ty)?;
-            let stacked = module.stores[&store].ty.dims.first().and_then(|d| d.as_fixed());
+            let ty = &module.stores[&store].ty;
+            let n = kernel::elements(module, ty)?;
+            let stacked = ty.dims.first().and_then(|d| d.as_fixed());
             let rank = forward.params.get(i).map_or(0, |p| forward.ty(*p).rank());
             // A weight of its own has a dim for its layers before those of the parameter.
-            let own = module.stores[&store].ty.rank() > rank && stacked == Some(count as u64);
-            match (own, experts.contains(&(i as u32))) {
-                (false, _) => {
-                    weights.shared.insert(store, n);
-                }
-                (true, true) => weights.experts += n / count as f64,
-                (true, false) => weights.dense += n / count as f64,
+            let own = ty.rank() > rank && stacked == Some(count as u64);
+            if !own {
+                weights.shared.insert(store, n);
+                continue;
+            }
+            let each = 1.0 / count as f64;
+            let of_experts = experts.contains(&(i as u32)) || rank > 2;
+            let (all, all_bytes, plain) = match of_experts {
+                true => (&mut weights.experts, &mut weights.expert_bytes, &mut expert_plain),
+                false => (&mut weights.dense, &mut weights.dense_bytes, &mut dense_plain),
+            };
+            let scales = store.ends_with(".scales");
+            if !scales {
+                *all += n * each;
+            }
+            // Codes and scales may be stores of their own, made once a step.
+            match ty.dtype == DType::F32 && !scales {
+                true => *plain += n * each,
+                false => *all_bytes += kernel::bytes(module, ty)? * each,
             }
         }
     }
@@ -176,8 +191,8 @@ fn stacked(
             }
         }
     }
-    weights.dense_bytes = if dense_codes > 0.0 { dense_codes } else { 2.0 * weights.dense };
-    weights.expert_bytes = if expert_codes > 0.0 { expert_codes } else { 2.0 * weights.experts };
+    weights.dense_bytes += if dense_codes > 0.0 { dense_codes } else { 2.0 * dense_plain };
+    weights.expert_bytes += if expert_codes > 0.0 { expert_codes } else { 2.0 * expert_plain };
 
     let forward_parts = split(module, forward)?;
     let sites = sites(&forward_parts);
@@ -337,7 +352,8 @@ fn weight_half(
         let Some(kernel) = kernel::of_op(module, f, op)? else { continue };
         match kernel.work {
             Work::Dispatch { row_bytes: rows, .. } => row_bytes += rows,
-            Work::Rows { .. } if gone.contains(&id) && used_once(f, id, &gone) => {}
+            Work::Rows { .. } | Work::Region { .. }
+                if gone.contains(&id) && used_once(f, id, &gone) => {}
             _ => {
                 let late = matches!(kernel.work, Work::Product { .. })
                     || op.op == Op::Encode && op.operands.iter().any(rows);
