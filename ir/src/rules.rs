@@ -369,7 +369,7 @@ pub fn encode(cx: &RuleCx) -> Types {
     let whole = quantize(cx)?.remove(0);
     let Some(quant) = &whole.quant else { return cx.err("codes have scales") };
     let Some(dims) = grid(&whole.dims, quant.group.map(u64::from)) else {
-        return cx.err("a dim that groups cut has no fixed size");
+        return cx.err("groups cut a dim of no fixed size; give batch and sequence as numbers");
     };
     let scales = Type::new(quant.scale, dims);
     Ok(vec![Type { quant: None, ..whole }, scales])

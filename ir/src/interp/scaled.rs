@@ -162,8 +162,8 @@ pub(super) fn product(
     out
 }
 
-/// The sum of one element, block by block: each a chain of fused multiply-adds in f32, multiplied by
-/// its scales and added by one more. What a kernel computes bit for bit, unless it adds in pairs.
+/// The sum of one element, block by block: each a chain of fused multiply-adds in f32, multiplied
+/// by its scales and added by one more. A kernel that does not add in pairs has the same bits.
 fn blocks(
     x: &Coded,
     y: &Coded,
