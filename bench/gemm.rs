@@ -158,6 +158,7 @@ impl Product {
                 row_stride: row_stride.into(),
                 col_stride: col_stride.into(),
                 group_stride: 0.into(),
+                aligned: true,
             }
         };
         let transposed = |i: usize| case.layouts.as_bytes()[i] == b't';

@@ -88,6 +88,7 @@ fn matrix(rows: i64, cols: i64, transposed: bool, dtype: DType) -> Matrix {
         row_stride: row_stride.into(),
         col_stride: col_stride.into(),
         group_stride: 0.into(),
+        aligned: true,
     }
 }
 

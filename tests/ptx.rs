@@ -50,6 +50,11 @@ fn losses(device: &str, steps: &str, out: &Path, library: Option<&Path>) -> Vec<
         train.env("LD_LIBRARY_PATH", folder);
     }
     done(train);
+    recorded(out)
+}
+
+/// The losses that a run wrote.
+fn recorded(out: &Path) -> Vec<f64> {
     let rows = metrics::read(&out.join("metrics.jsonl")).expect("metrics were written");
     let loss = |row: &metrics::Record| row.number("total").expect("a step has a loss");
     rows.iter().map(loss).collect()
@@ -101,6 +106,43 @@ fn the_cuda_device_does_what_the_interpreter_does() {
         assert!((a - b).abs() <= LOSS_BOUND * a, "step {}: {b} on cuda, {a} on cpu", step + 1);
     }
     assert_eq!(continued("cuda", &cuda, Some(&library)), continued("cpu", &cuda, None));
+}
+
+/// A bf16 has 8 bits: where sums of another order round to the next one, a loss of some hundred
+/// tokens moves by a share of that, 4e-3, over the square root of their number.
+const NARROW_LOSS_BOUND: f64 = 2e-4;
+
+/// Products of bf16 and of codes are those of tensor cores: TMA, wgmma, and every check on.
+#[test]
+fn nano_trains_in_fp8_on_tensor_cores() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = root.join("models/nano.model");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
+    sets.extend(["--set", "sequence=16", "--set", "batch=2", "--precision", "deepseek_fp8"]);
+    let run = |device: &str| {
+        let out = dir.path().join(device);
+        let mut train = weft("train", &model, device, &sets);
+        train.args(["--steps", "2", "--data"]).arg(&model).arg("--out").arg(&out);
+        done(train);
+        recorded(&out)
+    };
+    let (expected, found) = (run("cpu"), run("ptx"));
+    assert_eq!((expected.len(), found.len()), (2, 2));
+    for (a, b) in expected.iter().zip(&found) {
+        assert!((a - b).abs() <= NARROW_LOSS_BOUND * a, "{found:?} on ptx, {expected:?} on cpu");
+    }
+    let file = dir.path().join("nano.weft");
+    let mut compile = weft("compile", &model, "cuda", &sets);
+    compile.arg("-o").arg(&file);
+    done(compile);
+    let graph = weft_graph::Graph::open(&file).expect("weft wrote it");
+    for kind in ["sm90a_bf16_gemm_kk", "sm90a_bf16_gemm_rr", "sm90a_e4m3_gemm_kk_s1_s128"] {
+        let of = graph.kernels.iter().filter(|k| k.name.starts_with(kind));
+        let maps = |k: &weft_graph::Kernel| k.ptx.as_ref().map_or(0, |code| code.maps.len());
+        let n = of.inspect(|k| assert!(maps(k) >= 2, "{} copies no tensors", k.name)).count();
+        assert!(n > 0, "no kernel {kind}");
+    }
 }
 
 /// A graph for GPUs is a file like any other; a CPU says that it cannot run it.

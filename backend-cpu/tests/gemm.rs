@@ -93,6 +93,7 @@ impl Case {
             row_stride: data[i].strides[0].into(),
             col_stride: data[i].strides[1].into(),
             group_stride: data[i].group_stride.into(),
+            aligned: true,
         };
         let groups: DimExpr = self.groups().into();
         Gemm {

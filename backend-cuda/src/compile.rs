@@ -5,8 +5,8 @@
 
 use std::time::Instant;
 
-use weft_codegen::object::{KernelSource, ObjectError, compile_all};
-use weft_graph::{Graph, Kernel, ObjectId, PtxCode};
+use weft_codegen::object::{self, KernelSource, ObjectError, compile_all};
+use weft_graph::{Graph, Kernel, MapElement, ObjectId, PtxCode, TensorMap};
 use weft_ir::module::Module;
 use weft_lower::Kernels;
 use weft_lower::cache::{self, Cache, Cached};
@@ -67,6 +67,8 @@ fn code(kernels: &Kernels, threads: usize) -> Result<(Vec<Kernel>, Vec<Vec<u8>>)
                 object: id,
                 threads: source.cta.threads,
                 dynamic_shared_bytes: source.cta.dynamic_shared_bytes,
+                grid_max: source.cta.grid_max,
+                maps: source.cta.maps.iter().map(tensor_map).collect(),
             };
             made.push(Kernel {
                 name: source.name.clone(),
@@ -78,4 +80,15 @@ fn code(kernels: &Kernels, threads: usize) -> Result<(Vec<Kernel>, Vec<Vec<u8>>)
         objects.push(object.bytes);
     }
     Ok((made, objects))
+}
+
+fn tensor_map(map: &object::TensorMap) -> TensorMap {
+    TensorMap {
+        buffer: map.buffer,
+        element: if map.is_bytes { MapElement::U8 } else { MapElement::Bf16 },
+        dims: map.dims.clone(),
+        strides_bytes: map.strides_bytes.clone(),
+        box_dims: map.box_dims.clone(),
+        swizzle_bytes: map.swizzle_bytes,
+    }
 }

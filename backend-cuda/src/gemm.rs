@@ -23,6 +23,7 @@
 mod consume;
 pub mod epilogue;
 mod kernel;
+pub mod plan;
 mod produce;
 mod schedule;
 pub mod select;

@@ -43,7 +43,10 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<product::Planned, String> {
-        simt::product::plan(gemm, dims, label)
+        match gemm::plan::plan(gemm, dims, label) {
+            Some(planned) => Ok(planned),
+            None => simt::product::plan(gemm, dims, label),
+        }
     }
 
     fn scaled_product(
@@ -52,7 +55,10 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<product::Planned, String> {
-        simt::product::plan_scaled(gemm, dims, label)
+        match gemm::plan::plan_scaled(gemm, dims, label) {
+            Some(planned) => Ok(planned),
+            None => simt::product::plan_scaled(gemm, dims, label),
+        }
     }
 
     fn attention(

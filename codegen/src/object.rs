@@ -37,12 +37,30 @@ pub struct KernelSource {
     pub emit: Emit,
 }
 
-/// What a CTA of a kernel has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a CTA of a kernel has, and how it is launched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cta {
     pub threads: u32,
     /// Shared memory beyond what the kernel declares itself.
     pub dynamic_shared_bytes: u32,
+    /// CTAs of a launch at most: those there are do the work of all.
+    pub grid_max: Option<u32>,
+    /// The entry's first parameters.
+    pub maps: Vec<TensorMap>,
+}
+
+/// A tensor that a kernel copies in boxes. Sizes are positions among the launch's scalars; dims are
+/// innermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Position among the launch's buffers.
+    pub buffer: u32,
+    /// Of e4m3 codes, else of bf16.
+    pub is_bytes: bool,
+    pub dims: Vec<u32>,
+    pub strides_bytes: Vec<u32>,
+    pub box_dims: Vec<u32>,
+    pub swizzle_bytes: u32,
 }
 
 impl KernelSource {
@@ -51,7 +69,7 @@ impl KernelSource {
         label: impl Into<String>,
         emit: impl for<'c> Fn(&Cg<'c>) + Send + Sync + 'static,
     ) -> KernelSource {
-        let cta = Cta { threads: 1, dynamic_shared_bytes: 0 };
+        let cta = Cta { threads: 1, ..Cta::default() };
         KernelSource { name: name.into(), label: label.into(), cta, emit: Arc::new(emit) }
     }
 

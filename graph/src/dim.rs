@@ -84,6 +84,11 @@ impl DimExpr {
         &self.terms
     }
 
+    /// Whether it is a multiple of `by` whatever the dims are, as far as its coefficients tell.
+    pub fn is_multiple_of(&self, by: i64) -> bool {
+        self.terms.iter().all(|term| term.coeff % by == 0)
+    }
+
     /// The value, where it does not depend on a dim.
     pub fn as_constant(&self) -> Option<i64> {
         match self.terms.as_slice() {

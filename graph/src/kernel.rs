@@ -25,9 +25,9 @@ pub struct Kernel {
     pub ptx: Option<PtxCode>,
 }
 
-/// Code for GPUs. The entry's parameters are the buffers' addresses, then the scalars, eight bytes
-/// each; a block of the launch's grid is a CTA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Code for GPUs. The entry's parameters are the tensor maps, 128 bytes each, then the buffers'
+/// addresses, then the scalars, eight bytes each; a block of the launch's grid is a CTA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PtxCode {
     /// The text of the module, PTX ISA 8.3 for sm_90a.
     pub object: ObjectId,
@@ -35,6 +35,35 @@ pub struct PtxCode {
     pub threads: u32,
     /// Shared memory of a CTA beyond what the entry declares itself.
     pub dynamic_shared_bytes: u32,
+    /// CTAs of a launch at most, whatever its grid: those there are do the work of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid_max: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maps: Vec<TensorMap>,
+}
+
+/// A tensor that a kernel copies in boxes (TMA). Its sizes come with a launch: they are named by
+/// their position among the launch's scalars. Dims are innermost first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorMap {
+    /// Position among the launch's buffers; the tensor begins with it.
+    pub buffer: u32,
+    pub element: MapElement,
+    /// Elements of each dim.
+    pub dims: Vec<u32>,
+    /// Bytes from one to the next, of each dim but the first.
+    pub strides_bytes: Vec<u32>,
+    pub box_dims: Vec<u32>,
+    /// Bytes within which 16-byte chunks are permuted in shared memory: 32, 64 or 128.
+    pub swizzle_bytes: u32,
+}
+
+/// What a tensor map knows of an element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MapElement {
+    U8,
+    Bf16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

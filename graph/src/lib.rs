@@ -43,7 +43,9 @@ pub use collective::{Collective, CollectiveKind, Group};
 pub use dim::{DimDecl, DimExpr, DimId, Factor, Term};
 pub use dtype::DType;
 pub use file::{FORMAT_VERSION, OpenError, Reason};
-pub use kernel::{CpuVariant, Kernel, KernelId, KernelVariant, ObjectId, PtxCode};
+pub use kernel::{
+    CpuVariant, Kernel, KernelId, KernelVariant, MapElement, ObjectId, PtxCode, TensorMap,
+};
 pub use step::{Arg, Copy, Launch, Loop, LoopStride, Scalar, Step};
 pub use verify::{VerifyError, offset_range};
 pub use weight::{Coded, Cut, Init, Part, WeightInfo};

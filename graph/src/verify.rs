@@ -59,15 +59,22 @@ impl Graph {
         ensure(has_code, &place, || "has no code".into())?;
         unique(&place, "variant", kernel.variants.iter().map(|variant| variant.cpu.name()))?;
         let of_variants = kernel.variants.iter().map(|variant| variant.object);
-        for object in of_variants.chain(kernel.ptx.map(|code| code.object)) {
+        for object in of_variants.chain(kernel.ptx.as_ref().map(|code| code.object)) {
             ensure((object.0 as usize) < self.objects.len(), &place, || {
                 format!("names object {} of {}", object.0, self.objects.len())
             })?;
         }
-        if let Some(code) = kernel.ptx {
+        if let Some(code) = &kernel.ptx {
             ensure((1..=1024).contains(&code.threads), &place, || {
                 format!("has blocks of {} threads, not 1 to 1024", code.threads)
             })?;
+            for map in &code.maps {
+                let rank = map.dims.len();
+                let agree = map.strides_bytes.len() + 1 == rank && map.box_dims.len() == rank;
+                ensure((1..=5).contains(&rank) && agree, &place, || {
+                    format!("has a tensor map of {rank} dims that its strides or box do not fit")
+                })?;
+            }
         }
         ensure(kernel.scratch_bytes <= 1 << 32, &place, || {
             format!("asks for {} bytes of scratch", kernel.scratch_bytes)

@@ -1,6 +1,6 @@
 //! Matrix products: from operands that lie anywhere to the description of a GEMM.
 
-use weft_graph::{DType, DimExpr};
+use weft_graph::{Arg, DType, DimExpr};
 use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
 
@@ -78,11 +78,23 @@ impl<'a> Lower<'a> {
         &mut self,
         f: &mut Frame<'a>,
         op: &OpData,
-        gemm: Gemm,
+        mut gemm: Gemm,
         (n, swapped): (usize, [bool; 2]),
     ) -> Result<(), Fault> {
         let place = self.place(op);
         let scales = &op.operands[n..];
+        let mut args = vec![];
+        for x in &op.operands[..2] {
+            args.push(self.view(f, *x)?.at);
+        }
+        let mut behind = vec![];
+        for v in scales.iter().chain(&op.operands[2..n]) {
+            behind.push(self.plain(f, *v)?);
+        }
+        let room = self.result_room(f, op.results[0])?;
+        gemm.c.aligned = is_aligned(&room);
+        args.push(room);
+        args.extend(behind);
         let planned = match scales {
             [] => {
                 for matrix in [&gemm.a, &gemm.b, &gemm.c] {
@@ -98,16 +110,6 @@ impl<'a> Lower<'a> {
                 self.backend.scaled_product(&scaled, &self.dims.decls(), &place)?
             }
         };
-        let mut args = vec![];
-        for x in &op.operands[..2] {
-            args.push(self.view(f, *x)?.at);
-        }
-        let mut behind = vec![];
-        for v in scales.iter().chain(&op.operands[2..n]) {
-            behind.push(self.plain(f, *v)?);
-        }
-        args.push(self.result_room(f, op.results[0])?);
-        args.extend(behind);
         let kernel = self.kernels.add(planned.kernel, planned.scratch_bytes);
         let work = Work {
             kernel,
@@ -186,6 +188,7 @@ impl<'a> Lower<'a> {
                 row_stride,
                 col_stride: view.strides[last].clone(),
                 group_stride: 0.into(),
+                aligned: is_aligned(&view.at),
             },
         })
     }
@@ -209,6 +212,7 @@ impl<'a> Lower<'a> {
                 row_stride: stride(&view, r),
                 col_stride: stride(&view, c),
                 group_stride,
+                aligned: is_aligned(&view.at),
             },
         })
     }
@@ -219,6 +223,11 @@ impl<'a> Lower<'a> {
         self.define(f, v, view.clone());
         Ok(view)
     }
+}
+
+/// Whether it begins at a multiple of 16 bytes in every iteration; buffers do.
+fn is_aligned(at: &Arg) -> bool {
+    at.byte_offset.is_multiple_of(16) && at.strides.iter().all(|s| s.bytes.is_multiple_of(16))
 }
 
 /// The stride of a dim; of a dim of one element, any will do.
@@ -235,5 +244,7 @@ fn matrix(cx: &Lower, f: &Frame, v: ValueId, group_stride: DimExpr) -> Matrix {
         row_stride: strides[ty.rank().saturating_sub(2)].clone(),
         col_stride: 1.into(),
         group_stride,
+        // Known when there is room for it.
+        aligned: false,
     }
 }

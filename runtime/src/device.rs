@@ -13,6 +13,7 @@ mod cpu;
 pub mod cuda;
 pub mod list;
 mod ptx;
+mod tensor_map;
 
 pub use cpu::Cpu;
 pub use ptx::Ptx;

@@ -1,7 +1,7 @@
 //! The frame of the kernel: its parameters, its shared memory, and who does what in a CTA.
 
-use weft_codegen::emit::{Cg, Cmp, Elem, Param, Val};
-use weft_codegen::object::KernelSource;
+use weft_codegen::emit::{Cg, Cmp, Elem, Param, Ty, Val};
+use weft_codegen::object::{Cta, KernelSource, TensorMap};
 
 use super::{Gemm, Grouping, Kind, Store, TILE_ROWS};
 use crate::ptx::sync;
@@ -46,28 +46,36 @@ pub struct Args<'c> {
     pub extra: Vec<Val<'c>>,
 }
 
-/// What a launch passes, in the order of the parameters.
+/// What an entry takes, in the order of its parameters: tensor maps, buffers, scalars (i64).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Argument {
     MapA(MapSpec),
     MapB(MapSpec),
-    /// C, by address or by tensor map.
-    C,
     MapC(MapSpec),
-    Offsets,
+    A,
+    B,
+    C,
     ScalesA,
     ScalesB,
     /// i32.
+    Offsets,
+    /// An epilogue's buffer, by position among its parameters.
+    ExtraBuffer(usize),
     M,
     N,
     K,
     Groups,
-    /// i64, in elements.
+    /// In elements.
     CRowStride,
     CGroupStride,
-    /// i64, in scales: of A (0) or B (1), along rows (0), k (1) or groups (2).
+    /// In scales: of A (0) or B (1), along rows (0), k (1) or groups (2).
     ScaleStride(usize, usize),
-    /// The epilogue's own, by position.
+    /// What the maps say of sizes; the kernel itself does not look. Of A (0), B (1) or C (2): a
+    /// dim, innermost first.
+    MapDim(usize, usize),
+    /// In bytes, from one to the next of dim 1 (0) or 2 (1).
+    MapStride(usize, usize),
+    /// An epilogue's scalar.
     Extra(usize),
 }
 
@@ -114,7 +122,8 @@ impl Gemm {
     /// The kernel, to be compiled.
     pub fn source(&self, label: &str) -> KernelSource {
         let (gemm, name) = (self.clone(), self.name());
-        KernelSource::new(name, label, move |cg: &Cg| gemm.emit(cg))
+        let source = KernelSource::new(name, label, move |cg: &Cg| gemm.emit(cg));
+        KernelSource { cta: self.cta(), ..source }
     }
 
     /// How it is launched, on as many CTAs as one likes.
@@ -151,67 +160,120 @@ impl Gemm {
         }
     }
 
+    /// The tensor maps, with which operand each is of.
+    fn maps(&self) -> Vec<(usize, MapSpec)> {
+        let [a, b] = self.grouped_operands();
+        let mut out = vec![(0, self.map(self.a_tile(), a)), (1, self.map(self.b_tile(), b))];
+        out.extend((self.store == Store::Tensor).then(|| (2, self.c_map())));
+        out
+    }
+
     fn arguments(&self) -> Vec<Argument> {
         use Argument::*;
-        let [a, b] = self.grouped_operands();
-        let c = match self.store {
-            Store::Tensor => MapC(self.c_map()),
-            Store::Single | Store::Paired => C,
+        let maps = self.maps();
+        let extra = self.epilogue.as_ref().map(|e| e.params()).unwrap_or_default();
+        let extra_of = |buffer: bool| {
+            let of =
+                extra.iter().enumerate().filter(move |(_, p)| (**p == Param::Buffer) == buffer);
+            of.map(|(i, _)| i).collect::<Vec<_>>()
         };
-        let mut out = vec![MapA(self.map(self.a_tile(), a)), MapB(self.map(self.b_tile(), b)), c];
-        if self.grouping != Grouping::Batch {
-            out.push(Offsets);
-        }
+        let mut out = vec![];
+        out.extend(maps.iter().map(|(of, spec)| [MapA, MapB, MapC][*of](spec.clone())));
+        out.extend([A, B, C]);
         if self.scales.is_some() {
             out.extend([ScalesA, ScalesB]);
         }
+        out.extend((self.grouping != Grouping::Batch).then_some(Offsets));
+        out.extend(extra_of(true).into_iter().map(ExtraBuffer));
         out.extend([M, N, K, Groups, CRowStride, CGroupStride]);
         if self.scales.is_some() {
             out.extend((0..6).map(|i| ScaleStride(i / 3, i % 3)));
         }
-        let n_extra = self.epilogue.as_ref().map_or(0, |e| e.params().len());
-        out.extend((0..n_extra).map(Extra));
+        for (of, spec) in maps {
+            let rank = spec.box_dims.len();
+            out.extend((0..rank).map(|i| MapDim(of, i)));
+            out.extend((1..rank).map(|i| MapStride(of, i - 1)));
+        }
+        out.extend(extra_of(false).into_iter().map(Extra));
         out
     }
 
-    fn params(&self) -> Vec<Param> {
+    fn args<'c>(&self, cg: &Cg<'c>, values: &[Val<'c>]) -> Args<'c> {
+        let arguments = self.arguments();
+        let find = |wanted: &dyn Fn(&Argument) -> bool| {
+            arguments.iter().position(wanted).map(|i| values[i])
+        };
+        let is = |argument: Argument| find(&|a| *a == argument);
+        let named = |argument: Argument| {
+            let name = format!("{argument:?}");
+            is(argument).unwrap_or_else(|| panic!("no parameter {name}"))
+        };
+        let size = |argument: Argument| cg.cast(named(argument), Elem::I32);
+        let map_c = find(&|a| matches!(a, Argument::MapC(_)));
+        let stride = |side: usize| [0, 1, 2].map(|i| named(Argument::ScaleStride(side, i)));
         let extra = self.epilogue.as_ref().map(|e| e.params()).unwrap_or_default();
-        let param = |a: &Argument| match a {
-            Argument::MapA(_) | Argument::MapB(_) | Argument::MapC(_) => Param::TensorMap,
-            Argument::C | Argument::Offsets | Argument::ScalesA | Argument::ScalesB => {
-                Param::Buffer
+        let extra = extra.iter().enumerate().map(|(i, param)| {
+            let raw = is(Argument::ExtraBuffer(i)).or_else(|| is(Argument::Extra(i)));
+            let raw = raw.unwrap_or_else(|| panic!("no parameter {i} of the epilogue"));
+            match param {
+                Param::F32 => cg.bitcast(cg.cast(raw, Elem::I32), Ty::F32),
+                Param::I32 => cg.cast(raw, Elem::I32),
+                Param::I64 | Param::Buffer | Param::TensorMap => raw,
             }
-            Argument::M | Argument::N | Argument::K | Argument::Groups => Param::I32,
-            Argument::CRowStride | Argument::CGroupStride | Argument::ScaleStride(..) => Param::I64,
-            Argument::Extra(i) => extra[*i],
+        });
+        Args {
+            map_a: values[0],
+            map_b: values[1],
+            c: map_c.unwrap_or_else(|| named(Argument::C)),
+            offsets: is(Argument::Offsets),
+            scales: self.scales.map(|_| [Argument::ScalesA, Argument::ScalesB].map(&named)),
+            m: size(Argument::M),
+            n: size(Argument::N),
+            k: size(Argument::K),
+            groups: size(Argument::Groups),
+            c_row_stride: named(Argument::CRowStride),
+            c_group_stride: named(Argument::CGroupStride),
+            scale_strides: self.scales.map(|_| [stride(0), stride(1)]),
+            extra: extra.collect(),
+        }
+    }
+
+    fn params(&self) -> Vec<Param> {
+        use Argument::*;
+        let param = |a: &Argument| match a {
+            MapA(_) | MapB(_) | MapC(_) => Param::TensorMap,
+            A | B | C | ScalesA | ScalesB | Offsets | ExtraBuffer(_) => Param::Buffer,
+            _ => Param::I64,
         };
         self.arguments().iter().map(param).collect()
     }
 
-    fn args<'c>(&self, values: &[Val<'c>]) -> Args<'c> {
-        let mut values = values.iter().copied();
-        let mut next = || values.next().expect("a value for each parameter");
-        let (map_a, map_b, c) = (next(), next(), next());
-        let offsets = (self.grouping != Grouping::Batch).then(&mut next);
-        let scales = self.scales.map(|_| [next(), next()]);
-        let (m, n, k, groups) = (next(), next(), next(), next());
-        let (c_row_stride, c_group_stride) = (next(), next());
-        let scale_strides =
-            self.scales.map(|_| [[next(), next(), next()], [next(), next(), next()]]);
-        Args {
-            map_a,
-            map_b,
-            c,
-            offsets,
-            scales,
-            m,
-            n,
-            k,
-            groups,
-            c_row_stride,
-            c_group_stride,
-            scale_strides,
-            extra: values.collect(),
+    /// What the launch must know of the CTAs.
+    fn cta(&self) -> Cta {
+        let arguments = self.arguments();
+        let (n_maps, is_scalar) = (self.maps().len(), |p: &Param| *p == Param::I64);
+        let params = self.params();
+        let first = params.iter().position(is_scalar).unwrap_or(params.len());
+        let scalar = |wanted: Argument| {
+            let at = arguments.iter().position(|a| *a == wanted).unwrap_or(first);
+            (at - first) as u32
+        };
+        let map = |(of, spec): (usize, MapSpec)| TensorMap {
+            buffer: of as u32,
+            is_bytes: spec.element == MapElement::Byte,
+            dims: (0..spec.box_dims.len()).map(|i| scalar(Argument::MapDim(of, i))).collect(),
+            strides_bytes: (1..spec.box_dims.len())
+                .map(|i| scalar(Argument::MapStride(of, i - 1)))
+                .collect(),
+            box_dims: spec.box_dims,
+            swizzle_bytes: spec.swizzle_bytes,
+        };
+        debug_assert!(params[..n_maps].iter().all(|p| *p == Param::TensorMap));
+        Cta {
+            threads: THREADS,
+            dynamic_shared_bytes: self.launch().shared_bytes,
+            grid_max: None,
+            maps: self.maps().into_iter().map(map).collect(),
         }
     }
 
@@ -220,7 +282,7 @@ impl Gemm {
             panic!("{why}");
         }
         cg.device_kernel(&self.name(), THREADS, &self.params(), |values| {
-            self.body(cg, &self.args(values));
+            self.body(cg, &self.args(cg, values));
         });
     }
 

@@ -234,22 +234,27 @@ impl Problem {
         let arg = |argument: &Argument| match argument {
             Argument::MapA(spec) => self.map(spec, &a, pa),
             Argument::MapB(spec) => self.map(spec, &b, pb),
-            Argument::C => Arg::Ptr(pc),
             Argument::MapC(spec) => {
                 let dims = [self.n as u64, self.m as u64];
                 tensor_map(spec, dims, c_groups, c_lead, pc)
             }
+            Argument::A => Arg::Ptr(pa),
+            Argument::B => Arg::Ptr(pb),
+            Argument::C => Arg::Ptr(pc),
             Argument::Offsets => Arg::Ptr(po),
             Argument::ScalesA => Arg::Ptr(ps[0]),
             Argument::ScalesB => Arg::Ptr(ps[1]),
-            Argument::M => Arg::U32(self.m as u32),
-            Argument::N => Arg::U32(self.n as u32),
-            Argument::K => Arg::U32(self.k as u32),
-            Argument::Groups => Arg::U32(self.groups as u32),
+            Argument::ExtraBuffer(_) => panic!("no epilogue here reads memory"),
+            Argument::M => Arg::I64(self.m as i64),
+            Argument::N => Arg::I64(self.n as i64),
+            Argument::K => Arg::I64(self.k as i64),
+            Argument::Groups => Arg::I64(self.groups as i64),
             Argument::CRowStride => Arg::I64(c_lead as i64),
             Argument::CGroupStride => Arg::I64(c_group_stride as i64),
             Argument::ScaleStride(side, which) => Arg::I64(scale_stride(*side, *which)),
-            Argument::Extra(i) => Arg::F32(self.extra[*i]),
+            // The maps are made above.
+            Argument::MapDim(..) | Argument::MapStride(..) => Arg::I64(0),
+            Argument::Extra(i) => Arg::I64(i64::from(self.extra[*i].to_bits())),
         };
         let args: Vec<Arg> = launch.arguments.iter().map(arg).collect();
         let mut sim = Launch::new(self.grid, launch.threads);

@@ -17,6 +17,8 @@ pub struct Matrix {
     pub col_stride: DimExpr,
     /// From one group to the next; unused by the operand a form segments.
     pub group_stride: DimExpr,
+    /// It begins at a multiple of 16 bytes.
+    pub aligned: bool,
 }
 
 /// How a product repeats.

@@ -116,8 +116,10 @@ fn info(graph: &Graph, steps: bool, out: &mut impl Write) -> io::Result<()> {
             .iter()
             .map(|variant| format!("{} in object {}", variant.cpu.name(), variant.object.0))
             .collect();
-        let ptx =
-            kernel.ptx.map(|code| format!("{} threads in PTX {}", code.threads, code.object.0));
+        let ptx = kernel
+            .ptx
+            .as_ref()
+            .map(|code| format!("{} threads in PTX {}", code.threads, code.object.0));
         let variants: Vec<String> = variants.into_iter().chain(ptx).collect();
         let (name, scratch_bytes) = (&kernel.name, kernel.scratch_bytes);
         writeln!(out, "  {name}: {}; scratch {scratch_bytes} bytes", variants.join(", "))?;

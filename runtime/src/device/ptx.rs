@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use weft_graph::{Graph, KernelId, PtxCode};
+use weft_graph::{Graph, KernelId, MapElement, PtxCode, TensorMap};
 
+use super::tensor_map::Tensor;
 use super::{Device, DeviceError, Kernels, Memory};
 
 #[derive(Default)]
@@ -93,7 +94,7 @@ impl Device for Ptx {
         let mut kernels = Vec::with_capacity(graph.kernels.len());
         for kernel in &graph.kernels {
             let name = kernel.name.clone();
-            let Some(code) = kernel.ptx else {
+            let Some(code) = kernel.ptx.clone() else {
                 return Err(DeviceError::NoVariant { kernel: name, device: self.describe() });
             };
             let object = code.object.0;
@@ -152,13 +153,16 @@ impl Kernels for Loaded {
         let (name, code) = &self.kernels[kernel.0 as usize];
         let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
         let grid = u32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))?;
+        let grid = code.grid_max.map_or(grid, |most| grid.min(most));
         let launch = ptx_sim::Launch {
             dynamic_shared_bytes: code.dynamic_shared_bytes,
             ..ptx_sim::Launch::new(grid, code.threads)
         };
+        let maps = code.maps.iter().map(|map| tensor_map(map, buffers, scalars));
+        let maps: Vec<ptx_sim::Arg> = maps.collect::<Result<_, _>>().map_err(&wrong)?;
         let buffers = buffers.iter().map(|b| ptx_sim::Arg::Ptr(*b as usize as u64));
         let scalars = scalars.iter().map(|s| ptx_sim::Arg::I64(*s));
-        let args: Vec<ptx_sim::Arg> = buffers.chain(scalars).collect();
+        let args: Vec<ptx_sim::Arg> = maps.into_iter().chain(buffers).chain(scalars).collect();
         let module = &self.modules[&code.object.0];
         let run = lock(&self.device).launch(module, name, &launch, &args);
         run.map(|_| ()).map_err(|e| wrong(e.to_string()))
@@ -174,4 +178,30 @@ impl Kernels for Loaded {
         let bytes = device.read(from as usize as u64, size_bytes).map_err(failed)?.to_vec();
         device.write(to as usize as u64, &bytes).map_err(failed)
     }
+}
+
+/// A tensor map of a launch.
+fn tensor_map(
+    map: &TensorMap,
+    buffers: &[*mut u8],
+    scalars: &[i64],
+) -> Result<ptx_sim::Arg, String> {
+    let Tensor { address, dims, strides_bytes } = Tensor::of(map, buffers, scalars)?;
+    Ok(ptx_sim::Arg::TensorMap(ptx_sim::TensorMap {
+        element: match map.element {
+            MapElement::U8 => ptx_sim::Element::U8,
+            MapElement::Bf16 => ptx_sim::Element::Bf16,
+        },
+        address,
+        dims,
+        strides_bytes,
+        box_dims: map.box_dims.clone(),
+        swizzle: match map.swizzle_bytes {
+            32 => ptx_sim::Swizzle::B32,
+            64 => ptx_sim::Swizzle::B64,
+            128 => ptx_sim::Swizzle::B128,
+            other => return Err(format!("no tensor map permutes within {other} bytes")),
+        },
+        fills_nan: false,
+    }))
 }

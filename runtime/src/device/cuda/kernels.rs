@@ -5,11 +5,12 @@ use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    self, CUfunction, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUresult,
+    self, CUfunction, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUresult, CUtensorMap,
 };
-use weft_graph::{Graph, KernelId, PtxCode};
+use weft_graph::{Graph, KernelId, MapElement, PtxCode, TensorMap};
 
 use super::context::{Context, check};
+use crate::device::tensor_map::Tensor;
 use crate::device::{DeviceError, Kernels, Recording};
 
 /// Shared memory that a launch may ask for without saying so before.
@@ -121,7 +122,7 @@ impl Loaded {
         let mut kernels = Vec::with_capacity(graph.kernels.len());
         for kernel in &graph.kernels {
             let name = kernel.name.clone();
-            let Some(code) = kernel.ptx else {
+            let Some(code) = kernel.ptx.clone() else {
                 return Err(DeviceError::NoVariant { kernel: name, device: device.into() });
             };
             let object = code.object.0;
@@ -140,10 +141,61 @@ impl Loaded {
     }
 }
 
-/// The parameters of an entry, eight bytes each: addresses, then scalars.
+/// The parameters of an entry behind its tensor maps, eight bytes each: addresses, then scalars.
 fn params(buffers: &[*mut u8], scalars: &[i64]) -> Vec<u64> {
     let addresses = buffers.iter().map(|b| *b as usize as u64);
     addresses.chain(scalars.iter().map(|s| *s as u64)).collect()
+}
+
+/// A tensor map as the driver encodes it for the hardware.
+fn tensor_map(
+    map: &TensorMap,
+    buffers: &[*mut u8],
+    scalars: &[i64],
+) -> Result<CUtensorMap, String> {
+    let Tensor { address, dims, strides_bytes } = Tensor::of(map, buffers, scalars)?;
+    let element = match map.element {
+        MapElement::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    };
+    let swizzle = match map.swizzle_bytes {
+        32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+        64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        other => return Err(format!("no tensor map permutes within {other} bytes")),
+    };
+    let rank = dims.len();
+    if strides_bytes.len() + 1 != rank || map.box_dims.len() != rank {
+        return Err(format!("a tensor map of {rank} dims that its strides or box do not fit"));
+    }
+    let element_strides = vec![1u32; rank];
+    let mut out = CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the arrays have as many members as the rank says, one fewer of strides; writes one
+    // map. The address is not followed.
+    let encoded = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut out,
+            element,
+            rank as u32,
+            address as usize as *mut c_void,
+            dims.as_ptr(),
+            strides_bytes.as_ptr(),
+            map.box_dims.as_ptr(),
+            element_strides.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    match encoded {
+        CUresult::CUDA_SUCCESS => Ok(out),
+        other => Err(format!(
+            "cuTensorMapEncodeTiled: {other:?}: dims {dims:?}, strides {strides_bytes:?} bytes, \
+             box {:?}, address {address:#x}",
+            map.box_dims
+        )),
+    }
 }
 
 impl Kernels for Loaded {
@@ -158,10 +210,14 @@ impl Kernels for Loaded {
         let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
         // The most CTAs that a grid has along x (CUDA C++ guide, technical specifications).
         let grid = i32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))? as u32;
+        let grid = code.grid_max.map_or(grid, |most| grid.min(most));
         self.context.enter()?;
+        let maps = code.maps.iter().map(|map| tensor_map(map, buffers, scalars));
+        let mut maps: Vec<CUtensorMap> = maps.collect::<Result<_, _>>().map_err(&wrong)?;
         let mut values = params(buffers, scalars);
-        let mut pointers: Vec<*mut c_void> =
-            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let maps = maps.iter_mut().map(|map| std::ptr::from_mut(map).cast());
+        let values = values.iter_mut().map(|v| std::ptr::from_mut(v).cast());
+        let mut pointers: Vec<*mut c_void> = maps.chain(values).collect();
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.
         let launched = unsafe {
             sys::cuLaunchKernel(

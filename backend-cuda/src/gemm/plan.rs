@@ -1,0 +1,219 @@
+//! From a product as lowering describes it to a launch on tensor cores, where they can do it.
+//!
+//! They take bf16, and e4m3 with scales of 128 terms, from operands that TMA can read: contiguous
+//! along one dim, all else in steps of 16 bytes. Other products are `None`, for plain threads.
+
+use weft_graph::{DType, DimDecl, DimExpr, Scalar};
+use weft_lower::describe::product::{self, Form, Matrix, Planned, ScaledGemm, Sum};
+
+use super::select::{Budget, Sizes, select};
+use super::{Argument, BLOCK_K, Gemm, Grouping, Kind, Output, ScaleType, Scales, Store, TILE_ROWS};
+use crate::tiles::shared::Major;
+
+/// What TMA reads in steps of.
+const STEP_BYTES: i64 = 16;
+
+/// Plans a product of bf16.
+pub fn plan(gemm: &product::Gemm, dims: &[DimDecl], label: &str) -> Option<Planned> {
+    let is_bf16 = |m: &Matrix| m.dtype == DType::Bf16;
+    if gemm.epilogue.is_some() || !is_bf16(&gemm.a) || !is_bf16(&gemm.b) {
+        return None;
+    }
+    planned(Kind::Bf16, gemm, None, dims, label)
+}
+
+/// Plans a product of codes.
+pub fn plan_scaled(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Option<Planned> {
+    let codes = gemm.codes();
+    let (Some(a), Some(b)) = (&gemm.a.scales, &gemm.b.scales) else { return None };
+    let is_e4m3 = |m: &Matrix| m.dtype == DType::E4m3;
+    let block = i64::from(BLOCK_K);
+    let promotes = gemm.promote.is_none_or(|n| n == block);
+    if gemm.sum != Sum::F32 || !promotes || !is_e4m3(&codes.a) || !is_e4m3(&codes.b) {
+        return None;
+    }
+    // Groups of A are rows by k, of B k by columns.
+    if a.group != [1, block] || b.group[0] != block || ![1, block].contains(&b.group[1]) {
+        return None;
+    }
+    let scales = |s: &product::Scales, rows: i64| {
+        let dtype = match s.dtype {
+            DType::F32 => ScaleType::F32,
+            DType::Ue8m0 => ScaleType::Ue8m0,
+            _ => return None,
+        };
+        Some(Scales { dtype, rows: rows as u32 })
+    };
+    let of = [scales(a, a.group[0])?, scales(b, b.group[1])?];
+    let strides = [
+        [&a.row_stride, &a.col_stride, &a.group_stride],
+        [&b.col_stride, &b.row_stride, &b.group_stride],
+    ];
+    planned(Kind::E4m3, &codes, Some((of, strides)), dims, label)
+}
+
+/// An operand as TMA sees it.
+struct Tensor {
+    major: Major,
+    /// In elements.
+    line_stride: DimExpr,
+}
+
+/// `rows` is the stride of m or n, `k` that of k.
+fn tensor(matrix: &Matrix, rows: &DimExpr, k: &DimExpr, element_bytes: i64) -> Option<Tensor> {
+    let one = |stride: &DimExpr| stride.as_constant() == Some(1);
+    let (major, line_stride) = match (one(k), one(rows)) {
+        (true, _) => (Major::K, rows.clone()),
+        (_, true) => (Major::Rows, k.clone()),
+        _ => return None,
+    };
+    let step = STEP_BYTES / element_bytes;
+    let strides = [&line_stride, &matrix.group_stride];
+    let fits = matrix.aligned && strides.iter().all(|s| s.is_multiple_of(step));
+    fits.then_some(Tensor { major, line_stride })
+}
+
+type ScaleStrides<'a> = [[&'a DimExpr; 3]; 2];
+
+fn planned(
+    kind: Kind,
+    gemm: &product::Gemm,
+    scales: Option<([Scales; 2], ScaleStrides<'_>)>,
+    dims: &[DimDecl],
+    label: &str,
+) -> Option<Planned> {
+    let element_bytes = i64::from(kind.element_bytes());
+    let a = tensor(&gemm.a, &gemm.a.row_stride, &gemm.a.col_stride, element_bytes)?;
+    let b = tensor(&gemm.b, &gemm.b.col_stride, &gemm.b.row_stride, element_bytes)?;
+    if gemm.c.col_stride.as_constant() != Some(1) {
+        return None;
+    }
+    let output = match gemm.c.dtype {
+        DType::F32 => Output::F32,
+        DType::Bf16 => Output::Bf16,
+        _ => return None,
+    };
+    let grouping = match gemm.form {
+        Form::Dense | Form::Batch { .. } => Grouping::Batch,
+        Form::Rows { .. } => Grouping::Rows,
+        Form::Inner { .. } => Grouping::Inner,
+    };
+    let c_step = |n: i64| {
+        let strides = [&gemm.c.row_stride, &gemm.c.group_stride];
+        gemm.c.aligned && strides.iter().all(|s| s.is_multiple_of(n))
+    };
+    let whole = grouping == Grouping::Batch && output == Output::Bf16 && !gemm.accumulate;
+    let store = match () {
+        () if whole && c_step(8) => Store::Tensor,
+        () if c_step(2) => Store::Paired,
+        () => Store::Single,
+    };
+    let shape = Gemm {
+        kind,
+        a_major: a.major,
+        b_major: b.major,
+        scales: scales.as_ref().map(|(of, _)| *of),
+        output,
+        grouping,
+        accumulate: gemm.accumulate,
+        tile_cols: if kind == Kind::Bf16 { 64 } else { 32 },
+        store,
+        epilogue: None,
+    };
+    shape.check().ok()?;
+    let groups = product::groups(&gemm.form);
+    let bound = |e: &DimExpr| e.range(dims).map_or(1, |(_, most)| most.max(1) as u64);
+    let sizes =
+        Sizes { m: bound(&gemm.m), n: bound(&gemm.n), k: bound(&gemm.k), groups: bound(&groups) };
+    let chosen = select(&shape, sizes, Budget::WHOLE);
+    let launch = Launch { gemm, tensors: [&a, &b], groups: &groups, kind };
+    let strides = scales.map(|(_, strides)| strides);
+    let scalar = |argument: &Argument| launch.scalar(argument, strides.as_ref());
+    let mut kernel = chosen.source(label);
+    kernel.cta.grid_max = Some(Budget::WHOLE.sms);
+    Some(Planned {
+        kernel,
+        scratch_bytes: 0,
+        scalars: chosen.launch().arguments.iter().filter_map(scalar).map(Scalar::Dim).collect(),
+        grid: tiles(&chosen, gemm, &groups),
+        flops: product::flops(gemm),
+        bytes: product::bytes(gemm),
+    })
+}
+
+/// Tiles of the launch, at least one where there are none.
+fn tiles(chosen: &Gemm, gemm: &product::Gemm, groups: &DimExpr) -> DimExpr {
+    let rows = gemm.m.clone().ceil_div(TILE_ROWS.into());
+    let rows = match chosen.grouping {
+        // Every group may end inside a tile.
+        Grouping::Rows => rows + groups.clone(),
+        _ => rows * groups.clone(),
+    };
+    rows * gemm.n.clone().ceil_div(chosen.tile_cols.into())
+}
+
+/// What the scalars of a launch are told from.
+struct Launch<'a> {
+    gemm: &'a product::Gemm,
+    tensors: [&'a Tensor; 2],
+    groups: &'a DimExpr,
+    kind: Kind,
+}
+
+impl Launch<'_> {
+    fn scalar(&self, argument: &Argument, scales: Option<&ScaleStrides<'_>>) -> Option<DimExpr> {
+        let gemm = self.gemm;
+        Some(match argument {
+            Argument::M => gemm.m.clone(),
+            Argument::N => gemm.n.clone(),
+            Argument::K => gemm.k.clone(),
+            Argument::Groups => self.groups.clone(),
+            Argument::CRowStride => gemm.c.row_stride.clone(),
+            Argument::CGroupStride => match gemm.form {
+                // Rows are counted over all groups.
+                Form::Rows { .. } => 0.into(),
+                _ => gemm.c.group_stride.clone(),
+            },
+            Argument::ScaleStride(side, which) => {
+                let moves = match gemm.form {
+                    Form::Dense | Form::Batch { .. } => true,
+                    Form::Rows { .. } => *side == 1,
+                    Form::Inner { .. } => false,
+                };
+                match (scales, which) {
+                    (Some(_), 2) if !moves => 0.into(),
+                    (Some(strides), which) => strides[*side][*which].clone(),
+                    (None, _) => return None,
+                }
+            }
+            Argument::MapDim(2, dim) => [&gemm.n, &gemm.m, self.groups][*dim].clone(),
+            Argument::MapStride(2, dim) => {
+                // Of a single product there is no second one: any step will do.
+                let group = self.group_stride(&gemm.c.group_stride, 2);
+                [gemm.c.row_stride.clone() * 2, group][*dim].clone()
+            }
+            Argument::MapDim(side, dim) => {
+                let rows = [&gemm.m, &gemm.n][*side];
+                let inner = match self.tensors[*side].major {
+                    Major::K => [&gemm.k, rows],
+                    Major::Rows => [rows, &gemm.k],
+                };
+                [inner[0], inner[1], self.groups][*dim].clone()
+            }
+            Argument::MapStride(side, dim) => {
+                let bytes = i64::from(self.kind.element_bytes());
+                let line = self.tensors[*side].line_stride.clone() * bytes;
+                let matrix = [&gemm.a, &gemm.b][*side];
+                [line, self.group_stride(&matrix.group_stride, bytes)][*dim].clone()
+            }
+            _ => return None,
+        })
+    }
+
+    fn group_stride(&self, stride: &DimExpr, element_bytes: i64) -> DimExpr {
+        match self.gemm.form {
+            Form::Dense => STEP_BYTES.into(),
+            _ => stride.clone() * element_bytes,
+        }
+    }
+}
