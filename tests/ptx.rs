@@ -166,3 +166,43 @@ fn graphs_hold_ptx() {
         .filter(|f| f.as_ref().is_ok_and(|f| f.path().extension().is_some_and(|e| e == "ptx")));
     assert!(ptx.count() > 10);
 }
+
+/// NVIDIA's assembler, or a line that says why not.
+fn ptxas() -> Option<PathBuf> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ptxas.sh");
+    let out = Command::new("sh").arg(script).output().expect("there is a shell");
+    if !out.status.success() {
+        let why = String::from_utf8_lossy(&out.stderr);
+        println!("skipped: no ptxas here: {}", why.lines().last().unwrap_or_default());
+        return None;
+    }
+    Some(Path::new(String::from_utf8_lossy(&out.stdout).trim()).join("ptxas"))
+}
+
+/// A training step of `nano` as it is shipped: no kernel spills a register.
+#[test]
+fn the_assembler_takes_every_kernel_of_a_model() {
+    let Some(ptxas) = ptxas() else { return };
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano.model");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("nano.weft");
+    let mut compile = weft("compile", &model, "cuda", &["-o"]);
+    compile.arg(&file);
+    done(compile);
+    let graph = weft_graph::Graph::open(&file).expect("weft wrote it");
+    let ptx = dir.path().join("module.ptx");
+    let (mut assembled, mut faults) = (0, vec![]);
+    for text in &graph.objects {
+        std::fs::write(&ptx, text).expect("written");
+        let mut assembler = Command::new(&ptxas);
+        assembler.args(["-v", "-arch=sm_90a", "-o", "/dev/null"]).arg(&ptx);
+        let log = String::from_utf8_lossy(&done(assembler).stderr).into_owned();
+        assembled += log.matches("Used ").count();
+        let spills = |line: &&str| line.contains("bytes spill") && !line.contains(NO_SPILLS);
+        faults.extend(log.lines().filter(spills).map(str::to_string));
+    }
+    assert_eq!(assembled, graph.kernels.len());
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+const NO_SPILLS: &str = " 0 bytes spill stores, 0 bytes spill loads";

@@ -25,6 +25,7 @@ pub fn devices(args: &DevicesArgs, out: &mut dyn Write) -> io::Result<()> {
         Some(best) => writeln!(out, "cpu     {}, {} threads", best.name(), Cpu::threads_here())?,
         None => writeln!(out, "cpu     none: {}", without_variant())?,
     }
+    writeln!(out, "ptx     kernels for GPUs, interpreted on one core")?;
     match cuda {
         Err(why) => writeln!(out, "cuda    none: {why}"),
         Ok(driver) => driver.gpus.iter().try_for_each(|gpu| {
