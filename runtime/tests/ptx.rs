@@ -47,7 +47,13 @@ fn graph(text: String) -> Graph {
         steps: vec![Step::Launch(launch)],
         ..Entry::default()
     };
-    let code = PtxCode { object: ObjectId(0), threads: 64, dynamic_shared_bytes: 0 };
+    let code = PtxCode {
+        object: ObjectId(0),
+        threads: 64,
+        dynamic_shared_bytes: 0,
+        grid_max: None,
+        maps: vec![],
+    };
     Graph {
         entries: vec![entry],
         kernels: vec![Kernel {
