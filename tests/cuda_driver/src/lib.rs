@@ -9,6 +9,7 @@ mod state;
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
+use ptx_sim::{Element, Swizzle, TENSOR_MAP_BYTES, TensorMap};
 use state::{Deed, State, with, with_context};
 
 /// The driver's results, by their names there without the prefix.
@@ -353,4 +354,67 @@ pub extern "C" fn cuGraphExecDestroy(exec: Handle) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphDestroy(graph: Handle) -> i32 {
     with(|s| s.forget(graph as usize))
+}
+
+/// # Safety
+/// `map` has room for 128 bytes, and each array as many entries as the rank says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuTensorMapEncodeTiled(
+    map: *mut [u8; TENSOR_MAP_BYTES],
+    element: c_int,
+    rank: c_uint,
+    address: *mut c_void,
+    dims: *const u64,
+    strides_bytes: *const u64,
+    box_dims: *const c_uint,
+    element_strides: *const c_uint,
+    interleave: c_int,
+    swizzle: c_int,
+    _promotion: c_int,
+    fill: c_int,
+) -> i32 {
+    let n = rank as usize;
+    if !(1..=5).contains(&n) || interleave != 0 {
+        return result::INVALID_VALUE;
+    }
+    // SAFETY: the caller's promise.
+    let (dims, strides_bytes, box_dims, element_strides) = unsafe {
+        (
+            std::slice::from_raw_parts(dims, n),
+            std::slice::from_raw_parts(strides_bytes, n - 1),
+            std::slice::from_raw_parts(box_dims, n),
+            std::slice::from_raw_parts(element_strides, n),
+        )
+    };
+    let element = match element {
+        0 => Element::U8,
+        9 => Element::Bf16,
+        _ => return result::INVALID_VALUE,
+    };
+    let swizzle = match swizzle {
+        0 => Swizzle::None,
+        1 => Swizzle::B32,
+        2 => Swizzle::B64,
+        3 => Swizzle::B128,
+        _ => return result::INVALID_VALUE,
+    };
+    let encoded = TensorMap {
+        element,
+        address: address as usize as u64,
+        dims: dims.to_vec(),
+        strides_bytes: strides_bytes.to_vec(),
+        box_dims: box_dims.to_vec(),
+        swizzle,
+        fills_nan: fill != 0,
+    }
+    .encode();
+    match encoded {
+        // SAFETY: the caller's promise.
+        Ok(bytes) if element_strides.iter().all(|s| *s == 1) => unsafe { give(map, bytes) },
+        Ok(_) => result::INVALID_VALUE,
+        Err(e) => {
+            eprintln!("{e}");
+            result::INVALID_VALUE
+        }
+    }
 }
