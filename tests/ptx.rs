@@ -1,5 +1,6 @@
 //! Kernels for GPUs through the command line, on the interpreter of PTX: training and generation
-//! give the CPU's numbers; the device `cuda` gives the interpreter's, on a driver of the tests' own.
+//! give the CPU's numbers; the device `cuda` gives the interpreter's, on a driver of the tests'
+//! own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
