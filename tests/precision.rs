@@ -144,18 +144,34 @@ fn source(func: &Func, op: &OpData) -> Option<Op> {
     from.map(|o| o.op)
 }
 
-/// Quantizers of a training step of `nano` that run alone, by function: groups within rows, groups
-/// down columns, blocks of weights.
-#[test]
-fn quantizers_run_where_their_rows_are_made() {
+/// `nano` in FP8 after every pass.
+fn fused(purpose: &str) -> Module {
     let output = Command::new(env!("CARGO_BIN_EXE_weft"))
-        .args(["compile", "models/nano.model", "--for", "train", "--precision", "deepseek_fp8"])
+        .args(["compile", "models/nano.model", "--for", purpose, "--precision", "deepseek_fp8"])
         .args(["--stop-after", "fuse"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("weft runs");
     let text = String::from_utf8(output.stdout).expect("text");
-    let module = weft_ir::text::parse(&text).unwrap_or_else(|e| panic!("{}", e[0]));
+    weft_ir::text::parse(&text).unwrap_or_else(|e| panic!("{}", e[0]))
+}
+
+/// A step of generation reads weights as codes: nothing makes them of it.
+#[test]
+fn a_decode_step_quantizes_no_weight() {
+    let module = fused("decode");
+    let ops = || module.funcs.iter().flat_map(|f| f.body_ops().map(|(_, op)| op));
+    let groups = ops().filter(|op| op.op == Op::Encode).filter_map(|op| op.attrs.get_ints("group"));
+    assert_eq!(groups.filter(|group| *group != [1, 128]).count(), 0);
+    let codes = |name: &String| name.ends_with("gate_proj.weight.e4m3");
+    assert_eq!(module.stores.keys().filter(|name| codes(name)).count(), 3);
+}
+
+/// Quantizers of a training step of `nano` that run alone, by function: groups within rows, groups
+/// down columns, blocks of weights.
+#[test]
+fn quantizers_run_where_their_rows_are_made() {
+    let module = fused("train");
     let regions: Vec<_> = module
         .funcs
         .iter()
