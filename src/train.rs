@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
             args.block.as_deref(),
             weights,
             &args.watch,
-            (&args.mesh, Some(args.run.ranks)),
+            (&args.mesh, Some(args.run.n_ranks()?)),
             args.run.device.into(),
             &Way::from(&args.show),
         )?

@@ -13,6 +13,8 @@
 pub mod collective;
 pub mod fault;
 pub mod last_action;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod threads;
 
 use std::fmt;
@@ -39,6 +41,26 @@ pub trait Communicator: fmt::Debug + Send + Sync {
 
     /// Makes every later call of any rank that involves this one fail: it has lost its transport.
     fn close(&self, why: &str);
+}
+
+/// How many processes `mpirun` started, of which this is one.
+pub fn n_started() -> Option<usize> {
+    let n = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].iter().find_map(|v| std::env::var(v).ok())?;
+    n.parse().ok().filter(|n| *n > 1)
+}
+
+/// Goes on once every rank is here.
+pub fn start_together(comm: &dyn Communicator) -> Result<(), Lost> {
+    let (own, n) = (comm.rank(), comm.n_ranks());
+    let mut word = [0u8];
+    if own > 0 {
+        comm.send(0, &word)?;
+        return comm.recv(0, &mut word);
+    }
+    for rank in 1..n {
+        comm.recv(rank, &mut word)?;
+    }
+    (1..n).try_for_each(|rank| comm.send(rank, &word))
 }
 
 /// Why nothing comes from a peer.

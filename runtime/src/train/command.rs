@@ -16,7 +16,7 @@ use crate::exec::{ExecError, Program};
 use crate::ranks::fault::Fault;
 use crate::ranks::last_action::{self, LastAction};
 use crate::ranks::threads::Ending;
-use crate::ranks::{self, Rank};
+use crate::ranks::{self, Communicator, Rank};
 
 /// Data, folder and length of a run.
 #[derive(clap::Args, Clone, Debug)]
@@ -48,7 +48,8 @@ pub struct RunArgs {
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Ranks that share the work, each a thread of this process with its part of the threads
+    /// Ranks that share the work, each a thread of this process with its part of the threads; under
+    /// mpirun its processes are the ranks
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub ranks: usize,
     /// After how many seconds of silence a rank is given up on
@@ -73,57 +74,110 @@ pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
         weights: args.weights.clone(),
         tokenizer: args.tokenizer.clone(),
     };
-    last_action::warn(&options.out);
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
-    if args.ranks > 1 && args.device != DeviceKind::Cpu {
+    let n = args.n_ranks()?;
+    if n > 1 && args.device != DeviceKind::Cpu {
         return Err(TrainError::RanksOn);
     }
-    let outcome = match args.ranks {
-        0 | 1 => one_rank(graph, (args.device, threads), &options, None)?,
-        n => several(graph, threads, &options, n, args.rank_timeout)?,
+    let fault = Fault::from_env().map_err(TrainError::Fault)?;
+    let job = Job { graph, device: args.device, threads: (threads / n).max(1), options, fault };
+    let outcome = match (n, ranks::n_started()) {
+        (1, _) => {
+            last_action::warn(&job.options.out);
+            job.run(None)?
+        }
+        (_, None) => {
+            last_action::warn(&job.options.out);
+            several(&job, n, args.limit()?)?
+        }
+        (_, Some(_)) => match processes(&job, args.limit()?)? {
+            (outcome, true) => outcome,
+            // Only the first of several processes reports.
+            (outcome, false) => return Ok(outcome),
+        },
     };
-    report(&outcome, &options.out);
+    report(&outcome, &job.options.out);
     Ok(outcome)
 }
 
-fn one_rank(
+impl RunArgs {
+    /// The ranks of the run: what `mpirun` started, or threads of this process.
+    pub fn n_ranks(&self) -> Result<usize, TrainError> {
+        let threads = self.ranks.max(1);
+        match ranks::n_started() {
+            None => Ok(threads),
+            Some(n) if !cfg!(feature = "mpi") => Err(TrainError::NoMpi { n }),
+            Some(n) if threads != 1 && threads != n => Err(TrainError::Started { n, threads }),
+            Some(n) => Ok(n),
+        }
+    }
+
+    fn limit(&self) -> Result<Duration, TrainError> {
+        let seconds = self.rank_timeout;
+        Duration::try_from_secs_f64(seconds)
+            .map_err(|_| TrainError::Fault(format!("--rank-timeout {seconds} is no time")))
+    }
+}
+
+/// What each rank does.
+#[derive(Clone)]
+struct Job {
     graph: Graph,
-    (kind, threads): (DeviceKind, usize),
-    options: &Options,
-    rank: Option<Arc<Rank>>,
-) -> Result<Outcome, TrainError> {
-    let device = kind.open(threads).map_err(ExecError::from)?;
-    let program = Program::load(graph, device)?;
-    run::run(&program, options, stop_on_signal(), rank)
+    device: DeviceKind,
+    /// Of each rank.
+    threads: usize,
+    options: Options,
+    fault: Option<Fault>,
+}
+
+impl Job {
+    fn run(&self, rank: Option<Arc<Rank>>) -> Result<Outcome, TrainError> {
+        let device = self.device.open(self.threads).map_err(ExecError::from)?;
+        let mut graph = self.graph.clone();
+        let step = graph.entries.iter_mut().find(|e| e.name == STEP);
+        if let (Some(fault), Some(step), Some(rank)) = (&self.fault, step, &rank) {
+            fault.seed(rank.rank(), step);
+        }
+        let program = Program::load(graph, device)?;
+        run::run(&program, &self.options, stop_on_signal(), rank)
+    }
+
+    fn rank(&self, comm: Arc<dyn Communicator>) -> Result<Outcome, TrainError> {
+        let out = &self.options.out;
+        let log = LastAction::create(out, comm.rank())
+            .map_err(TrainError::io("make", &out.join(last_action::FOLDER)))?;
+        let rank = Rank::new(comm, 0, Some(log), self.fault.clone());
+        self.run(Some(Arc::new(rank)))
+    }
+}
+
+/// One of several processes; whether it is the first.
+#[cfg(feature = "mpi")]
+fn processes(job: &Job, limit: Duration) -> Result<(Outcome, bool), TrainError> {
+    let done = ranks::mpi::run(limit, |comm| {
+        let first = comm.rank() == 0;
+        // The last run's files are looked at before this one's are there.
+        if first {
+            last_action::warn(&job.options.out);
+        }
+        ranks::start_together(&*comm).map_err(|lost| TrainError::Fault(lost.to_string()))?;
+        Ok((job.rank(comm)?, first))
+    });
+    done.unwrap_or_else(|| Err(TrainError::Fault("MPI has been begun before".into())))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn processes(_: &Job, _: Duration) -> Result<(Outcome, bool), TrainError> {
+    Err(TrainError::NoMpi { n: ranks::n_started().unwrap_or(1) })
 }
 
 /// Ranks as threads, with equal parts of the cores.
-fn several(
-    graph: Graph,
-    threads: usize,
-    options: &Options,
-    n: usize,
-    timeout_s: f64,
-) -> Result<Outcome, TrainError> {
-    let fault = Fault::from_env().map_err(TrainError::Fault)?;
-    let limit = Duration::try_from_secs_f64(timeout_s)
-        .map_err(|_| TrainError::Fault(format!("--rank-timeout {timeout_s} is no time")))?;
-    let (threads, shared) = ((threads / n).max(1), options.clone());
+fn several(job: &Job, n: usize, limit: Duration) -> Result<Outcome, TrainError> {
     // A handler is set once, before there are threads that would race for it.
     stop_on_signal();
-    let endings = ranks::threads::run(n, limit, move |comm| {
-        let log = LastAction::create(&shared.out, comm.rank())
-            .map_err(TrainError::io("make", &shared.out.join(last_action::FOLDER)))?;
-        let mut graph = graph.clone();
-        if let (Some(fault), Some(step)) =
-            (&fault, graph.entries.iter_mut().find(|e| e.name == STEP))
-        {
-            fault.seed(comm.rank(), step);
-        }
-        let rank = Rank::new(comm, 0, Some(log), fault.clone());
-        one_rank(graph, (DeviceKind::Cpu, threads), &shared, Some(Arc::new(rank)))
-    });
-    let endings = endings.map_err(TrainError::io("start threads for", &options.out))?;
+    let each = job.clone();
+    let endings = ranks::threads::run(n, limit, move |comm| each.rank(comm));
+    let endings = endings.map_err(TrainError::io("start threads for", &job.options.out))?;
     let mut outcomes = vec![];
     let mut failures = vec![];
     for (rank, ending) in endings.into_iter().enumerate() {

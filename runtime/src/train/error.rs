@@ -51,6 +51,13 @@ pub enum TrainError {
     Ranks { compiled: usize, mesh: String, given: usize },
     #[error("not available yet: --ranks on another device than cpu; give --ranks 1")]
     RanksOn,
+    #[error(
+        "mpirun started {n} processes, and this program was built without MPI; \
+             build it with --features mpi, or give --ranks {n} without mpirun"
+    )]
+    NoMpi { n: usize },
+    #[error("mpirun started {n} processes, and --ranks is {threads}; leave --ranks out")]
+    Started { n: usize, threads: usize },
     #[error("the ranks' programs do not fit together: {0}")]
     OtherProgram(String),
     #[error("the run ended: {}", .0.join("\n  "))]

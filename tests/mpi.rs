@@ -1,0 +1,110 @@
+//! Ranks under `mpirun`: the files of one rank, and an end to every failure. Needs `--features mpi`.
+#![cfg(feature = "mpi")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// `nano` with few of everything, in four micro-batches.
+const TINY: &[&str] = &[
+    "hidden=32",
+    "depth=2",
+    "heads=2",
+    "q_rank=16",
+    "kv_rank=16",
+    "nope=8",
+    "rope=4",
+    "value=8",
+    "inner=48",
+    "expert_inner=16",
+    "n_experts=4",
+    "groups=2",
+    "kept_groups=1",
+    "sequence=32",
+    "batch=4",
+    "micro_batch=1",
+];
+
+/// `weft train`, by `n` processes if there is more than one.
+fn train(n: usize, out: &Path, more: &[&str]) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let weft = env!("CARGO_BIN_EXE_weft");
+    let mut command = match n {
+        1 => Command::new(weft),
+        n => {
+            let mut command = Command::new("mpirun");
+            command.args(["--allow-run-as-root", "--oversubscribe", "-n", &n.to_string(), weft]);
+            command
+        }
+    };
+    command.arg("train").arg(root.join("models/nano.model"));
+    for set in TINY {
+        command.args(["--set", set]);
+    }
+    command.arg("--data").arg(root.join("models")).arg("--out").arg(out);
+    command.args(["--steps", "10"]).args(more);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn done(mut command: Command) -> Output {
+    let output = command.output().expect("the command runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    output
+}
+
+#[test]
+fn processes_write_what_one_writes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let one = dir.path().join("one");
+    done(train(1, &one, &[]));
+    for (n, more) in [(2, &[][..]), (2, &["--zero", "1"]), (4, &[])] {
+        let several = dir.path().join(format!("{n}-{}", more.len()));
+        let said = text(&done(train(n, &several, more)).stdout);
+        assert_eq!(said.matches("checkpoint:").count(), 1, "the first alone reports: {said}");
+        for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+            let read = |run: &Path| fs::read(run.join("step-000010").join(name)).expect(name);
+            assert!(read(&one) == read(&several), "{name} of {n} processes {more:?} differs");
+        }
+        assert!(
+            fs::read(one.join("metrics.jsonl")).ok()
+                == fs::read(several.join("metrics.jsonl")).ok()
+        );
+        assert!(!several.join("ranks").exists(), "a run that finished leaves no last actions");
+    }
+}
+
+#[test]
+fn failures_end_the_run_and_name_op_and_peer() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (fault, told, after) in [
+        ("hang:1:20", "rank 1, which has been silent for 2.0 s", "waits for rank 1"),
+        ("panic:0:20", "with rank 0, which has ended: it panicked", "waits for rank 0"),
+        ("lose:1:20", "with rank 1, which has ended: it has lost its transport", "rank 1"),
+        ("abort:1:20", "", "rank 1, step 1: all_reduce grad."),
+    ] {
+        let out = dir.path().join(fault.replace(':', "-"));
+        let start = Instant::now();
+        let mut command = train(2, &out, &["--rank-timeout", "2"]);
+        let output = command.env("WEFT_TEST_FAULT", fault).output().expect("mpirun runs");
+        let said = text(&output.stderr);
+        assert!(!output.status.success(), "{fault}: {said}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{fault}: {:?}", start.elapsed());
+        assert!(said.contains(told), "{fault}: {said}");
+        let again = text(&done(train(1, &out, &[])).stderr);
+        assert!(again.contains("broke off; what its ranks did last:"), "{fault}: {again}");
+        assert!(again.contains(after) && again.contains("of stage 0"), "{fault}: {again}");
+    }
+}
+
+#[test]
+fn another_number_of_ranks_than_processes_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = train(2, &dir.path().join("run"), &["--ranks", "4"]).output().expect("mpirun runs");
+    let said = text(&out.stderr);
+    assert!(said.contains("mpirun started 2 processes, and --ranks is 4"), "{said}");
+}
