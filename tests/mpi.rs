@@ -1,4 +1,5 @@
-//! Ranks under `mpirun`: the files of one rank, and an end to every failure. Needs `--features mpi`.
+//! Ranks under `mpirun`: the files of one rank, and an end to every failure. Needs the feature
+//! `mpi`.
 #![cfg(feature = "mpi")]
 
 use std::fs;
