@@ -213,7 +213,7 @@ fn check(code: c_int, what: &str) -> Result<(), Lost> {
 impl State {
     fn send(&mut self, to: usize, tag: c_int, bytes: Vec<u8>) -> Result<(), Lost> {
         let mut request = MaybeUninit::uninit();
-        // SAFETY: the bytes stay in `sent`, where they are and unchanged, until the request is done.
+        // SAFETY: the bytes stay in `sent`, unmoved and unchanged, until the request is done.
         let code = unsafe {
             let (start, n) = (bytes.as_ptr().cast::<c_void>(), bytes.len() as c_int);
             ffi::MPI_Isend(start, n, self.byte, to as c_int, tag, self.comm, request.as_mut_ptr())
