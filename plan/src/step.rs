@@ -178,7 +178,9 @@ pub fn plan(
     let live = live(&layout.table);
     let program = Program::of(&layout.table);
     let mut best: Option<(Assignment, StageCosts, Timeline)> = None;
-    for slack in SLACKS {
+    // Around a loop ranks are as even as stages.
+    let looped = matches!(layout.shape()?, Shape::Looped { .. });
+    for slack in SLACKS.into_iter().take(if looped { 1 } else { SLACKS.len() }) {
         let assignment = cut(units, &beside, cluster, layout, &live, slack)?;
         if best.as_ref().is_some_and(|(a, ..)| a.cuts == assignment.cuts) {
             continue;

@@ -135,8 +135,15 @@ pub fn matched(program: &Program) -> Result<(), ScheduleError> {
 
 fn capacity_min(table: &Table, program: &Program, costs: &UnitCosts, most: usize) -> usize {
     // If one capacity is enough, so is every larger one.
-    let runs = |c: &usize| Timeline::run(table, program, costs, Some(*c)).is_ok();
-    (1..most).find(runs).unwrap_or(most)
+    let (mut too_small, mut enough) = (0, most);
+    while too_small + 1 < enough {
+        let middle = too_small.midpoint(enough);
+        match Timeline::run(table, program, costs, Some(middle)) {
+            Ok(_) => enough = middle,
+            Err(_) => too_small = middle,
+        }
+    }
+    enough
 }
 
 fn in_order(program: &Program) -> bool {

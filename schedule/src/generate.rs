@@ -102,7 +102,7 @@ pub struct Size {
 }
 
 /// Cells in a table, at most: beyond it somebody mistyped a number.
-const CELLS_MAX: usize = 1 << 24;
+const CELLS_MAX: usize = 1 << 22;
 
 /// Whether the schedule exists at that size; if not, why, with the nearest size that does.
 pub fn check_size(name: Name, size: Size) -> Result<(), ScheduleError> {
