@@ -252,6 +252,7 @@ impl Case {
             causal: self.causal,
             offset: self.start.is_some(),
             segments: self.segments.is_some(),
+            aligned: true,
         };
         let gradients = Gradients {
             d_o: heads(Buffer::DO),

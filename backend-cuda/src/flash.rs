@@ -21,6 +21,7 @@
 mod forward;
 mod kernel;
 mod load;
+pub mod plan;
 mod softmax;
 
 use crate::ptx::wgmma::Kind;

@@ -64,10 +64,11 @@ impl Backend for Cuda {
     fn attention(
         &self,
         attention: &Attention,
-        _: &[DimDecl],
+        dims: &[DimDecl],
         label: &str,
     ) -> Result<attention::Planned, String> {
-        Ok(simt::attention::forward(attention, label))
+        let planned = flash::plan::plan(attention, dims, label);
+        Ok(planned.unwrap_or_else(|| simt::attention::forward(attention, label)))
     }
 
     fn attention_gradient(

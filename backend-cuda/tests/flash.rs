@@ -155,26 +155,33 @@ impl Problem {
         let of_queries = ints(&mut device, &self.query_segments);
         let of_keys = ints(&mut device, &self.key_segments);
         let launch = of.launch();
-        let u32_of = |n: usize| Arg::U32(n as u32);
+        let size = |n: usize| Arg::I64(n as i64);
         let arg = |argument: &Argument| match argument {
             Argument::MapQ(i, spec) => q[*i].map(spec, self.batch, pq[*i]),
             Argument::MapK(i, spec) => k[*i].map(spec, self.batch, pk[*i]),
             Argument::MapV(spec) => v.map(spec, self.batch, pv),
+            Argument::Q(i) => Arg::Ptr(pq[*i]),
+            Argument::K(i) => Arg::Ptr(pk[*i]),
+            Argument::V => Arg::Ptr(pv),
+            // The maps are made above.
+            Argument::MapDim(..) | Argument::MapStride(..) => Arg::I64(0),
             Argument::O => Arg::Ptr(po),
             Argument::Lse => Arg::Ptr(pl),
             Argument::Start => Arg::Ptr(starts),
             Argument::QuerySegments => Arg::Ptr(of_queries),
             Argument::KeySegments => Arg::Ptr(of_keys),
-            Argument::Batch => u32_of(self.batch),
-            Argument::Heads => u32_of(self.heads),
-            Argument::Queries => u32_of(self.queries),
-            Argument::Keys => u32_of(self.keys),
-            Argument::HeadsPerK(i) => u32_of(self.heads / self.k_heads[*i]),
-            Argument::HeadsPerV => u32_of(self.heads / self.v_heads),
+            Argument::Batch => size(self.batch),
+            Argument::Heads => size(self.heads),
+            Argument::Queries => size(self.queries),
+            Argument::Keys => size(self.keys),
+            Argument::HeadsPerK(i) => size(self.heads / self.k_heads[*i]),
+            Argument::HeadsPerV => size(self.heads / self.v_heads),
             Argument::OStride(i) => {
                 Arg::I64([self.queries * line, line, of.v_width as usize][*i] as i64)
             }
-            Argument::ScaleLog2 => Arg::F32((self.scale() * std::f64::consts::LOG2_E) as f32),
+            Argument::ScaleLog2 => {
+                Arg::I64(i64::from(((self.scale() * std::f64::consts::LOG2_E) as f32).to_bits()))
+            }
         };
         let args: Vec<Arg> = launch.arguments.iter().map(arg).collect();
         let mut sim = Launch::new(self.grid, launch.threads);

@@ -5,6 +5,7 @@ use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty;
 
+use super::contract::is_aligned;
 use super::{Fault, Frame, Lower, TempInfo, Work, dims};
 use crate::describe::attention::{Attention, Buffer, Gradients, Heads, Part};
 
@@ -31,10 +32,14 @@ impl<'a> Lower<'a> {
             let (other, dtype) = (other.name(), dtype.name());
             return Err(format!("o and do are {other}, q, k and v {dtype}: no kernel").into());
         }
-        let described = self.described(f, op, &x)?;
+        let mut described = self.described(f, op, &x)?;
         let mut made = vec![];
         for r in &op.results {
             made.push(self.result_room(f, *r)?);
+        }
+        described.aligned = made.first().is_some_and(is_aligned);
+        for v in x.q.iter().chain(x.k).chain([&x.v]) {
+            described.aligned &= is_aligned(&self.view(f, *v)?.at);
         }
         let (place, dims) = (self.place(op), self.dims.decls());
         let planned = match op.op {
@@ -92,6 +97,8 @@ impl<'a> Lower<'a> {
             causal: op.attrs.get_flag("causal"),
             offset: op.attrs.get_flag("offset"),
             segments: op.attrs.get_flag("segments"),
+            // Known when there is room for the results.
+            aligned: false,
         })
     }
 

@@ -226,7 +226,7 @@ impl<'a> Lower<'a> {
 }
 
 /// Whether it begins at a multiple of 16 bytes in every iteration; buffers do.
-fn is_aligned(at: &Arg) -> bool {
+pub(super) fn is_aligned(at: &Arg) -> bool {
     at.byte_offset.is_multiple_of(16) && at.strides.iter().all(|s| s.bytes.is_multiple_of(16))
 }
 

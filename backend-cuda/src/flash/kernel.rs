@@ -1,7 +1,7 @@
 //! The frame of the kernel: its parameters, its shared memory, and which tiles a CTA takes.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Param, Ty, Val};
-use weft_codegen::object::KernelSource;
+use weft_codegen::object::{Cta, KernelSource, TensorMap};
 
 use super::{Attention, TILE_QUERIES};
 use crate::ptx::sync;
@@ -19,13 +19,17 @@ const CONSUMER_REGISTERS: u32 = 240;
 
 const _: () = assert!(128 * PRODUCER_REGISTERS + 256 * CONSUMER_REGISTERS <= 65_536);
 
-/// What a launch passes, in the order of the parameters. Elements of all tensors are bf16.
+/// What an entry takes, in the order of its parameters: tensor maps, buffers, scalars (i64).
+/// Elements of all tensors are bf16.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Argument {
     /// Dims `[width, rows, heads, batch]`, innermost first.
     MapQ(usize, MapSpec),
     MapK(usize, MapSpec),
     MapV(MapSpec),
+    Q(usize),
+    K(usize),
+    V,
     O,
     /// f32 `[batch, heads, queries]`.
     Lse,
@@ -34,19 +38,25 @@ pub enum Argument {
     /// i32 `[batch, queries]` and `[batch, keys]`.
     QuerySegments,
     KeySegments,
-    /// i32.
     Batch,
     Heads,
     Queries,
     Keys,
-    /// i32: query heads for each head of a k, or of v.
+    /// Query heads for each head of a k, or of v.
     HeadsPerK(usize),
     HeadsPerV,
-    /// i64, in elements: of o, from one batch, row and head to the next.
+    /// In elements: of o, from one batch, row and head to the next.
     OStride(usize),
-    /// f32: `scale · log2(e)`, positive.
+    /// The bits of an f32: `scale · log2(e)`, positive.
     ScaleLog2,
+    /// What the maps say of sizes; the kernel itself does not look. Of the `n`-th map: a dim,
+    /// innermost first, and the bytes from one to the next of dims 1 to 3 (0 to 2).
+    MapDim(usize, usize),
+    MapStride(usize, usize),
 }
+
+/// Dims of every map.
+const RANK: usize = 4;
 
 /// A tensor map's box; lines are permuted within 128 bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,7 +147,8 @@ impl Attention {
     /// The kernel, to be compiled.
     pub fn source(&self, label: &str) -> KernelSource {
         let (attention, name) = (self.clone(), self.name());
-        KernelSource::new(name, label, move |cg: &Cg| attention.emit(cg))
+        let source = KernelSource::new(name, label, move |cg: &Cg| attention.emit(cg));
+        KernelSource { cta: self.cta(), ..source }
     }
 
     pub fn launch(&self) -> Launch {
@@ -150,7 +161,7 @@ impl Attention {
         }
     }
 
-    fn arguments(&self) -> Vec<Argument> {
+    pub(super) fn arguments(&self) -> Vec<Argument> {
         use Argument::*;
         let map = |[line, lines]: [u32; 2]| MapSpec {
             box_dims: vec![line, lines, 1, 1],
@@ -160,7 +171,10 @@ impl Attention {
         let mut out: Vec<Argument> = vec![];
         out.extend((0..n).map(|i| MapQ(i, map(self.q_tile(i).box_dims()))));
         out.extend((0..n).map(|i| MapK(i, map(self.k_tile(i).box_dims()))));
-        out.extend([MapV(map(self.v_tile().box_dims())), O, Lse]);
+        out.push(MapV(map(self.v_tile().box_dims())));
+        out.extend((0..n).map(Q));
+        out.extend((0..n).map(K));
+        out.extend([V, O, Lse]);
         out.extend(self.offset.then_some(Start));
         if self.segments {
             out.extend([QuerySegments, KeySegments]);
@@ -170,39 +184,78 @@ impl Attention {
         out.push(HeadsPerV);
         out.extend((0..3).map(OStride));
         out.push(ScaleLog2);
+        for map in 0..2 * n + 1 {
+            out.extend((0..RANK).map(|dim| MapDim(map, dim)));
+            out.extend((0..RANK - 1).map(|dim| MapStride(map, dim)));
+        }
         out
     }
 
-    fn args<'c>(&self, values: &[Val<'c>]) -> Args<'c> {
-        let mut values = values.iter().copied();
-        let mut next = || values.next().expect("a value for each parameter");
+    fn params(&self) -> Vec<Param> {
+        use Argument::*;
+        let param = |a: &Argument| match a {
+            MapQ(..) | MapK(..) | MapV(_) => Param::TensorMap,
+            Q(_) | K(_) | V | O | Lse | Start | QuerySegments | KeySegments => Param::Buffer,
+            _ => Param::I64,
+        };
+        self.arguments().iter().map(param).collect()
+    }
+
+    /// What the launch must know of the CTAs.
+    fn cta(&self) -> Cta {
+        let arguments = self.arguments();
+        let params = self.params();
+        let first = params.iter().position(|p| *p == Param::I64).unwrap_or(params.len());
+        let scalar = |wanted: Argument| {
+            let at = arguments.iter().position(|a| *a == wanted).unwrap_or(first);
+            (at - first) as u32
+        };
+        let specs = arguments.iter().filter_map(|a| match a {
+            Argument::MapQ(_, spec) | Argument::MapK(_, spec) | Argument::MapV(spec) => Some(spec),
+            _ => None,
+        });
+        let map = |(i, spec): (usize, &MapSpec)| TensorMap {
+            // q, k and v are the first buffers, in the order of their maps.
+            buffer: i as u32,
+            is_bytes: false,
+            dims: (0..RANK).map(|dim| scalar(Argument::MapDim(i, dim))).collect(),
+            strides_bytes: (0..RANK - 1).map(|dim| scalar(Argument::MapStride(i, dim))).collect(),
+            box_dims: spec.box_dims.clone(),
+            swizzle_bytes: spec.swizzle_bytes,
+        };
+        Cta {
+            threads: THREADS,
+            dynamic_shared_bytes: self.launch().shared_bytes,
+            grid_max: None,
+            maps: specs.enumerate().map(map).collect(),
+        }
+    }
+
+    fn args<'c>(&self, cg: &Cg<'c>, values: &[Val<'c>]) -> Args<'c> {
+        use Argument::*;
+        let arguments = self.arguments();
+        let named = |wanted: Argument| {
+            let at = arguments.iter().position(|a| *a == wanted);
+            values[at.unwrap_or_else(|| panic!("no parameter {wanted:?}"))]
+        };
+        let size = |wanted: Argument| cg.cast(named(wanted), Elem::I32);
         let n = self.parts.len();
-        let map_q = (0..n).map(|_| next()).collect();
-        let map_k = (0..n).map(|_| next()).collect();
-        let (map_v, o, lse) = (next(), next(), next());
-        let start = self.offset.then(&mut next);
-        let segments = self.segments.then(|| [next(), next()]);
-        let (batch, heads, queries, keys) = (next(), next(), next(), next());
-        let heads_per_k = (0..n).map(|_| next()).collect();
-        let heads_per_v = next();
-        let o_strides = [next(), next(), next()];
-        let scale_log2 = next();
         Args {
-            map_q,
-            map_k,
-            map_v,
-            o,
-            lse,
-            start,
-            segments,
-            batch,
-            heads,
-            queries,
-            keys,
-            heads_per_k,
-            heads_per_v,
-            o_strides,
-            scale_log2,
+            map_q: values[..n].to_vec(),
+            map_k: values[n..2 * n].to_vec(),
+            map_v: values[2 * n],
+            o: named(O),
+            lse: named(Lse),
+            start: self.offset.then(|| named(Start)),
+            segments: self.segments.then(|| [named(QuerySegments), named(KeySegments)]),
+            batch: size(Batch),
+            heads: size(Heads),
+            queries: size(Queries),
+            keys: size(Keys),
+            heads_per_k: (0..n).map(|i| size(HeadsPerK(i))).collect(),
+            heads_per_v: size(HeadsPerV),
+            o_strides: [0, 1, 2].map(|i| named(OStride(i))),
+            scale_log2: cg.bitcast(size(ScaleLog2), Ty::F32),
         }
     }
 
@@ -210,25 +263,8 @@ impl Attention {
         if let Err(why) = self.check() {
             panic!("{why}");
         }
-        let param = |a: &Argument| match a {
-            Argument::MapQ(..) | Argument::MapK(..) | Argument::MapV(_) => Param::TensorMap,
-            Argument::O
-            | Argument::Lse
-            | Argument::Start
-            | Argument::QuerySegments
-            | Argument::KeySegments => Param::Buffer,
-            Argument::Batch
-            | Argument::Heads
-            | Argument::Queries
-            | Argument::Keys
-            | Argument::HeadsPerK(_)
-            | Argument::HeadsPerV => Param::I32,
-            Argument::OStride(_) => Param::I64,
-            Argument::ScaleLog2 => Param::F32,
-        };
-        let params: Vec<Param> = self.arguments().iter().map(param).collect();
-        cg.device_kernel(&self.name(), THREADS, &params, |values| {
-            self.body(cg, &self.args(values));
+        cg.device_kernel(&self.name(), THREADS, &self.params(), |values| {
+            self.body(cg, &self.args(cg, values));
         });
     }
 

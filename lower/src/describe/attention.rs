@@ -45,6 +45,8 @@ pub struct Attention {
     pub causal: bool,
     pub offset: bool,
     pub segments: bool,
+    /// Every q, k and v, and o of the forward pass, begins at a multiple of 16 bytes.
+    pub aligned: bool,
 }
 
 /// Where the derivatives lie.

@@ -15,17 +15,17 @@ impl Tensor {
         let size = |at: &u32| {
             let value = scalars.get(*at as usize).copied();
             let value = value.ok_or_else(|| format!("a tensor map names scalar {at}"))?;
-            // A tensor without elements is not read; no map can say that there are none.
-            Ok(value.max(1) as u64)
+            u64::try_from(value).map_err(|_| format!("a tensor map has a size of {value}"))
         };
         let sizes = |of: &[u32]| of.iter().map(size).collect::<Result<Vec<u64>, String>>();
         let buffer = buffers.get(map.buffer as usize);
         let buffer = buffer.ok_or_else(|| format!("a tensor map names buffer {}", map.buffer))?;
-        Ok(Tensor {
-            address: *buffer as usize as u64,
-            dims: sizes(&map.dims)?,
-            strides_bytes: sizes(&map.strides_bytes)?,
-        })
+        // A tensor without elements is not read; no map can say that there are none.
+        let dims: Vec<u64> = sizes(&map.dims)?.into_iter().map(|n| n.max(1)).collect();
+        // Of a dim of one element any step will do, but a map wants one of 16 bytes.
+        let step = |(stride, dim): (u64, &u64)| if *dim == 1 { stride.max(16) } else { stride };
+        let strides = sizes(&map.strides_bytes)?.into_iter().zip(dims.iter().skip(1)).map(step);
+        Ok(Tensor { address: *buffer as usize as u64, strides_bytes: strides.collect(), dims })
     }
 }
 
