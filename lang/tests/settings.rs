@@ -219,7 +219,8 @@ fn a_layout_is_read_as_data() {
     assert_eq!((p.stages_per_rank, p.zero, p.communication_sms), (2, 1, 20));
     let read = |tree: &Tree, diags: &mut Vec<Diag>| settings::parallel(tree, "h80", diags);
     let (layout, said) = with_tree(&path, None, &Overrides::default(), read);
-    let want = "`DeepSeekV3` has no parallel block `h80`; there are: h800_2048";
+    let want = "`DeepSeekV3` has no parallel block `h80`; there are: h800_2048, prefill_32, \
+             decode_144, decode_128";
     assert_eq!((layout, said), (None, vec![want.to_string()]));
 }
 
