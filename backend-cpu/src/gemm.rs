@@ -11,25 +11,25 @@
 //! rows there are, on tiles, or on threads. With `bf16_dot` a step of the chain is a pair of
 //! products.
 //!
-//! Envelope: `2 m n k` flops; the roof is 2 vector FMAs a cycle. Tiles of at most 192 x 256 are
+//! Envelope: `2 m n k` flops; the roof is 2 vector FMAs a cycle. Tiles of at most 384 x 512 are
 //! packed into the calling thread's scratch, 256 words of k at a time, so that the micro-kernel (12
 //! x 2 vectors of AVX-512, 6 x 2 of AVX2) reads A from the second-level cache and B from the first.
 //! A tile of R rows and C columns copies an element of A for each C and one of B for each R
 //! multiply-adds; packing is not shared between tiles, which saves a pass over memory and a
 //! barrier. At most 4 rows run as `gemv`, at the speed of memory, unpacked.
 //!
-//! Measured with `bench/gemm.rs` on one core of a Zen 5 (64 flops a cycle, about 236 GFLOP/s in
-//! f32), in GFLOP/s, beside numpy's OpenBLAS as it comes (it takes AVX2 code there) and told to use
-//! AVX-512:
+//! Measured with `bench/gemm.rs` on one core of a Zen 5 (64 flops a cycle, about 256 GFLOP/s in
+//! f32), in GFLOP/s, beside numpy's OpenBLAS, which takes its AVX-512 kernels there
+//! (docs/measurements/cpu.md has more):
 //!
-//! | m x n x k | f32 | bf16 | OpenBLAS | with AVX-512 |
-//! |---|---|---|---|---|
-//! | 256 x 256 x 256 | 233 | 463 | 122 | 227 |
-//! | 512 x 512 x 512 | 222 | 484 | 121 | 235 |
-//! | 2048 x 256 x 256, B transposed | 221 | 438 | 109 | 180 |
-//! | 100 x 128 x 256, B transposed | 226 | 442 | 116 | 158 |
-//! | 256 x 256 x 2048, A transposed | 207 | 410 | 117 | 224 |
-//! | 1 x 2048 x 2048, B transposed | 37 | 41 | 8 | 4 |
+//! | m x n x k | f32 | bf16 | OpenBLAS |
+//! |---|---|---|---|
+//! | 256 x 256 x 256 | 250 | 502 | 244 |
+//! | 512 x 512 x 512 | 247 | 515 | 259 |
+//! | 1024 x 1024 x 1024 | 250 | 504 | 244 |
+//! | 2048 x 2048 x 2048 | 232 | 469 | 244 |
+//! | 500 x 256 x 256, B transposed | 252 | 506 | 238 |
+//! | 1 x 2048 x 2048, B transposed | 35 | 58 | 5 |
 
 mod gemv;
 mod micro;
