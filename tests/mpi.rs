@@ -2,30 +2,17 @@
 //! `mpi`.
 #![cfg(feature = "mpi")]
 
+mod tiny;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// `nano` with few of everything, in four micro-batches.
-const TINY: &[&str] = &[
-    "hidden=32",
-    "depth=2",
-    "heads=2",
-    "q_rank=16",
-    "kv_rank=16",
-    "nope=8",
-    "rope=4",
-    "value=8",
-    "inner=48",
-    "expert_inner=16",
-    "n_experts=4",
-    "groups=2",
-    "kept_groups=1",
-    "sequence=32",
-    "batch=4",
-    "micro_batch=1",
-];
+use tiny::TINY;
+
+/// Four micro-batches.
+const BATCH: &[&str] = &["batch=4", "micro_batch=1"];
 
 /// `weft train`, by `n` processes if there is more than one.
 fn train(n: usize, out: &Path, more: &[&str]) -> Command {
@@ -40,7 +27,7 @@ fn train(n: usize, out: &Path, more: &[&str]) -> Command {
         }
     };
     command.arg("train").arg(root.join("models/nano.model"));
-    for set in TINY {
+    for set in TINY.iter().chain(BATCH) {
         command.args(["--set", set]);
     }
     command.arg("--data").arg(root.join("models")).arg("--out").arg(out);

@@ -1,37 +1,23 @@
 //! Training on several ranks, through the command line: the files of one rank, and an end to every
 //! failure.
 
+mod tiny;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// `nano` with every part and few of each, in eight micro-batches.
-const TINY: &[&str] = &[
-    "hidden=32",
-    "depth=2",
-    "heads=2",
-    "q_rank=16",
-    "kv_rank=16",
-    "nope=8",
-    "rope=4",
-    "value=8",
-    "inner=48",
-    "expert_inner=16",
-    "n_experts=4",
-    "groups=2",
-    "kept_groups=1",
-    "sequence=32",
-    "batch=8",
-    "micro_batch=1",
-    "checkpoint_every=50",
-];
+use tiny::TINY;
+
+/// Eight micro-batches.
+const BATCH: &[&str] = &["batch=8", "micro_batch=1", "checkpoint_every=50"];
 
 fn train(out: &Path, steps: u64, more: &[&str]) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.arg("train").arg(root.join("models/nano.model"));
-    for set in TINY {
+    for set in TINY.iter().chain(BATCH) {
         command.args(["--set", set]);
     }
     command.arg("--data").arg(root.join("models")).arg("--out").arg(out);

@@ -1,6 +1,8 @@
 //! A model small enough for a test trains, stops, goes on and writes text, all through the command
 //! line.
 
+mod tiny;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -10,25 +12,14 @@ use weft_runtime::checkpoint::Dtype;
 use weft_runtime::checkpoint::tensor_file::TensorFile;
 use weft_runtime::train::metrics;
 
-/// `nano` with every part and few of each.
-const TINY: &[&str] = &[
-    "hidden=32",
-    "depth=2",
-    "heads=2",
-    "q_rank=16",
-    "kv_rank=16",
-    "nope=8",
-    "rope=4",
-    "value=8",
-    "inner=48",
-    "expert_inner=16",
-    "n_experts=4",
-    "groups=2",
-    "kept_groups=1",
-    "sequence=32",
-    "batch=4",
-    "checkpoint_every=3",
-];
+use tiny::TINY;
+
+/// The batch, and how often it is kept.
+const BATCH: &[&str] = &["batch=4", "checkpoint_every=3"];
+
+fn tiny_sets() -> Vec<&'static str> {
+    TINY.iter().chain(BATCH).copied().collect()
+}
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,7 +36,7 @@ fn weft(subcommand: &str, model: &str, sets: &[&str]) -> Command {
 
 /// Training `nano` made tiny, on the texts of the models.
 fn train(out: &Path, steps: u64, more: &[&str]) -> Command {
-    let mut command = weft("train", "nano.model", TINY);
+    let mut command = weft("train", "nano.model", &tiny_sets());
     command.arg("--data").arg(root().join("models")).arg("--out").arg(out);
     command.args(["--steps", &steps.to_string()]).args(more);
     command
@@ -150,7 +141,7 @@ fn killed_and_resumed_equals_undisturbed_on_any_threads() {
 fn narrow(out: &Path, model: &Path, steps: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.arg("train").arg(model).arg("--data").arg(root().join("models")).arg("--out").arg(out);
-    command.args(TINY.iter().flat_map(|set| ["--set", set]));
+    command.args(tiny_sets().iter().flat_map(|set| ["--set", set]));
     command.args(["--precision", "narrow", "--steps", steps]).args(more);
     command
 }
@@ -267,7 +258,7 @@ fn a_batch_may_grow_and_its_steps_are_those_of_that_batch() {
     let records = |run: &Path, model: &Path, sets: &[&str], steps: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
         command.arg("train").arg(model);
-        for set in TINY.iter().filter(|s| !s.starts_with("batch")).chain(sets) {
+        for set in TINY.iter().chain(BATCH).filter(|s| !s.starts_with("batch")).chain(sets) {
             command.args(["--set", set]);
         }
         command.arg("--data").arg(root().join("models")).arg("--out").arg(run);
@@ -317,7 +308,7 @@ fn a_run_is_neither_overwritten_nor_resumed_from_damage_or_otherwise() {
 fn a_graph_trains_and_generates_as_its_model_does() {
     let dir = tempfile::tempdir().expect("a folder");
     let (step, text) = (dir.path().join("step.weft"), dir.path().join("text.weft"));
-    let mut compile = weft("compile", "nano.model", TINY);
+    let mut compile = weft("compile", "nano.model", &tiny_sets());
     compile.args(["--for", "train", "-o"]).arg(&step);
     done(compile);
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));

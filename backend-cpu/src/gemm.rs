@@ -18,9 +18,9 @@
 //! multiply-adds; packing is not shared between tiles, which saves a pass over memory and a
 //! barrier. At most 4 rows run as `gemv`, at the speed of memory, unpacked.
 //!
-//! Measured with `bench/gemm.rs` on one core of a Zen 5 (64 flops a cycle, about 256 GFLOP/s in
-//! f32), in GFLOP/s, beside numpy's OpenBLAS, which takes its AVX-512 kernels there
-//! (docs/measurements/cpu.md has more):
+//! Measured with `bench/gemm.rs` on one core of a Zen 5 (64 flops a cycle in f32), in GFLOP/s,
+//! beside numpy's OpenBLAS, which takes its AVX-512 kernels there (docs/measurements/cpu.md has
+//! more):
 //!
 //! | m x n x k | f32 | bf16 | OpenBLAS |
 //! |---|---|---|---|

@@ -49,7 +49,10 @@ pub enum DeviceError {
     Threads(std::io::Error),
     #[error(transparent)]
     Object(#[from] ElfError),
-    #[error("kernel {kernel} has no code for {device}")]
+    #[error(
+        "kernel {kernel} has no code for {device}; \
+             compile the model again with the --device that is to run it"
+    )]
     NoVariant { kernel: String, device: String },
     #[error("kernel {kernel}: {reason}")]
     Kernel { kernel: String, reason: String },

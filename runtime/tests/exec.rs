@@ -256,5 +256,9 @@ fn a_kernel_without_code_for_the_cpu_is_named() {
     graph.kernels[3].variants[0].cpu = CpuVariant::Avx512Bf16;
     let cpu = Cpu::with_variant(1, CpuVariant::Avx2).unwrap();
     let error = error_of(Program::load(graph, Arc::new(cpu)));
-    assert_eq!(error, "kernel empty has no code for cpu avx2, 1 threads");
+    assert_eq!(
+        error,
+        "kernel empty has no code for cpu avx2, 1 threads; \
+         compile the model again with the --device that is to run it"
+    );
 }

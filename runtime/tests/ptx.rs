@@ -104,5 +104,9 @@ fn a_graph_for_cpus_is_refused() {
     cpu.kernels[0].ptx = None;
     cpu.kernels[0].variants.push(KernelVariant { cpu: CpuVariant::Avx2, object: ObjectId(0) });
     let error = Program::load(cpu, Arc::new(Ptx::new())).unwrap_err().to_string();
-    assert_eq!(error, "kernel places has no code for the ptx interpreter");
+    assert_eq!(
+        error,
+        "kernel places has no code for the ptx interpreter; \
+         compile the model again with the --device that is to run it"
+    );
 }

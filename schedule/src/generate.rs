@@ -110,7 +110,10 @@ pub fn check_size(name: Name, size: Size) -> Result<(), ScheduleError> {
     let fail = |text: String| Err(ScheduleError(format!("{name}: {text}")));
     match name.stages_per_rank() {
         Some(n) if n != stages_per_rank => {
-            return fail(format!("its ranks have stages: {n} each, not {stages_per_rank}"));
+            return fail(format!(
+                "has {n} {} a rank, not {stages_per_rank}; leave --stages-per-rank out",
+                if n == 1 { "stage" } else { "stages" }
+            ));
         }
         None if stages_per_rank < 2 => {
             return fail(format!(

@@ -156,8 +156,8 @@ fn sizes_that_do_not_exist_name_the_nearest_that_do() {
     refuse(Name::DualPipe, 8, 15, 2, "ranks (8), found 15; the nearest is 16");
     refuse(Name::DualPipe, 8, 19, 2, "even, not 19; the nearest are 18 and 20");
     refuse(Name::DualPipeV, 8, 15, 2, "ranks (8), found 15; the nearest is 16");
-    refuse(Name::ZbV, 4, 8, 3, "stages: 2 each, not 3");
-    refuse(Name::OneFOneB, 4, 8, 2, "stages: 1 each, not 2");
+    refuse(Name::ZbV, 4, 8, 3, "has 2 stages a rank, not 3");
+    refuse(Name::OneFOneB, 4, 8, 2, "has 1 stage a rank, not 2");
     refuse(Name::Interleaved, 4, 8, 1, "at least 2 stages per rank, not 1; with one it is 1f1b");
     refuse(
         Name::Interleaved,
