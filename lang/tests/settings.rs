@@ -268,7 +268,7 @@ fn wrong_layouts_are_explained() {
     );
     one(
         "pipeline = 4  schedule = \"zb-v\"  stages_per_rank = 3  micro_batches = 8",
-        "zb-v: its ranks have stages: 2 each, not 3",
+        "zb-v: has 2 stages a rank, not 3; leave --stages-per-rank out",
     );
     one(
         "pipeline = 4  schedule = \"dualpip\"  micro_batches = 8",
