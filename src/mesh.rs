@@ -45,7 +45,7 @@ impl MeshArgs {
         tree: &Tree,
         train: &TrainSettings,
     ) -> Result<Option<Mesh>> {
-        let mut mesh = Mesh { data: 1, zero: self.zero > 0 };
+        let mut mesh = Mesh { zero: self.zero > 0, ..Mesh::default() };
         if let Some(name) = &self.parallel {
             let mut diags = vec![];
             let layout = settings::parallel(tree, name, &mut diags);
@@ -105,7 +105,7 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
             );
         }
     }
-    Ok(Mesh { data: layout.data, zero: layout.zero > 0 })
+    Ok(Mesh { data: layout.data, zero: layout.zero > 0, ..Mesh::default() })
 }
 
 /// Refuses a batch that the ranks cannot share evenly.

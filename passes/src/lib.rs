@@ -85,18 +85,31 @@ pub enum Save {
     Handed,
 }
 
-/// How many ranks lie along each axis.
+/// How many ranks lie along each axis. A rank's number counts its places with `pipeline` slowest,
+/// then `data`, then `tensor`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mesh {
+    /// With stages of their own.
+    pub pipeline: u64,
     /// With micro-batches of their own.
     pub data: u64,
+    /// That share each product.
+    pub tensor: u64,
+    /// Neighbours along `data` that have the experts of a layer between them; divides `data`.
+    pub experts: u64,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
 }
 
+impl Default for Mesh {
+    fn default() -> Mesh {
+        Mesh { pipeline: 1, data: 1, tensor: 1, experts: 1, zero: false }
+    }
+}
+
 impl Mesh {
     pub fn n_ranks(&self) -> u64 {
-        self.data
+        self.pipeline * self.data * self.tensor
     }
 }
 

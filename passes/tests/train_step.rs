@@ -171,7 +171,7 @@ fn ranks_that_share_the_batch_compute_the_bits_of_one() {
         let entry = one.find("train_step").unwrap();
         let expected = Interp::new(&one, Precision::Stated).run(entry, whole).unwrap();
 
-        let several = compiled_for(train, false, Some(Mesh { data, zero: false }));
+        let several = compiled_for(train, false, Some(Mesh { data, ..Mesh::default() }));
         let tokens = &all["tokens"];
         let parts = tokens.ints().unwrap().chunks(tokens.len() / data as usize);
         let dims = [(n / data) as usize, tokens.dims[1], tokens.dims[2]];
@@ -223,7 +223,8 @@ fn ranks_that_divide_the_optimizer_compute_their_parts_of_the_bits_of_one() {
         let whole = names(&one, entry).iter().map(|n| all[n].clone()).collect();
         let expected = Interp::new(&one, Precision::Stated).run(entry, whole).unwrap();
 
-        let several = compiled_of(&even(), train, false, Some(Mesh { data, zero: true }));
+        let several =
+            compiled_of(&even(), train, false, Some(Mesh { data, zero: true, ..Mesh::default() }));
         let divided = several.stores.values().filter(|s| !s.ty.axes.is_empty()).count();
         assert!(divided >= 6, "{data} ranks divide {divided}");
         let entry = several.find("train_step").unwrap();

@@ -45,7 +45,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("watch", site) => cx.watch.push(site.to_string()),
             ("data", n) => {
                 let data = n.parse().map_err(|_| "data is a number")?;
-                cx.mesh = Some(Mesh { data, zero: false });
+                cx.mesh = Some(Mesh { data, ..Mesh::default() });
             }
             ("zero", "") => cx.mesh.as_mut().ok_or("zero comes after data=N")?.zero = true,
             ("micro_batches", n) => {
