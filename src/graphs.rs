@@ -260,6 +260,7 @@ pub fn saved(recompute: Recompute) -> Save {
     match recompute {
         Recompute::None => Save::Everything,
         Recompute::Cheap => Save::NoCheap,
+        Recompute::UpProjections => Save::NoWide,
         Recompute::Layers => Save::Handed,
     }
 }

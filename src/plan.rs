@@ -210,16 +210,13 @@ fn serving(args: &Args, cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Ways of saving that a search tries.
-const RECOMPUTE: [Recompute; 3] = [Recompute::None, Recompute::Cheap, Recompute::Layers];
-
 /// Layouts shown of a search.
 const SHOWN: usize = 12;
 
 fn search(args: &Args, cluster: &Cluster, what_if: &[WhatIf]) -> Result<()> {
-    let all = RECOMPUTE.map(|r| planned(args, Some(r)));
+    let all = Recompute::WORDS.map(|(_, r)| planned(args, Some(r)));
     let all = all.into_iter().collect::<Result<Vec<_>>>()?;
-    let names: Vec<String> = RECOMPUTE.iter().map(|r| format!("{r:?}").to_lowercase()).collect();
+    let names = Recompute::WORDS.map(|(word, _)| word.to_string());
     let like = all[0].layout.clone();
     let space = Space {
         n_gpus: like.n_gpus(),

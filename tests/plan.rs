@@ -41,7 +41,8 @@ fn near(what: &str, found: f64, published: f64, within: f64) {
 /// in milliseconds, the mean of the four.
 #[test]
 fn deepseek_v3_on_2048_h800s_is_as_published() {
-    let p = json(&[&V3[..], &["--any-memory"]].concat());
+    let p = json(&V3);
+    assert_eq!(p["fits"], true);
     let unit = p["units"].as_array().expect("units").iter().find(|u| u["name"] == "layers.1.8");
     let unit = unit.expect("a layer");
     let ms = |direction: &str, part: &str| unit[direction][part].as_f64().expect("s") * 1e3;
@@ -50,8 +51,7 @@ fn deepseek_v3_on_2048_h800s_is_as_published() {
     near("attn(B)", ms("input_gradient", "attention_s"), 9.540, 0.1);
     near("attn(W)", ms("weight_gradient", "attention_s"), 2.396, 0.1);
     near("mlp(W)", ms("weight_gradient", "mlp_s"), 5.073, 0.1);
-    // Here gate and up are two products whose input gradients are added by a kernel of their own.
-    near("mlp(B)", ms("input_gradient", "mlp_s") - 0.669, 5.363, 0.1);
+    near("mlp(B)", ms("input_gradient", "mlp_s"), 5.363, 0.1);
     near("dispatch(F)", ms("forward", "dispatch_s"), 6.738, 0.1);
     near("combine(F)", ms("forward", "combine_s"), 8.696, 0.1);
     near("combine(B)", ms("input_gradient", "dispatch_s"), 5.784, 0.1);
@@ -89,15 +89,16 @@ fn a_plan_is_drawn_traced_and_says_what_does_not_fit() {
     let dir = tempfile::tempdir().expect("a folder");
     let (svg, trace) = (dir.path().join("p.svg"), dir.path().join("p.json"));
     let (svg_arg, trace_arg) = (svg.display().to_string(), trace.display().to_string());
-    let files = ["--svg", &svg_arg, "--trace", &trace_arg, "--tokens", "14.8e12", "--any-memory"];
-    let out = weft(&[&V3[..], &files].concat());
+    let files = ["--svg", &svg_arg, "--trace", &trace_arg, "--tokens", "14.8e12"];
+    // Saving more than its authors did does not fit.
+    let cheap = ["--any-memory", "--set", "recompute=cheap"];
+    let out = weft(&[&V3[..], &files, &cheap].concat());
     let said = text(&out.stdout);
     assert!(out.status.success(), "{}", text(&out.stderr));
     for want in ["too much", "it does not fit", "GPU hours", "stage  forward"] {
         assert!(said.contains(want), "{said}");
     }
-    // With layers run again there is room.
-    let lean = json(&[&V3[..], &["--set", "recompute=layers"]].concat());
+    let lean = json(&V3);
     assert_eq!(lean["fits"], true);
     assert!(std::fs::read_to_string(&svg).expect("a picture").contains("rank 15"));
     let trace: Value =

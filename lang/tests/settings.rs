@@ -86,7 +86,7 @@ fn set_overrides_a_block_and_leaves_constants_alone() {
     let (nano, said) = shipped("nano.model", &[("recompute", "layers")]);
     assert_eq!((nano.map(|n| n.recompute), said), (Some(Recompute::Layers), vec![]));
     let (_, said) = shipped("nano.model", &[("recompute", "all")]);
-    assert_eq!(said, ["`recompute` takes none or cheap or layers, found `all`"]);
+    assert_eq!(said, ["`recompute` takes none or cheap or up_projections or layers, found `all`"]);
 
     let path = models().join("nano.model");
     let (program, _, _) = weft_lang::load(&path, &|p| std::fs::read_to_string(p));
@@ -121,7 +121,9 @@ fn wrong_train_blocks_are_explained() {
     assert_eq!(train("batch = 4\nrecompute = layers"), [""; 0]);
     assert_eq!(
         train("batch = 4\nrecompute = layer"),
-        ["`recompute` takes none or cheap or layers, found `layer`; did you mean `layers`?"]
+        [
+            "`recompute` takes none or cheap or up_projections or layers, found `layer`; did you mean `layers`?"
+        ]
     );
     assert_eq!(
         train("batch = 4\nattend_across_documents = 1"),

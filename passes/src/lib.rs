@@ -23,6 +23,7 @@ pub mod shard;
 pub mod split_quantized;
 pub mod train_step;
 pub mod watch;
+pub mod weigh_early;
 pub mod zero;
 
 use std::time::{Duration, Instant};
@@ -80,6 +81,9 @@ pub enum Save {
     /// Not what pointwise ops and norms give back from what is saved anyway.
     #[default]
     NoCheap,
+    /// Nor what up-projections give back: products at least four times as wide as what they read
+    /// (DeepSeek-V3 report, section 3.2.3).
+    NoWide,
     /// Of a body that runs again and again only what each run was handed: the run is done again,
     /// whole, before its derivatives. Elsewhere as `NoCheap`.
     Handed,
@@ -235,6 +239,7 @@ pub const PIPELINE: &[Pass] = &[
     fold::PASS,            // before `autodiff`: what is constant has no derivative
     cse::PASS,             // before `autodiff`: a value computed twice would be saved twice
     dce::PASS,             // leaves what the entries need
+    weigh_early::PASS,     // before `autodiff`: what gates weigh is what their derivative keeps
     batch_sums::PASS,      // before `autodiff`: the counts of a batch are parameters of its loss
     autodiff::PASS,        // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS,      // around `@grad`: accumulate, clip, update

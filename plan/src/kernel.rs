@@ -40,18 +40,18 @@ pub enum Work {
         encode_bytes: f64,
         n_encodes: u32,
     },
-    /// Tokens to their experts: bytes of one of them on the way, and of the rows they become.
-    Dispatch {
-        tokens: f64,
-        token_bytes: f64,
-        row_bytes: f64,
-    },
+    /// Tokens to their experts.
+    Dispatch(Exchange),
     /// And back.
-    Combine {
-        tokens: f64,
-        token_bytes: f64,
-        row_bytes: f64,
-    },
+    Combine(Exchange),
+}
+
+/// Bytes of a token on the way, and of the rows that all of them become.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exchange {
+    pub tokens: f64,
+    pub token_bytes: f64,
+    pub row_bytes: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,13 +157,17 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
             let tokens = elements(module, types[0])? / width;
             let n_rows = elements(module, result(0))? / width;
             let token_bytes = sent_bytes(module, f, op)? / tokens;
-            some(Work::Dispatch { tokens, token_bytes, row_bytes: n_rows * token_bytes })
+            some(Work::Dispatch(Exchange { tokens, token_bytes, row_bytes: n_rows * token_bytes }))
         }
         Op::Combine => {
             let z = result(0);
             let tokens = elements(module, z)? / size(module, z, z.rank() - 1)? as f64;
             let token_bytes = bytes(module, z)? / tokens;
-            some(Work::Combine { tokens, token_bytes, row_bytes: bytes(module, types[0])? })
+            some(Work::Combine(Exchange {
+                tokens,
+                token_bytes,
+                row_bytes: bytes(module, types[0])?,
+            }))
         }
         // Parts and shapes of values are read where they are.
         Op::Reshape | Op::Slice | Op::Broadcast | Op::Transpose | Op::Constant | Op::Iota => {
@@ -311,6 +315,19 @@ fn sum(all: impl Iterator<Item = Result<f64, PlanError>>) -> Result<f64, PlanErr
     all.sum()
 }
 
+impl Exchange {
+    /// Both as one, if one of them is of a number a row, such as its gate: it goes with the other.
+    pub fn with(self, other: Exchange) -> Option<Exchange> {
+        let tokens = self.tokens.min(other.tokens);
+        let sent_bytes = self.tokens * self.token_bytes + other.tokens * other.token_bytes;
+        (self.token_bytes.min(other.token_bytes) <= 4.0).then_some(Exchange {
+            tokens,
+            token_bytes: sent_bytes / tokens,
+            row_bytes: self.row_bytes + other.row_bytes,
+        })
+    }
+}
+
 impl Kernel {
     /// Seconds on a GPU of the cluster; of an exchange, what it takes on the links alone.
     pub fn seconds(&self, cluster: &Cluster, at: &Place) -> f64 {
@@ -378,8 +395,8 @@ impl Kernel {
                 };
                 region + encode
             }
-            Work::Dispatch { tokens, token_bytes, row_bytes }
-            | Work::Combine { tokens, token_bytes, row_bytes } => {
+            Work::Dispatch(Exchange { tokens, token_bytes, row_bytes })
+            | Work::Combine(Exchange { tokens, token_bytes, row_bytes }) => {
                 let bytes = tokens * token_bytes;
                 if at.low_latency {
                     return low_latency_seconds(cluster, at, row_bytes / at.tensor as f64);
@@ -393,8 +410,8 @@ impl Kernel {
     pub fn local_seconds(&self, cluster: &Cluster, at: &Place) -> f64 {
         let launch = cluster.launch_us * 1e-6;
         match self.work {
-            Work::Dispatch { tokens, token_bytes, row_bytes }
-            | Work::Combine { tokens, token_bytes, row_bytes } => {
+            Work::Dispatch(Exchange { tokens, token_bytes, row_bytes })
+            | Work::Combine(Exchange { tokens, token_bytes, row_bytes }) => {
                 launch + rows_seconds(cluster, at, tokens * token_bytes + row_bytes)
             }
             _ => 0.0,

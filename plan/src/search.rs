@@ -2,9 +2,8 @@
 //!
 //! Every way to share the GPUs among stages, tensor ranks and micro-batches is a candidate, with
 //! every schedule that exists for it, every share of the experts, and every way of saving that was
-//! compiled. None can be faster than its ranks' compute with all multiprocessors, evenly cut: in
-//! the order of that bound, the search ends at the first candidate whose bound is behind the best
-//! step found.
+//! compiled. None can be faster than either stream of its ranks alone, evenly cut: in the order of
+//! that bound, the search ends at the first candidate whose bound is behind the best step found.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +12,7 @@ use weft_schedule::{Size, generate as table};
 
 use crate::PlanError;
 use crate::cluster::{Cluster, WhatIf};
-use crate::step::{Layout, Plan, alone_compute, plan, weights_fit};
+use crate::step::{Layout, Plan, alone_seconds, plan, weights_fit};
 use crate::unit::Unit;
 
 /// What a layout may be.
@@ -61,29 +60,54 @@ pub fn search(
     let (n_all, mut n_run) = (all.len(), 0);
     let mut found: Vec<Found> = vec![];
     let mut best = f64::INFINITY;
-    for c in all {
-        if c.bound_seconds >= best {
+    let simulate = |c: &&Candidate| simulate(&variants[c.variant], cluster, like, what_if, c);
+    // Pieces of one size, so that what is simulated does not depend on the number of threads.
+    for piece in all.chunks(PIECE) {
+        let piece: Vec<&Candidate> = piece.iter().filter(|c| c.bound_seconds < best).collect();
+        if piece.is_empty() {
             break;
         }
-        let table = table(c.schedule, c.size).map_err(|e| PlanError(e.to_string()))?;
-        let layout = Layout {
-            table,
-            data: c.data,
-            tensor: c.tensor,
-            experts: c.experts,
-            within_memory: true,
-            ..like.clone()
-        };
-        n_run += 1;
-        let plan = plan(&variants[c.variant], cluster, &layout, what_if)?;
-        if plan.fits {
-            best = best.min(plan.step_seconds);
-            let (schedule, size, variant) = (c.schedule, c.size, c.variant);
-            found.push(Found { schedule, size, variant, layout, plan });
+        n_run += piece.len();
+        for of_candidate in on_threads(&piece, &simulate) {
+            if let Some(f) = of_candidate? {
+                best = best.min(f.plan.step_seconds);
+                found.push(f);
+            }
         }
     }
     found.sort_by(|a, b| a.plan.step_seconds.total_cmp(&b.plan.step_seconds));
     Ok((found, n_run, n_all))
+}
+
+/// Candidates between two looks at the best step found.
+const PIECE: usize = 32;
+
+/// What `f` makes of each, in order, on as many threads as there are cores.
+fn on_threads<T: Sync, R: Send>(all: &[T], f: &(impl Fn(&T) -> R + Sync)) -> Vec<R> {
+    let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let share = all.len().div_ceil(n_threads).max(1);
+    std::thread::scope(|scope| {
+        let each = all.chunks(share).map(|part| scope.spawn(|| part.iter().map(f).collect()));
+        let threads: Vec<std::thread::ScopedJoinHandle<'_, Vec<R>>> = each.collect();
+        // A panic of a plan is one of the search.
+        threads.into_iter().flat_map(|t| t.join().expect("a plan does not panic")).collect()
+    })
+}
+
+/// The candidate's plan, if it fits.
+fn simulate(
+    units: &[Unit],
+    cluster: &Cluster,
+    like: &Layout,
+    what_if: &[WhatIf],
+    c: &Candidate,
+) -> Result<Option<Found>, PlanError> {
+    let table = table(c.schedule, c.size).map_err(|e| PlanError(e.to_string()))?;
+    let (data, tensor, experts) = (c.data, c.tensor, c.experts);
+    let layout = Layout { table, data, tensor, experts, within_memory: true, ..like.clone() };
+    let plan = plan(units, cluster, &layout, what_if)?;
+    let Candidate { schedule, size, variant, .. } = *c;
+    Ok(plan.fits.then_some(Found { schedule, size, variant, layout, plan }))
 }
 
 /// Stages on a rank that are tried where a schedule takes several.
@@ -115,8 +139,8 @@ fn candidates(
                         continue;
                     }
                     let n = space.micro_batches / data;
-                    let compute = alone_compute(units, cluster, &layout, what_if);
-                    let bound_seconds = n as f64 * compute / pipeline as f64;
+                    let alone = alone_seconds(units, cluster, &layout, what_if);
+                    let bound_seconds = n as f64 * alone / pipeline as f64;
                     for (schedule, size) in sizes(pipeline, n, n_units) {
                         all.push(Candidate {
                             bound_seconds,

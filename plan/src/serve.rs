@@ -100,7 +100,7 @@ pub fn forward(module: &Module) -> Result<Forward, PlanError> {
         all.layers.push(Layers {
             name: body.name.clone(),
             count,
-            passes: unit::split(module, body)?,
+            passes: unit::split(module, body, None)?,
         });
         let experts = unit::expert_params(body);
         for (i, v) in op.operands.iter().enumerate() {

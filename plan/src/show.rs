@@ -168,7 +168,7 @@ pub fn budget(p: &Plan, layout: &Layout, tokens: f64) -> String {
 /// Layouts that were found, the fastest first.
 pub fn found(all: &[Found], variants: &[String], most: usize) -> String {
     let mut out = format!(
-        "{:>8} {:>6} {:>4} {:>6} {:>7} {:16} {:>6} {:>9} {:10} {:>7} {:>8}\n",
+        "{:>8} {:>6} {:>4} {:>6} {:>7} {:16} {:>6} {:>9} {:14} {:>7} {:>8}\n",
         "tokens/s",
         "step s",
         "data",
@@ -185,7 +185,7 @@ pub fn found(all: &[Found], variants: &[String], most: usize) -> String {
         let bytes = f.plan.memory.iter().map(|m| m.total()).fold(0.0, f64::max);
         let _ = writeln!(
             out,
-            "{:8.0} {:6.2} {:4} {:6} {:7} {:16} {:6} {:9} {:10} {:7.1} {:8.1}",
+            "{:8.0} {:6.2} {:4} {:6} {:7} {:16} {:6} {:9} {:14} {:7.1} {:8.1}",
             f.plan.tokens_per_s_per_gpu,
             f.plan.step_seconds,
             f.layout.data,

@@ -37,6 +37,16 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// What a layer's collectives of tensor parallelism take in its forward: activations are
+    /// gathered and scattered around attention and around what follows it.
+    fn tensor_seconds(&self, cluster: &Cluster, what_if: &[WhatIf]) -> f64 {
+        if what_if.contains(&WhatIf::AsynchronousTensor) {
+            return 0.0;
+        }
+        let t = self.tensor as f64;
+        4.0 * self.message_bytes * (t - 1.0) / t / cluster.node_bytes_per_s
+    }
+
     pub fn n_gpus(&self) -> u64 {
         self.data * self.tensor * self.table.n_ranks() as u64
     }
@@ -170,8 +180,7 @@ pub fn plan(
     let cluster = &changed(cluster, what_if);
     let times = |beside: bool| -> Vec<UnitTimes> {
         let at = layout.place(cluster, what_if, beside);
-        let hidden = what_if.contains(&WhatIf::AsynchronousTensor);
-        let tensor = if hidden { 0.0 } else { tensor_seconds(cluster, layout) };
+        let tensor = layout.tensor_seconds(cluster, what_if);
         units.iter().map(|u| UnitTimes::of(u, cluster, &at).with_collectives(tensor)).collect()
     };
     let (alone, beside) = (times(false), times(true));
@@ -231,9 +240,9 @@ pub fn plan(
     })
 }
 
-/// Seconds of compute of all units with all multiprocessors: no rank has less of it than an even
-/// share.
-pub fn alone_compute(
+/// Seconds that neither stream of a rank can be done in: compute with all multiprocessors and the
+/// collectives among it, exchanges without what is beside them.
+pub fn alone_seconds(
     units: &[Unit],
     cluster: &Cluster,
     layout: &Layout,
@@ -241,24 +250,21 @@ pub fn alone_compute(
 ) -> f64 {
     let cluster = &changed(cluster, what_if);
     let at = layout.place(cluster, what_if, false);
-    let of = |u: &Unit| {
-        let t = UnitTimes::of(u, cluster, &at);
-        t.forward.compute() + t.input.compute() + t.weight.compute()
+    let tensor = layout.tensor_seconds(cluster, what_if);
+    let of = |[compute, exchange]: [f64; 2], u: &Unit| {
+        let t = UnitTimes::of(u, cluster, &at).with_collectives(tensor);
+        [t.forward, t.input, t.weight]
+            .iter()
+            .fold([compute, exchange], |[c, e], t| [c + t.compute(), e + t.dispatch + t.combine])
     };
-    units.iter().map(of).sum()
+    let [compute, exchange] = units.iter().fold([0.0, 0.0], of);
+    compute.max(exchange)
 }
 
 /// Whether an even share of the weights, in all their roles, is within the memory.
 pub fn weights_fit(units: &[Unit], cluster: &Cluster, layout: &Layout, pipeline: u64) -> bool {
     let bytes = |u: &Unit| unit_bytes(u, layout).iter().sum::<f64>();
     units.iter().map(bytes).sum::<f64>() / pipeline as f64 <= cluster.memory_bytes
-}
-
-/// What a layer's collectives of tensor parallelism take in its forward: activations are gathered
-/// and scattered around attention and around what follows it.
-fn tensor_seconds(cluster: &Cluster, layout: &Layout) -> f64 {
-    let t = layout.tensor as f64;
-    4.0 * layout.message_bytes * (t - 1.0) / t / cluster.node_bytes_per_s
 }
 
 /// Micro-batches of each stage that a rank has in flight at once, at most.

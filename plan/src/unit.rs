@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_ir::module::{Def, Func, FuncId, Module, OpId, StoreKind, ValueId};
+use weft_ir::dim::Dim;
+use weft_ir::module::{Def, Func, FuncId, Module, OpData, OpId, StoreKind, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty::DType;
 
@@ -62,7 +63,7 @@ impl Unit {
     /// Rows of an exchange of one direction, there and back.
     pub fn exchange_bytes(&self) -> f64 {
         let rows = |k: &Kernel| match k.work {
-            Work::Dispatch { row_bytes, .. } | Work::Combine { row_bytes, .. } => row_bytes,
+            Work::Dispatch(e) | Work::Combine(e) => e.row_bytes,
             _ => 0.0,
         };
         self.forward.dispatch.iter().chain(&self.forward.combine).map(rows).sum()
@@ -96,11 +97,7 @@ pub fn units(module: &Module) -> Result<Vec<Unit>, PlanError> {
 }
 
 /// A repeat of a forward function in `@grad`.
-fn forward_repeat(
-    module: &Module,
-    _: &Func,
-    op: &weft_ir::module::OpData,
-) -> Option<(FuncId, usize)> {
+fn forward_repeat(module: &Module, _: &Func, op: &OpData) -> Option<(FuncId, usize)> {
     let func = op.attrs.get_func("func").filter(|_| op.op == Op::Repeat)?;
     let count = op.attrs.get_int("count").and_then(|n| usize::try_from(n).ok())?;
     module.func(func).name.ends_with(".fwd").then_some((func, count))
@@ -132,7 +129,7 @@ fn stores(module: &Module, f: &Func, values: &[ValueId]) -> BTreeSet<String> {
 fn stacked(
     module: &Module,
     grad: &Func,
-    op: &weft_ir::module::OpData,
+    op: &OpData,
     func: FuncId,
     count: usize,
 ) -> Result<Unit, PlanError> {
@@ -194,9 +191,9 @@ fn stacked(
     weights.dense_bytes += if dense_codes > 0.0 { dense_codes } else { 2.0 * dense_plain };
     weights.expert_bytes += if expert_codes > 0.0 { expert_codes } else { 2.0 * expert_plain };
 
-    let forward_parts = split(module, forward)?;
+    let forward_parts = split(module, forward, None)?;
     let sites = sites(&forward_parts);
-    let mut input_parts = split(module, input)?;
+    let mut input_parts = split(module, input, Some(&sites))?;
     let Halved { weight: weight_parts, before, row_bytes: saved_row_bytes } =
         weight_half(module, weight, &sites)?;
     input_parts.attention.extend(before.attention);
@@ -241,22 +238,30 @@ fn saved(module: &Module, f: &Func) -> Result<f64, PlanError> {
     kept.map(|v| kernel::bytes(module, f.ty(v))).sum()
 }
 
-/// A forward or an input gradient: its kernels by part.
-pub fn split(module: &Module, f: &Func) -> Result<Passes, PlanError> {
+/// A forward or an input gradient: its kernels by part. `sites` are those of the forward, where it
+/// is known: what is computed again of attention is attention, though no exchange holds it up.
+pub fn split(
+    module: &Module,
+    f: &Func,
+    sites: Option<&BTreeMap<String, bool>>,
+) -> Result<Passes, PlanError> {
     let before = reaching(f, |op| op == Op::Dispatch);
     let after = depending(f, |op| op == Op::Combine);
     let between = depending(f, |op| op == Op::Dispatch);
     let joins = reaching_set(f, &after);
+    let of_mlp = sites.map(|sites| around(f, sites));
+    let of_mlp = |id: &OpId| of_mlp.as_ref().is_none_or(|all| all.contains(id));
     let mut parts = Passes::default();
     for (id, op) in f.body_ops() {
         let Some(kernel) = kernel::of_op(module, f, op)? else { continue };
         match op.op {
-            Op::Dispatch => parts.dispatch.push(kernel),
-            Op::Combine => parts.combine.push(kernel),
+            Op::Dispatch => exchange(&mut parts.dispatch, kernel),
+            Op::Combine => exchange(&mut parts.combine, kernel),
             // Beside the exchange: what its result is added to, and what is made of that.
             _ if !before.contains(&id)
                 && !after.contains(&id)
-                && (between.contains(&id) || joins.contains(&id) || made_of(f, id, &joins)) =>
+                && (between.contains(&id)
+                    || of_mlp(&id) && (joins.contains(&id) || made_of(f, id, &joins))) =>
             {
                 let part = if between.contains(&id) { &mut parts.mlp } else { &mut parts.beside };
                 part.push(kernel);
@@ -270,6 +275,36 @@ pub fn split(module: &Module, f: &Func) -> Result<Passes, PlanError> {
         parts.attention.extend(mlp.into_iter().chain(beside));
     }
     Ok(parts)
+}
+
+/// Adds an exchange to those of a direction. A number for each row goes with the rows.
+fn exchange(all: &mut Part, kernel: Kernel) {
+    for earlier in all.iter_mut() {
+        let both = match (&earlier.work, &kernel.work) {
+            (Work::Dispatch(a), Work::Dispatch(b)) => a.with(*b).map(Work::Dispatch),
+            (Work::Combine(a), Work::Combine(b)) => a.with(*b).map(Work::Combine),
+            _ => None,
+        };
+        if let Some(both) = both {
+            earlier.work = both;
+            return;
+        }
+    }
+    all.push(kernel);
+}
+
+/// Products of the mlp part, what they need and what reads them.
+fn around(f: &Func, sites: &BTreeMap<String, bool>) -> BTreeSet<OpId> {
+    let of_mlp = |op: &OpData| op.attrs.get_word("site").and_then(|s| sites.get(s)) == Some(&true);
+    let products: BTreeSet<OpId> =
+        f.body_ops().filter(|(_, op)| of_mlp(op)).map(|(id, _)| id).collect();
+    let mut all = reaching_set(f, &products);
+    let reads = |op: &OpData| {
+        op.operands.iter().any(|v| f.def_op(*v).is_some_and(|d| products.contains(&d)))
+    };
+    all.extend(f.body_ops().filter(|(_, op)| reads(op)).map(|(id, _)| id));
+    all.extend(products);
+    all
 }
 
 /// Whether an op reads a result of an op in `of` that is a product: it saves what that made.
@@ -344,14 +379,14 @@ fn weight_half(
         }
     }
     let gone = reaching(f, |op| op == Op::Dispatch);
-    let dispatched = f.body_ops().find(|(_, o)| o.op == Op::Dispatch).map(|(_, o)| o.results[0]);
-    let dispatched = dispatched.map(|v| f.ty(v).dims.clone());
-    let rows = |v: &ValueId| Some(&f.ty(*v).dims) == dispatched.as_ref();
+    let dispatched = f.body_ops().filter(|(_, o)| o.op == Op::Dispatch);
+    let dispatched: Vec<&[Dim]> = dispatched.map(|(_, o)| &f.ty(o.results[0]).dims[..]).collect();
+    let rows = |v: &ValueId| dispatched.contains(&&f.ty(*v).dims[..]);
     let (mut weight, mut before, mut row_bytes) = (Passes::default(), Passes::default(), 0.0);
     for (id, op) in f.body_ops() {
         let Some(kernel) = kernel::of_op(module, f, op)? else { continue };
         match kernel.work {
-            Work::Dispatch { row_bytes: rows, .. } => row_bytes += rows,
+            Work::Dispatch(e) => row_bytes += e.row_bytes,
             Work::Rows { .. } | Work::Region { .. }
                 if gone.contains(&id) && used_once(f, id, &gone) => {}
             _ => {

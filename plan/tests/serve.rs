@@ -1,7 +1,7 @@
 //! Serving: exchanges without multiprocessors against a published table, and steps by hand.
 
 use weft_plan::cluster::Cluster;
-use weft_plan::kernel::{Kernel, Place, Which, Work, low_latency_seconds};
+use weft_plan::kernel::{Exchange, Kernel, Place, Which, Work, low_latency_seconds};
 use weft_plan::serve::{Forward, Layers, Serving, serve};
 use weft_plan::unit::Passes;
 
@@ -73,7 +73,8 @@ fn forward(count: usize, bytes: f64, which: Which) -> Forward {
         work: Work::Attention { flops: 3.0, bytes: 0.0, which },
     };
     // Nothing is left to do locally: tokens of no bytes.
-    let sent = |row_bytes: f64| Work::Dispatch { tokens: 1.0, token_bytes: 0.0, row_bytes };
+    let sent =
+        |row_bytes: f64| Work::Dispatch(Exchange { tokens: 1.0, token_bytes: 0.0, row_bytes });
     let exchange = |work| vec![Kernel { name: "exchange".into(), work }];
     let passes = Passes {
         attention: vec![rows(2.0), core],

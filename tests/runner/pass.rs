@@ -2,8 +2,9 @@
 //! prints as `// expect:` says, and computes in f64 what the functions of the same signature
 //! computed before.
 //!
-//! Options: `gradients`, `apart`, `everything` (saved), `micro_batches=N`, `data=N` (ranks),
-//! `zero`, `watch=SITE`. If the last pass must refuse the input, the expectation is `error: ..`.
+//! Options: `gradients`, `apart`, `everything`, `no_wide` (saved), `micro_batches=N`, `data=N`
+//! (ranks), `zero`, `watch=SITE`. If the last pass must refuse the input, the expectation is
+//! `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -42,6 +43,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("apart", "") => cx.apart = true,
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,
+            ("no_wide", "") => cx.save = Save::NoWide,
             ("watch", site) => cx.watch.push(site.to_string()),
             ("data", n) => {
                 let data = n.parse().map_err(|_| "data is a number")?;

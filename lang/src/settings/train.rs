@@ -78,20 +78,27 @@ pub struct TrainSettings {
 
 /// What the backward pass computes again rather than finds saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Only what moving elements gives back.
     None,
     /// Pointwise ops and norms, too.
     #[default]
     Cheap,
+    /// Products that widen what they read four times or more, too.
+    UpProjections,
     /// Every repeated layer, from what it was handed.
     Layers,
 }
 
 impl Recompute {
-    const WORDS: &[(&str, Recompute)] =
-        &[("none", Recompute::None), ("cheap", Recompute::Cheap), ("layers", Recompute::Layers)];
+    /// All, from what saves most to what saves least.
+    pub const WORDS: [(&str, Recompute); 4] = [
+        ("none", Recompute::None),
+        ("cheap", Recompute::Cheap),
+        ("up_projections", Recompute::UpProjections),
+        ("layers", Recompute::Layers),
+    ];
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -425,17 +425,31 @@ impl Tape {
         let op = self.func.op(id);
         // Behind the first result stand an op's small ones, such as the factor of a norm: better
         // saved.
-        if idx > 0 || !is_cheap(op.op, save) || *budget == 0 {
+        if idx > 0 || !(is_cheap(op.op, save) || self.widens(op, save)) || *budget == 0 {
             return false;
         }
         *budget -= 1;
         op.operands.iter().all(|x| self.is_derivable(*x, kept, carry, save, budget))
+    }
+
+    /// Is it an up-projection that is run again?
+    fn widens(&self, op: &OpData, save: Save) -> bool {
+        let width = |v: ValueId| self.func.ty(v).last().and_then(|d| d.as_fixed());
+        let (Save::NoWide, Op::Matmul) = (save, op.op) else { return false };
+        let (Some(from), Some(to)) = (width(op.operands[0]), width(op.results[0])) else {
+            return false;
+        };
+        !op.attrs.get_flag("tx") && to >= WIDER * from
     }
 }
 
 fn place(v: ValueId, among: &[ValueId]) -> usize {
     among.iter().position(|a| *a == v).expect("a leaf is listed")
 }
+
+/// An up-projection makes rows this many times as wide as it reads: running it again costs few
+/// flops for each byte that is not saved.
+const WIDER: u64 = 4;
 
 /// At most this many ops are run again for one value.
 const MAX_AGAIN: u32 = 24;
