@@ -122,7 +122,8 @@ fn wrong_train_blocks_are_explained() {
     assert_eq!(
         train("batch = 4\nrecompute = layer"),
         [
-            "`recompute` takes none or cheap or up_projections or layers, found `layer`; did you mean `layers`?"
+            "`recompute` takes none or cheap or up_projections or layers, found `layer`; did you mean \
+             `layers`?"
         ]
     );
     assert_eq!(
