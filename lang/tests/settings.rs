@@ -121,10 +121,8 @@ fn wrong_train_blocks_are_explained() {
     assert_eq!(train("batch = 4\nrecompute = layers"), [""; 0]);
     assert_eq!(
         train("batch = 4\nrecompute = layer"),
-        [
-            "`recompute` takes none or cheap or up_projections or layers, found `layer`; did you mean \
-             `layers`?"
-        ]
+        ["`recompute` takes none or cheap or up_projections or layers, found `layer`; did you \
+             mean `layers`?"]
     );
     assert_eq!(
         train("batch = 4\nattend_across_documents = 1"),
