@@ -87,6 +87,38 @@ fn nano_trains_and_generates() {
     assert_eq!(continued("ptx", &ptx, None), continued("cpu", &ptx, None));
 }
 
+/// Of bf16, attention and its derivative are products of tensor cores in a whole model, and train
+/// as the CPU's do.
+#[test]
+fn attention_of_bf16_trains_on_tensor_cores() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = dir.path().join("nano.weft");
+    // Widths that TMA can copy.
+    let of = ["--precision", "bf16", "--set", "rope=8"];
+    let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
+    let mut compile = weft("compile", &root.join("models/nano.model"), "cuda", &sets);
+    compile.args(["--set", "sequence=16", "--set", "batch=2"]).args(of).arg("-o").arg(&file);
+    done(compile);
+    let graph = weft_graph::Graph::open(&file).expect("weft wrote it");
+    let names: Vec<&str> = graph.kernels.iter().map(|k| k.name.as_str()).collect();
+    let attends = |name: &&&str| name.contains("attention");
+    assert!(names.iter().filter(attends).all(|name| name.starts_with("sm90a_")), "{names:?}");
+    for made in ["segments", "_dq", "_dkv_wpw"] {
+        assert!(names.iter().filter(attends).any(|n| n.ends_with(made)), "{made}: {names:?}");
+    }
+    let more = [&["--steps", "2"], &of[..]].concat();
+    let expected = losses("cpu", &more, &dir.path().join("cpu"), None);
+    let found = losses("ptx", &more, &dir.path().join("ptx"), None);
+    assert_eq!((expected.len(), found.len()), (2, 2));
+    for (a, b) in expected.iter().zip(&found) {
+        assert!((a - b).abs() <= BF16_BOUND * a, "{b} on ptx, {a} on cpu");
+    }
+}
+
+/// Half a unit of the last place of bf16.
+const BF16_BOUND: f64 = 1.0 / 512.0;
+
 /// A folder with a libcuda that runs PTX on the interpreter.
 fn driver(dir: &Path) -> PathBuf {
     let tests = std::env::current_exe().expect("a test has a file");

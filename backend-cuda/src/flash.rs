@@ -18,16 +18,17 @@
 //! multiply-adds, 2560 cycles of a multiprocessor's tensor cores, and 16,384 exponentials, 16 a
 //! cycle, 1024 cycles beside them. Never timed: no GPU has run it.
 
+pub mod backward;
 mod forward;
 mod kernel;
 mod load;
 pub mod plan;
+mod sight;
+pub mod signature;
 mod softmax;
 
 use crate::ptx::wgmma::Kind;
 use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, PERIOD_BYTES};
-
-pub use kernel::{Argument, Launch, MapSpec};
 
 /// Queries of a tile: 64 for each of the two consumer warpgroups.
 pub const TILE_QUERIES: u32 = 128;

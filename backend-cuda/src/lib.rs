@@ -75,9 +75,10 @@ impl Backend for Cuda {
         &self,
         attention: &Attention,
         gradients: &Gradients,
-        _: &[DimDecl],
+        dims: &[DimDecl],
         label: &str,
     ) -> Result<attention::Planned, String> {
-        Ok(simt::attention::backward(attention, gradients, label))
+        let planned = flash::backward::plan::plan(attention, gradients, dims, label);
+        Ok(planned.unwrap_or_else(|| simt::attention::backward(attention, gradients, label)))
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod product;
+pub mod sum_heads;
 
 use weft_codegen::emit::{Cg, Elem, Frame, Kernel, Val, WARP};
 

@@ -3,4 +3,5 @@
 
 pub mod fragment;
 pub mod ring;
+pub mod roles;
 pub mod shared;

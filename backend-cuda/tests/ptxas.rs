@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use weft_backend_cuda::flash::Attention;
+use weft_backend_cuda::flash::backward::{Backward, Makes};
 use weft_backend_cuda::gemm::select::widths;
 use weft_backend_cuda::gemm::{Gemm, Grouping, Kind, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::target::hopper;
@@ -197,6 +198,34 @@ fn attention_of_every_form() {
             let lines = |w: &u32| w.div_ceil(64);
             let copies = 2 * attention.parts.iter().map(lines).sum::<u32>() + lines(&v_width);
             assembled.expect("UTMALDG", copies as usize, &mut faults);
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn derivatives_of_attention_of_every_form() {
+    let Some(tools) = tools() else { return };
+    let mut faults = vec![];
+    let widths: [(&[u32], u32, &[Makes]); 6] = [
+        (&[128, 64], 128, &[Makes::Queries, Makes::KeysAndValues]),
+        (&[64], 64, &[Makes::Queries, Makes::KeysAndValues]),
+        (&[128], 128, &[Makes::Queries, Makes::KeysAndValues]),
+        (&[96], 96, &[Makes::KeysAndValues]),
+        (&[256], 256, &[Makes::Queries, Makes::Keys, Makes::Values]),
+        (&[24, 8], 40, &[Makes::Queries, Makes::KeysAndValues]),
+    ];
+    for (parts, v_width, all) in widths {
+        for makes in all {
+            for (causal, segments) in [(true, false), (true, true)] {
+                let parts = parts.to_vec();
+                let of = Attention { parts, v_width, causal, offset: causal, segments };
+                let mut backward = Backward { of, makes: *makes, partial: vec![] };
+                backward.partial = vec![false; backward.made_widths().len()];
+                let assembled = assemble(tools, backward.source("test"));
+                faults.extend(assembled.faults(REGISTERS_MAX));
+                assembled.expect("BRA.U.ANY", 0, &mut faults);
+            }
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));

@@ -37,8 +37,13 @@ impl<'a> Lower<'a> {
         for r in &op.results {
             made.push(self.result_room(f, *r)?);
         }
-        described.aligned = made.first().is_some_and(is_aligned);
-        for v in x.q.iter().chain(x.k).chain([&x.v]) {
+        described.aligned = match op.op {
+            Op::Attention => made.first().is_some_and(is_aligned),
+            _ => made.iter().all(is_aligned),
+        };
+        // Statistics are read one at a time.
+        let saved = x.saved.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, v)| v);
+        for v in x.q.iter().chain(x.k).chain([&x.v]).chain(saved) {
             described.aligned &= is_aligned(&self.view(f, *v)?.at);
         }
         let (place, dims) = (self.place(op), self.dims.decls());

@@ -155,11 +155,52 @@ fn derivatives() {
     }
 }
 
+/// Widths that tensor cores take: heads of k and v that are shared, by some or by all.
+const ON_TENSOR_CORES: [Case; 3] = [
+    Case {
+        dtype: "bf16",
+        rows: ("S", "S"),
+        heads: 4,
+        parts: &[(4, 24), (1, 8)],
+        v: (4, 40),
+        attrs: ", causal = true, segments = true",
+    },
+    Case {
+        dtype: "bf16",
+        rows: ("S", "T"),
+        heads: 4,
+        parts: &[(2, 64)],
+        v: (2, 64),
+        attrs: ", causal = true, offset = true",
+    },
+    // Results that two units of heads share, and those that one has for itself.
+    Case { dtype: "bf16", rows: ("S", "T"), heads: 4, parts: &[(2, 16)], v: (1, 16), attrs: "" },
+];
+
 /// In bf16 results are rounded, and on a CPU weights before they sum: to a unit in the last place.
 #[test]
 fn bf16() {
-    for case in [CASES[1], CASES[3]] {
+    for case in [CASES[1], CASES[3]].into_iter().chain(ON_TENSOR_CORES) {
         let m = module(&Case { dtype: "bf16", ..case }.text(true));
-        check(&m, "f", &[("B", 2), ("S", 33), ("T", 40)], DRAW, 1.0 / 128.0);
+        let given: Vec<(&str, u64)> = [("B", 2), ("S", 33), ("T", 40)]
+            .into_iter()
+            .filter(|(n, _)| m.find_sym(n).is_some())
+            .collect();
+        check(&m, "f", &given, DRAW, 1.0 / 128.0);
+    }
+}
+
+#[test]
+fn derivatives_of_bf16_run_on_tensor_cores() {
+    for case in ON_TENSOR_CORES {
+        let m = module(&case.text(true));
+        let (_, _, graph) = machines::ptx(&m, "f");
+        let names: Vec<&str> = graph.kernels.iter().map(|k| k.name.as_str()).collect();
+        let has = |what: &str| names.iter().any(|n| n.starts_with("sm90a_") && n.contains(what));
+        assert!(has("_dq") && has("_dkv"), "{names:?}");
+        let shared = case.parts.iter().any(|(heads, _)| *heads != case.parts[0].0);
+        let shared = shared || case.v.0 != case.parts[0].0;
+        let sums = names.iter().any(|n| n.contains("sum_heads"));
+        assert_eq!(sums, shared, "{names:?}");
     }
 }

@@ -125,6 +125,31 @@ fn integers_divide_branch_and_shift() {
 }
 
 #[test]
+fn extremes_stop_at_zero_where_they_are_told_to() {
+    let text = ".version 8.3\n.target sm_90a\n.address_size 64
+        .visible .entry k(.param .u64 p) {
+            .reg .b32 %r<6>; .reg .b64 %d<2>;
+            ld.param.b64 %d1, [p];
+            ld.global.v2.b32 {%r1, %r2}, [%d1];
+            min.relu.s32 %r3, %r1, %r2;
+            max.relu.s32 %r4, %r1, %r2;
+            st.global.v2.b32 [%d1+8], {%r3, %r4};
+            ret;
+        }";
+    let module = Module::load(text).expect("known");
+    for (a, b) in [(-3, 5), (7, 2), (-4, -9), (0, -1)] {
+        let mut device = Device::new();
+        let bytes: Vec<u8> = [a, b, 77, 77].iter().flat_map(|x: &i32| x.to_le_bytes()).collect();
+        let p = device.alloc_from(&bytes);
+        device.launch(&module, "k", &Launch::new(1, 1), &[Arg::Ptr(p)]).expect("runs");
+        let want = [a.min(b).max(0), a.max(b).max(0)].map(i32::to_le_bytes).concat();
+        assert_eq!(device.read(p + 8, 8).expect("there"), want, "{a} and {b}");
+    }
+    let wide = text.replace("relu.s32", "relu.u32");
+    assert!(Module::load(&wide).is_err_and(|e| e.message.contains("relu")));
+}
+
+#[test]
 fn what_is_not_known_is_refused_by_name() {
     let load = |line: &str| {
         let text = format!(

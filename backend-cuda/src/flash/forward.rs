@@ -4,20 +4,13 @@ use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 
 use super::Attention;
 use super::kernel::{Args, N_PLACES, Places, Rings, Tile};
-use super::softmax::{Rows, Sight, Weights, packed};
+use super::sight::{Masks, Sight};
+use super::softmax::{Rows, Weights, packed};
 use crate::ptx::convert::{log2, pack_bf16};
 use crate::ptx::memory;
 use crate::ptx::wgmma::{self, Kind, Products};
 use crate::tiles::fragment::{Lanes, n_sums, pairs, wide};
-
-/// Who a consumer thread is.
-struct Consumer<'c> {
-    /// First query of the tile that its warpgroup has: 0 or 64.
-    first_row: Val<'c>,
-    lanes: Lanes<'c>,
-    /// One thread of each warp.
-    leads: Val<'c>,
-}
+use crate::tiles::roles::Consumer;
 
 /// What goes from block to block.
 struct State<'c> {
@@ -54,17 +47,10 @@ impl Attention {
         cg: &Cg<'c>,
         args: &Args<'c>,
         rings: &Rings<'c>,
-        thread: Val<'c>,
-        warp: Val<'c>,
+        consumer: &Consumer<'c>,
     ) {
-        let lane = cg.and(thread, 31);
-        let consumer = Consumer {
-            first_row: cg.mul(cg.lshr(warp, 2), 64),
-            lanes: Lanes::new(cg, cg.and(warp, 3), lane),
-            leads: cg.cmp(Cmp::Eq, lane, 0),
-        };
         self.each_tile(cg, args, &Places::first(cg).values(), |tile, places| {
-            self.tile_of_queries(cg, args, rings, &consumer, &tile, Places::of(places)).values()
+            self.tile_of_queries(cg, args, rings, consumer, &tile, Places::of(places)).values()
         });
     }
 
@@ -78,25 +64,22 @@ impl Attention {
         places: Places<'c>,
     ) -> Places<'c> {
         let first_query = cg.add(tile.query, consumer.first_row);
-        let sight = self.sight(cg, args, tile, first_query, &consumer.lanes);
+        let masks = Masks {
+            start: self.causal.then_some(tile.start),
+            segments: args.segments,
+            batch: tile.batch,
+            queries: args.queries,
+            keys: args.keys,
+        };
+        let sight = Sight::of_queries(cg, &masks, first_query, &consumer.lanes);
         let n_o = n_sums(self.v_width);
         let q = rings.q.wait(cg, places.q);
 
         // The first block has no block before it.
         let s = self.start_scores(cg, rings, consumer, q, places);
         let s = wgmma::wait(cg, 0, &s);
-        let Weights { p, rows, .. } = self.block(
-            cg,
-            args,
-            rings,
-            consumer,
-            tile,
-            &sight,
-            places,
-            cg.i32(0),
-            &s,
-            Rows::none(cg),
-        );
+        let Weights { p, rows, .. } =
+            self.block(cg, args, rings, consumer, &sight, places, cg.i32(0), &s, Rows::none(cg));
         let zeros = vec![cg.zero(Ty::F32); n_o];
         let next = Places { k: rings.k.next(cg, places.k), ..places };
         let init = State { places: next, rows, o: zeros, p: packed(cg, &p) }.values();
@@ -107,7 +90,7 @@ impl Attention {
             let (o, held) = self.start_values(cg, rings, places, &state.o, &state.p);
             let s = wgmma::wait(cg, 1, &s);
             let weights =
-                self.block(cg, args, rings, consumer, tile, &sight, places, block, &s, state.rows);
+                self.block(cg, args, rings, consumer, &sight, places, block, &s, state.rows);
             // All that the product of values uses goes through the wait, and the new weights too:
             // packed earlier they would be given registers that it still reads.
             let o = self.end_values(cg, rings, consumer, places, &o, &held, &weights.p);
@@ -205,7 +188,6 @@ impl Attention {
         args: &Args<'c>,
         rings: &Rings<'c>,
         consumer: &Consumer<'c>,
-        tile: &Tile<'c>,
         sight: &Sight<'c>,
         places: Places<'c>,
         block: Val<'c>,
@@ -214,7 +196,7 @@ impl Attention {
     ) -> Weights<'c> {
         rings.k.release_if(cg, consumer.leads, places.k.stage);
         let key = cg.mul(block, self.block_keys() as i32);
-        let s = self.masked(cg, args, tile, sight, key, s);
+        let s = sight.hide(cg, self.block_keys(), key, s);
         self.weigh(cg, args, rows, &s)
     }
 

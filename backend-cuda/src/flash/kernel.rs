@@ -1,78 +1,18 @@
 //! The frame of the kernel: its parameters, its shared memory, and which tiles a CTA takes.
 
-use weft_codegen::emit::{Cg, Cmp, Elem, Param, Ty, Val};
-use weft_codegen::object::{Cta, KernelSource, TensorMap};
+use weft_codegen::emit::{Cg, Elem, Ty, Val};
+use weft_codegen::object::KernelSource;
 
+use super::signature::{Argument, Bound, Launch, Signature, Tensor};
 use super::{Attention, TILE_QUERIES};
-use crate::ptx::sync;
 use crate::tiles::ring::{Place, Ring};
-use crate::tiles::shared::LINE_BYTES;
+use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
 
 /// Blocks of keys, and of values, that shared memory holds.
 pub const STAGES: u32 = 2;
 pub const BARRIERS_BYTES: u32 = 16 * (1 + 2 * STAGES);
 
-const CONSUMER_WARPS: u32 = 8;
-const THREADS: u32 = 384;
-const PRODUCER_REGISTERS: u32 = 24;
-const CONSUMER_REGISTERS: u32 = 240;
-
-const _: () = assert!(128 * PRODUCER_REGISTERS + 256 * CONSUMER_REGISTERS <= 65_536);
-
-/// What an entry takes, in the order of its parameters: tensor maps, buffers, scalars (i64).
-/// Elements of all tensors are bf16.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Argument {
-    /// Dims `[width, rows, heads, batch]`, innermost first.
-    MapQ(usize, MapSpec),
-    MapK(usize, MapSpec),
-    MapV(MapSpec),
-    Q(usize),
-    K(usize),
-    V,
-    O,
-    /// f32 `[batch, heads, queries]`.
-    Lse,
-    /// i32 `[batch]`.
-    Start,
-    /// i32 `[batch, queries]` and `[batch, keys]`.
-    QuerySegments,
-    KeySegments,
-    Batch,
-    Heads,
-    Queries,
-    Keys,
-    /// Query heads for each head of a k, or of v.
-    HeadsPerK(usize),
-    HeadsPerV,
-    /// In elements: of o, from one batch, row and head to the next.
-    OStride(usize),
-    /// The bits of an f32: `scale · log2(e)`, positive.
-    ScaleLog2,
-    /// What the maps say of sizes; the kernel itself does not look. Of the `n`-th map: a dim,
-    /// innermost first, and the bytes from one to the next of dims 1 to 3 (0 to 2).
-    MapDim(usize, usize),
-    MapStride(usize, usize),
-}
-
-/// Dims of every map.
-const RANK: usize = 4;
-
-/// A tensor map's box; lines are permuted within 128 bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MapSpec {
-    pub box_dims: Vec<u32>,
-    pub swizzle_bytes: u32,
-}
-
-/// What a launch needs beside its arguments, on as many CTAs as one likes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Launch {
-    pub name: String,
-    pub arguments: Vec<Argument>,
-    pub threads: u32,
-    pub shared_bytes: u32,
-}
+pub const REGISTERS: Registers = Registers { producer: 24, consumer: 240 };
 
 /// The values of a kernel's parameters.
 pub struct Args<'c> {
@@ -148,114 +88,63 @@ impl Attention {
     pub fn source(&self, label: &str) -> KernelSource {
         let (attention, name) = (self.clone(), self.name());
         let source = KernelSource::new(name, label, move |cg: &Cg| attention.emit(cg));
-        KernelSource { cta: self.cta(), ..source }
+        KernelSource { cta: self.signature().cta(self.launch_shared_bytes()), ..source }
     }
 
     pub fn launch(&self) -> Launch {
-        let [q, k, v] = self.stage_bytes(self.block_keys());
-        Launch {
-            name: self.name(),
-            arguments: self.arguments(),
-            threads: THREADS,
-            shared_bytes: q + STAGES * (k + v) + BARRIERS_BYTES,
-        }
+        self.signature().launch(self.name(), self.launch_shared_bytes())
     }
 
-    pub(super) fn arguments(&self) -> Vec<Argument> {
+    fn launch_shared_bytes(&self) -> u32 {
+        let [q, k, v] = self.stage_bytes(self.block_keys());
+        q + STAGES * (k + v) + BARRIERS_BYTES
+    }
+
+    pub(super) fn signature(&self) -> Signature {
         use Argument::*;
-        let map = |[line, lines]: [u32; 2]| MapSpec {
-            box_dims: vec![line, lines, 1, 1],
-            swizzle_bytes: LINE_BYTES,
-        };
         let n = self.parts.len();
-        let mut out: Vec<Argument> = vec![];
-        out.extend((0..n).map(|i| MapQ(i, map(self.q_tile(i).box_dims()))));
-        out.extend((0..n).map(|i| MapK(i, map(self.k_tile(i).box_dims()))));
-        out.push(MapV(map(self.v_tile().box_dims())));
-        out.extend((0..n).map(Q));
-        out.extend((0..n).map(K));
-        out.extend([V, O, Lse]);
-        out.extend(self.offset.then_some(Start));
+        let q = (0..n).map(|i| (Tensor::Q(i), self.q_tile(i)));
+        let k = (0..n).map(|i| (Tensor::K(i), self.k_tile(i)));
+        let maps = q.chain(k).chain([(Tensor::V, self.v_tile())]);
+        let mut buffers = vec![O, Lse];
+        buffers.extend(self.masks());
+        let mut scalars = vec![Batch, Heads, Queries, Keys];
+        scalars.extend((0..n).map(|i| HeadsPer(Tensor::K(i))));
+        scalars.push(HeadsPer(Tensor::V));
+        scalars.extend((0..3).map(OStride));
+        scalars.push(ScaleLog2);
+        Signature::new(maps, buffers, scalars)
+    }
+
+    /// The buffers that say which keys a query sees.
+    pub(super) fn masks(&self) -> Vec<Argument> {
+        let mut out = vec![];
+        out.extend(self.offset.then_some(Argument::Start));
         if self.segments {
-            out.extend([QuerySegments, KeySegments]);
-        }
-        out.extend([Batch, Heads, Queries, Keys]);
-        out.extend((0..n).map(HeadsPerK));
-        out.push(HeadsPerV);
-        out.extend((0..3).map(OStride));
-        out.push(ScaleLog2);
-        for map in 0..2 * n + 1 {
-            out.extend((0..RANK).map(|dim| MapDim(map, dim)));
-            out.extend((0..RANK - 1).map(|dim| MapStride(map, dim)));
+            out.extend([Argument::QuerySegments, Argument::KeySegments]);
         }
         out
     }
 
-    fn params(&self) -> Vec<Param> {
+    fn args<'c>(&self, of: &Bound<'_, 'c>) -> Args<'c> {
         use Argument::*;
-        let param = |a: &Argument| match a {
-            MapQ(..) | MapK(..) | MapV(_) => Param::TensorMap,
-            Q(_) | K(_) | V | O | Lse | Start | QuerySegments | KeySegments => Param::Buffer,
-            _ => Param::I64,
-        };
-        self.arguments().iter().map(param).collect()
-    }
-
-    /// What the launch must know of the CTAs.
-    fn cta(&self) -> Cta {
-        let arguments = self.arguments();
-        let params = self.params();
-        let first = params.iter().position(|p| *p == Param::I64).unwrap_or(params.len());
-        let scalar = |wanted: Argument| {
-            let at = arguments.iter().position(|a| *a == wanted).unwrap_or(first);
-            (at - first) as u32
-        };
-        let specs = arguments.iter().filter_map(|a| match a {
-            Argument::MapQ(_, spec) | Argument::MapK(_, spec) | Argument::MapV(spec) => Some(spec),
-            _ => None,
-        });
-        let map = |(i, spec): (usize, &MapSpec)| TensorMap {
-            // q, k and v are the first buffers, in the order of their maps.
-            buffer: i as u32,
-            is_bytes: false,
-            dims: (0..RANK).map(|dim| scalar(Argument::MapDim(i, dim))).collect(),
-            strides_bytes: (0..RANK - 1).map(|dim| scalar(Argument::MapStride(i, dim))).collect(),
-            box_dims: spec.box_dims.clone(),
-            swizzle_bytes: spec.swizzle_bytes,
-        };
-        Cta {
-            threads: THREADS,
-            dynamic_shared_bytes: self.launch().shared_bytes,
-            grid_max: None,
-            maps: specs.enumerate().map(map).collect(),
-        }
-    }
-
-    fn args<'c>(&self, cg: &Cg<'c>, values: &[Val<'c>]) -> Args<'c> {
-        use Argument::*;
-        let arguments = self.arguments();
-        let named = |wanted: Argument| {
-            let at = arguments.iter().position(|a| *a == wanted);
-            values[at.unwrap_or_else(|| panic!("no parameter {wanted:?}"))]
-        };
-        let size = |wanted: Argument| cg.cast(named(wanted), Elem::I32);
         let n = self.parts.len();
         Args {
-            map_q: values[..n].to_vec(),
-            map_k: values[n..2 * n].to_vec(),
-            map_v: values[2 * n],
-            o: named(O),
-            lse: named(Lse),
-            start: self.offset.then(|| named(Start)),
-            segments: self.segments.then(|| [named(QuerySegments), named(KeySegments)]),
-            batch: size(Batch),
-            heads: size(Heads),
-            queries: size(Queries),
-            keys: size(Keys),
-            heads_per_k: (0..n).map(|i| size(HeadsPerK(i))).collect(),
-            heads_per_v: size(HeadsPerV),
-            o_strides: [0, 1, 2].map(|i| named(OStride(i))),
-            scale_log2: cg.bitcast(size(ScaleLog2), Ty::F32),
+            map_q: (0..n).map(|i| of.map(Tensor::Q(i))).collect(),
+            map_k: (0..n).map(|i| of.map(Tensor::K(i))).collect(),
+            map_v: of.map(Tensor::V),
+            o: of.get(O),
+            lse: of.get(Lse),
+            start: of.find(Start),
+            segments: self.segments.then(|| [of.get(QuerySegments), of.get(KeySegments)]),
+            batch: of.size(Batch),
+            heads: of.size(Heads),
+            queries: of.size(Queries),
+            keys: of.size(Keys),
+            heads_per_k: (0..n).map(|i| of.size(HeadsPer(Tensor::K(i)))).collect(),
+            heads_per_v: of.size(HeadsPer(Tensor::V)),
+            o_strides: [0, 1, 2].map(|i| of.get(OStride(i))),
+            scale_log2: of.f32(ScaleLog2),
         }
     }
 
@@ -263,8 +152,9 @@ impl Attention {
         if let Err(why) = self.check() {
             panic!("{why}");
         }
-        cg.device_kernel(&self.name(), THREADS, &self.params(), |values| {
-            self.body(cg, &self.args(cg, values));
+        let signature = self.signature();
+        cg.device_kernel(&self.name(), THREADS, &signature.params(), |values| {
+            self.body(cg, &self.args(&signature.bind(cg, values)));
         });
     }
 
@@ -290,29 +180,13 @@ impl Attention {
 
     fn body<'c>(&self, cg: &Cg<'c>, args: &Args<'c>) {
         let rings = self.rings(cg);
-        let thread = cg.thread_index();
-        let warp = sync::uniform(cg, cg.lshr(thread, 5));
-        cg.when(cg.cmp(Cmp::Eq, thread, 0), || {
-            rings.q.init(cg);
-            rings.k.init(cg);
-            rings.v.init(cg);
-            sync::fence_init(cg);
-        });
-        sync::cta_barrier(cg);
-        cg.if_else(
-            cg.cmp(Cmp::Ge, warp, CONSUMER_WARPS as i32),
-            || {
-                sync::release_registers(cg, PRODUCER_REGISTERS);
-                cg.when(cg.cmp(Cmp::Eq, warp, CONSUMER_WARPS as i32), || {
-                    cg.when(sync::elect(cg), || self.produce(cg, args, &rings));
-                });
-                vec![]
-            },
-            || {
-                sync::take_registers(cg, CONSUMER_REGISTERS);
-                self.consume(cg, args, &rings, thread, warp);
-                vec![]
-            },
+        let init = || [rings.q, rings.k, rings.v].iter().for_each(|ring| ring.init(cg));
+        roles::specialised(
+            cg,
+            REGISTERS,
+            init,
+            || self.produce(cg, args, &rings),
+            |consumer| self.consume(cg, args, &rings, consumer),
         );
     }
 

@@ -58,7 +58,7 @@ impl Attention {
 }
 
 /// Copies rows from `row` on of a head. What lies beyond the rows or the width is zero.
-fn load<'c>(
+pub fn load<'c>(
     cg: &Cg<'c>,
     tile: OperandTile,
     map: Val<'c>,

@@ -6,7 +6,7 @@
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::attention::{self, Buffer, Heads, Planned};
 
-use super::kernel::Argument;
+use super::signature::{Argument, Tensor};
 use super::{Attention, TILE_QUERIES};
 use crate::gemm::select::Budget;
 
@@ -14,16 +14,14 @@ use crate::gemm::select::Budget;
 const QUERIES_MIN: i64 = 16;
 const BF16_BYTES: i64 = 2;
 
-/// Plans the forward pass; `dims` are those its sizes speak of, and `label` names its source.
-pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<Planned> {
+/// What the kernels' code depends on; `None` where tensor cores or TMA cannot do it.
+pub fn shape(of: &attention::Attention, dims: &[DimDecl]) -> Option<Attention> {
     let most = of.queries.range(dims).map_or(i64::MAX, |(_, most)| most);
     if of.dtype != DType::Bf16 || !of.aligned || of.scale <= 0.0 || most < QUERIES_MIN {
         return None;
     }
-    let tensors = tensors(of);
-    // TMA reads in steps of 16 bytes.
-    let fits = |heads: &&Heads| heads.strides.iter().all(|s| s.is_multiple_of(16 / BF16_BYTES));
-    if !tensors.iter().all(fits) || !of.o.strides.iter().all(|s| s.is_multiple_of(2)) {
+    let q = of.parts.iter().map(|p| &p.q);
+    if !q.chain(of.parts.iter().map(|p| &p.k)).chain([&of.v]).all(copied) {
         return None;
     }
     let width = |w: i64| u32::try_from(w).ok();
@@ -34,11 +32,25 @@ pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<
         offset: of.offset,
         segments: of.segments,
     };
-    shape.check().ok()?;
+    shape.check().ok().map(|()| shape)
+}
+
+/// TMA reads in steps of 16 bytes.
+pub fn copied(heads: &Heads) -> bool {
+    heads.strides.iter().all(|s| s.is_multiple_of(16 / BF16_BYTES))
+}
+
+/// Plans the forward pass; `dims` are those its sizes speak of, and `label` names its source.
+pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<Planned> {
+    let shape = shape(of, dims)?;
+    if !of.o.strides.iter().all(|s| s.is_multiple_of(2)) {
+        return None;
+    }
     let heads = of.parts[0].q.heads;
     let mut kernel = shape.source(label);
     kernel.cta.grid_max = Some(Budget::WHOLE.sms);
-    let arguments = shape.arguments();
+    let signature = shape.signature();
+    let arguments = signature.arguments();
     let widths: i64 = of.parts.iter().map(|p| p.q.width).sum::<i64>() + of.v.width;
     let pairs = of.batch.clone() * of.queries.clone() * of.keys.clone() * heads;
     let bytes = |h: &Heads, rows: &DimExpr| {
@@ -51,8 +63,8 @@ pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<
     let launch = attention::Launch {
         kernel,
         scratch_bytes: 0,
-        buffers: arguments.iter().filter_map(buffer).collect(),
-        scalars: arguments.iter().filter_map(|a| scalar(of, &tensors, a)).collect(),
+        buffers: arguments.iter().filter_map(common_buffer).collect(),
+        scalars: arguments.iter().filter_map(|a| common_scalar(of, None, a)).collect(),
         grid: of.queries.clone().ceil_div(TILE_QUERIES.into()) * of.batch.clone() * heads,
         flops: pairs * (2 * widths),
         bytes: moved,
@@ -60,17 +72,13 @@ pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<
     Some(Planned { launches: vec![launch], workspaces: vec![] })
 }
 
-/// What has a tensor map, in their order: every q, every k, v.
-fn tensors(of: &attention::Attention) -> Vec<&Heads> {
-    let q = of.parts.iter().map(|p| &p.q);
-    q.chain(of.parts.iter().map(|p| &p.k)).chain([&of.v]).collect()
-}
-
-fn buffer(argument: &Argument) -> Option<Buffer> {
+/// The buffers that every kernel of attention knows.
+pub fn common_buffer(argument: &Argument) -> Option<Buffer> {
     Some(match argument {
-        Argument::Q(i) => Buffer::Q(*i),
-        Argument::K(i) => Buffer::K(*i),
-        Argument::V => Buffer::V,
+        Argument::Data(Tensor::Q(i)) => Buffer::Q(*i),
+        Argument::Data(Tensor::K(i)) => Buffer::K(*i),
+        Argument::Data(Tensor::V) => Buffer::V,
+        Argument::Data(Tensor::DO) => Buffer::DO,
         Argument::O => Buffer::O,
         Argument::Lse => Buffer::Lse,
         Argument::Start => Buffer::Start,
@@ -80,32 +88,38 @@ fn buffer(argument: &Argument) -> Option<Buffer> {
     })
 }
 
-fn scalar(of: &attention::Attention, tensors: &[&Heads], argument: &Argument) -> Option<Scalar> {
+/// The scalars that every kernel of attention knows; `d_o` is how the output's derivative lies.
+pub fn common_scalar(
+    of: &attention::Attention,
+    d_o: Option<&Heads>,
+    argument: &Argument,
+) -> Option<Scalar> {
     let heads = of.parts[0].q.heads;
+    let tensor = |t: Tensor| match t {
+        Tensor::Q(i) => &of.parts[i].q,
+        Tensor::K(i) => &of.parts[i].k,
+        Tensor::V => &of.v,
+        Tensor::DO => d_o.unwrap_or(&of.o),
+    };
+    let f32 = |x: f64| Scalar::F32((x as f32).to_bits());
     let dim = match argument {
         Argument::Batch => of.batch.clone(),
         Argument::Heads => heads.into(),
         Argument::Queries => of.queries.clone(),
         Argument::Keys => of.keys.clone(),
-        Argument::HeadsPerK(i) => (heads / of.parts[*i].k.heads).into(),
-        Argument::HeadsPerV => (heads / of.v.heads).into(),
+        Argument::HeadsPer(t) => (heads / tensor(*t).heads).into(),
         Argument::OStride(i) => of.o.strides[*i].clone(),
-        Argument::ScaleLog2 => {
-            let scale = (of.scale * std::f64::consts::LOG2_E) as f32;
-            return Some(Scalar::F32(scale.to_bits()));
-        }
-        Argument::MapDim(map, dim) => {
-            let tensor = tensors[*map];
-            let rows = if *map < of.parts.len() { &of.queries } else { &of.keys };
-            match dim {
-                0 => tensor.width.into(),
-                1 => rows.clone(),
-                2 => tensor.heads.into(),
-                _ => of.batch.clone(),
-            }
-        }
-        Argument::MapStride(map, dim) => {
-            let [batch, row, head] = &tensors[*map].strides;
+        Argument::Scale => return Some(f32(of.scale)),
+        Argument::ScaleLog2 => return Some(f32(of.scale * std::f64::consts::LOG2_E)),
+        Argument::MapDim(t, dim) => match dim {
+            0 => tensor(*t).width.into(),
+            1 if t.of_queries() => of.queries.clone(),
+            1 => of.keys.clone(),
+            2 => tensor(*t).heads.into(),
+            _ => of.batch.clone(),
+        },
+        Argument::MapStride(t, dim) => {
+            let [batch, row, head] = &tensor(*t).strides;
             [row, head, batch][*dim].clone() * BF16_BYTES
         }
         _ => return None,

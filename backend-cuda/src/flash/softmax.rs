@@ -1,12 +1,12 @@
 //! The softmax of a block of scores, in the registers that hold them.
 
-use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
+use weft_codegen::emit::{Cg, Cmp, Val};
 
 use super::Attention;
-use super::kernel::{Args, Tile};
+use super::kernel::Args;
 use crate::ptx::convert::{exp2, max, pack_bf16};
 use crate::ptx::sync::butterfly;
-use crate::tiles::fragment::{Lanes, pairs};
+use crate::tiles::fragment::pairs;
 
 /// What a thread knows of its two rows: the largest score so far, unscaled, and its own part of the
 /// sum of the weights.
@@ -38,7 +38,7 @@ impl<'c> Rows<'c> {
 }
 
 /// Folds over the four lanes that share a row.
-fn across<'c>(cg: &Cg<'c>, v: Val<'c>, f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
+pub fn across<'c>(cg: &Cg<'c>, v: Val<'c>, f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
     let v = f(v, butterfly(cg, v, 1));
     f(v, butterfly(cg, v, 2))
 }
@@ -52,73 +52,7 @@ pub struct Weights<'c> {
     pub correction: [Val<'c>; 2],
 }
 
-/// The last key, plus one, that each of a thread's rows sees, and its segment.
-pub struct Sight<'c> {
-    pub end: [Val<'c>; 2],
-    segments: Option<[Val<'c>; 2]>,
-    /// The fewest keys that a row of the warpgroup sees.
-    least: Val<'c>,
-    col: Val<'c>,
-}
-
 impl Attention {
-    pub(super) fn sight<'c>(
-        &self,
-        cg: &Cg<'c>,
-        args: &Args<'c>,
-        tile: &Tile<'c>,
-        first_query: Val<'c>,
-        lanes: &Lanes<'c>,
-    ) -> Sight<'c> {
-        let end = |query: Val<'c>| match self.causal {
-            true => cg.min(cg.add(cg.add(query, tile.start), 1), args.keys),
-            false => args.keys,
-        };
-        let queries = [0, 8].map(|half| cg.add(first_query, cg.add(lanes.row, half)));
-        let last = cg.sub(args.queries, 1);
-        let segments = args.segments.map(|[of, _]| {
-            let first = cg.mul(tile.batch, args.queries);
-            queries.map(|q| load_i32(cg, of, cg.add(first, cg.min(q, last))))
-        });
-        Sight { end: queries.map(end), segments, least: end(first_query), col: lanes.col }
-    }
-
-    /// Scores of keys that a row does not see become -inf.
-    pub(super) fn masked<'c>(
-        &self,
-        cg: &Cg<'c>,
-        args: &Args<'c>,
-        tile: &Tile<'c>,
-        sight: &Sight<'c>,
-        key: Val<'c>,
-        scores: &[Val<'c>],
-    ) -> Vec<Val<'c>> {
-        let n = self.block_keys();
-        let hide = || {
-            let mut out = scores.to_vec();
-            for pair in pairs(n) {
-                for i in 0..2 {
-                    let key = cg.add(cg.add(key, sight.col), (pair.col + i) as i32);
-                    let mut seen = cg.cmp(Cmp::Lt, key, sight.end[pair.half]);
-                    if let (Some(own), Some([_, of_keys])) = (sight.segments, args.segments) {
-                        let last = cg.sub(args.keys, 1);
-                        let at = cg.add(cg.mul(tile.batch, args.keys), cg.min(key, last));
-                        let same = cg.cmp(Cmp::Eq, load_i32(cg, of_keys, at), own[pair.half]);
-                        seen = cg.and(seen, same);
-                    }
-                    let at = pair.index + i as usize;
-                    out[at] = cg.select(seen, scores[at], f32::NEG_INFINITY);
-                }
-            }
-            out
-        };
-        if self.segments {
-            return hide();
-        }
-        let whole = cg.cmp(Cmp::Le, cg.add(key, n as i32), sight.least);
-        cg.if_else(whole, || scores.to_vec(), hide)
-    }
-
     /// The weights of a block, `2^(score - largest)` with scores in units of `scale_log2`.
     pub(super) fn weigh<'c>(
         &self,
@@ -158,8 +92,4 @@ impl Attention {
 /// order in which products of 16 terms take them.
 pub fn packed<'c>(cg: &Cg<'c>, p: &[Val<'c>]) -> Vec<Val<'c>> {
     p.chunks(2).map(|pair| pack_bf16(cg, pair[0], pair[1])).collect()
-}
-
-fn load_i32<'c>(cg: &Cg<'c>, base: Val<'c>, at: Val<'c>) -> Val<'c> {
-    cg.load(Ty::I32, cg.at(base, Elem::I32, cg.cast(at, Elem::I64)))
 }

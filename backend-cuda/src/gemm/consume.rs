@@ -7,28 +7,14 @@ mod trim;
 
 use weft_codegen::emit::{Cg, Cmp, Ty, Val};
 
-use super::kernel::{Args, lane};
+use super::kernel::Args;
 use super::schedule::Tile;
 use super::{Gemm, Grouping, Store};
 use crate::ptx::wgmma::{self, Products};
-use crate::tiles::fragment::{Lanes, n_sums};
+use crate::tiles::fragment::n_sums;
 use crate::tiles::ring::{Place, Ring};
+use crate::tiles::roles::Consumer;
 use crate::tiles::shared::Major;
-
-/// Who a consumer thread is.
-pub(super) struct Consumer<'c> {
-    pub thread: Val<'c>,
-    /// Its warpgroup: 0 or 1.
-    pub warpgroup: Val<'c>,
-    /// Its warp within the warpgroup, and its lane.
-    pub warp: Val<'c>,
-    pub lane: Val<'c>,
-    /// First row of the tile that its warpgroup has: 0 or 64.
-    pub first_row: Val<'c>,
-    pub lanes: Lanes<'c>,
-    /// One thread of each warp.
-    pub leads: Val<'c>,
-}
 
 impl Gemm {
     pub(super) fn consume<'c>(
@@ -37,33 +23,21 @@ impl Gemm {
         args: &Args<'c>,
         ring: &Ring<'c>,
         staging: Val<'c>,
-        thread: Val<'c>,
-        warp: Val<'c>,
+        consumer: &Consumer<'c>,
     ) {
-        let lane = lane(cg, thread);
-        let (warpgroup, warp) = (cg.lshr(warp, 2), cg.and(warp, 3));
-        let consumer = Consumer {
-            thread,
-            warpgroup,
-            warp,
-            lane,
-            first_row: cg.mul(warpgroup, 64),
-            lanes: Lanes::new(cg, warp, lane),
-            leads: cg.cmp(Cmp::Eq, lane, 0),
-        };
         self.each_tile(cg, args, &Place::first(cg).values(), |tile, place| {
             let (sums, place) = match self.scales {
-                None => self.accumulate(cg, ring, &consumer, &tile, Place::of(place)),
-                Some(_) => self.promote(cg, args, ring, &consumer, &tile, Place::of(place)),
+                None => self.accumulate(cg, ring, consumer, &tile, Place::of(place)),
+                Some(_) => self.promote(cg, args, ring, consumer, &tile, Place::of(place)),
             };
             match self.store {
-                Store::Single | Store::Paired => self.store(cg, args, &consumer, &tile, &sums),
-                Store::Tensor => self.stage_out(cg, args, &consumer, staging, &tile, &sums),
+                Store::Single | Store::Paired => self.store(cg, args, consumer, &tile, &sums),
+                Store::Tensor => self.stage_out(cg, args, consumer, staging, &tile, &sums),
             }
             place.values().to_vec()
         });
         if self.store == Store::Tensor {
-            self.staged_out(cg, &consumer);
+            self.staged_out(cg, consumer);
         }
     }
 
@@ -130,7 +104,7 @@ impl Gemm {
             let sums = products.start(cg, &carried[2..], operands, adds, Some(1));
             // The products of the stage before have ended with this wait.
             let done = cg.and(consumer.leads, adds);
-            ring.release_if(cg, done, ring.previous(cg, place.stage));
+            ring.release_before_if(cg, done, place.stage);
             let mut next = ring.next(cg, place).values().to_vec();
             next.extend(sums);
             next
@@ -138,8 +112,7 @@ impl Gemm {
         let place = Place::of(&out);
         let sums = wgmma::wait(cg, 0, &out[2..]);
         let any = cg.cmp(Cmp::Lt, first, end);
-        let last = ring.previous(cg, place.stage);
-        ring.release_if(cg, cg.and(consumer.leads, any), last);
+        ring.release_before_if(cg, cg.and(consumer.leads, any), place.stage);
         (sums, place)
     }
 }

@@ -1,21 +1,16 @@
 //! The frame of the kernel: its parameters, its shared memory, and who does what in a CTA.
 
-use weft_codegen::emit::{Cg, Cmp, Elem, Param, Ty, Val};
+use weft_codegen::emit::{Cg, Elem, Param, Ty, Val};
 use weft_codegen::object::{Cta, KernelSource, TensorMap};
 
 use super::{Gemm, Grouping, Kind, Store, TILE_ROWS};
-use crate::ptx::sync;
 use crate::tiles::ring::Ring;
+use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
 use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, PERIOD_BYTES};
 
-/// Two warpgroups that multiply, and one of which a thread copies.
-const CONSUMER_WARPS: u32 = 8;
-pub const THREADS: u32 = 384;
-
-/// Registers of a thread: 65,536 are shared by 384. A consumer holds `BN` sums (twice as many
-/// with scales), what it needs to address them, and scales.
-const PRODUCER_REGISTERS: u32 = 40;
-const CONSUMER_REGISTERS: u32 = 232;
+/// A consumer holds `BN` sums (twice as many with scales), what it needs to address them, and
+/// scales.
+const REGISTERS: Registers = Registers { producer: 40, consumer: 232 };
 
 /// What a CTA may ask of shared memory.
 const SHARED_BYTES_MAX: u32 = 227 * 1024;
@@ -296,28 +291,14 @@ impl Gemm {
             stage_bytes,
             consumers: CONSUMER_WARPS,
         };
-        let thread = cg.thread_index();
-        let warp = sync::uniform(cg, cg.lshr(thread, 5));
-        cg.when(cg.cmp(Cmp::Eq, thread, 0), || {
-            ring.init(cg);
-            sync::fence_init(cg);
-        });
-        sync::cta_barrier(cg);
-        let produces = cg.cmp(Cmp::Ge, warp, CONSUMER_WARPS as i32);
-        cg.if_else(
-            produces,
-            || {
-                sync::release_registers(cg, PRODUCER_REGISTERS);
-                cg.when(cg.cmp(Cmp::Eq, warp, CONSUMER_WARPS as i32), || {
-                    cg.when(sync::elect(cg), || self.produce(cg, args, &ring));
-                });
-                vec![]
-            },
-            || {
-                sync::take_registers(cg, CONSUMER_REGISTERS);
+        roles::specialised(
+            cg,
+            REGISTERS,
+            || ring.init(cg),
+            || self.produce(cg, args, &ring),
+            |consumer| {
                 let staging = cg.add(stages, (n_stages * stage_bytes) as i32);
-                self.consume(cg, args, &ring, staging, thread, warp);
-                vec![]
+                self.consume(cg, args, &ring, staging, consumer);
             },
         );
     }
@@ -338,15 +319,10 @@ impl Gemm {
     }
 }
 
-/// A thread's lane.
-pub fn lane<'c>(cg: &Cg<'c>, thread: Val<'c>) -> Val<'c> {
-    cg.and(thread, 31)
-}
-
 /// An i32 count times an i64 stride.
 pub fn strided<'c>(cg: &Cg<'c>, count: Val<'c>, stride: Val<'c>) -> Val<'c> {
     cg.mul(cg.cast(count, Elem::I64), stride)
 }
 
 const _: () = assert!(TILE_ROWS == CONSUMER_WARPS * 16);
-const _: () = assert!(128 * PRODUCER_REGISTERS + 256 * CONSUMER_REGISTERS <= 65_536);
+const _: () = assert!(REGISTERS.fit());

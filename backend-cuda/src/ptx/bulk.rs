@@ -15,6 +15,15 @@ pub fn load<'c>(cg: &Cg<'c>, to: Val<'c>, map: Val<'c>, barrier: Val<'c>, coordi
     cg.asm(&text, &[], &args, 0, Effect::Memory);
 }
 
+/// Copies `n_bytes` of consecutive global memory; all of both addresses and it are multiples of 16.
+pub fn load_line<'c>(cg: &Cg<'c>, to: Val<'c>, from: Val<'c>, n_bytes: u32, barrier: Val<'c>) {
+    let text = format!(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes \
+         [$0], [$1], {n_bytes}, [$2];"
+    );
+    cg.asm(&text, &[], &[to, from, barrier], 0, Effect::Memory);
+}
+
 /// Copies a box of shared memory into the tensor, as part of the open bulk group; what lies outside
 /// the tensor is dropped.
 pub fn store<'c>(cg: &Cg<'c>, map: Val<'c>, from: Val<'c>, coordinates: &[Val<'c>]) {

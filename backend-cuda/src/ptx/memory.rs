@@ -1,10 +1,17 @@
 //! Single accesses under a predicate, and accesses to shared memory by address.
 
-use weft_codegen::emit::{Cg, Effect, Elem, Val};
+use weft_codegen::emit::{Cg, Effect, Elem, Ty, Val};
 
-pub fn load_shared<'c>(cg: &Cg<'c>, ty: weft_codegen::emit::Ty, address: Val<'c>) -> Val<'c> {
+pub fn load_shared<'c>(cg: &Cg<'c>, ty: Ty, address: Val<'c>) -> Val<'c> {
     let text = format!("ld.shared.{} $0, [$1];", word(ty.elem));
     cg.asm(&text, &[ty], &[address], 0, Effect::Memory)[0]
+}
+
+/// Two neighbours of f32; the address is a multiple of their bytes.
+pub fn load_shared_pair<'c>(cg: &Cg<'c>, address: Val<'c>) -> [Val<'c>; 2] {
+    let text = "ld.shared.v2.f32 {$0,$1}, [$2];";
+    let both = cg.asm(text, &[Ty::F32; 2], &[address], 0, Effect::Memory);
+    [both[0], both[1]]
 }
 
 pub fn store_shared<'c>(cg: &Cg<'c>, v: Val<'c>, address: Val<'c>) {

@@ -148,3 +148,13 @@ pub fn wait<'c>(cg: &Cg<'c>, left: u32, held: &[Val<'c>]) -> Vec<Val<'c>> {
     let text = format!("wgmma.wait_group.sync.aligned {left};");
     cg.asm(&text, &types, held, held.len(), Effect::Memory)
 }
+
+/// The same for several lists of registers.
+pub fn wait_each<'c, const N: usize>(
+    cg: &Cg<'c>,
+    left: u32,
+    held: [&[Val<'c>]; N],
+) -> [Vec<Val<'c>>; N] {
+    let mut out = wait(cg, left, &held.concat());
+    held.map(|list| out.drain(..list.len()).collect())
+}

@@ -89,6 +89,12 @@ impl<'c> Ring<'c> {
         mbarrier::arrive_if(cg, when, self.empty(cg, stage));
     }
 
+    /// Lets go of the stage before `stage`: that whose products have ended when those of `stage`
+    /// are all that is under way.
+    pub fn release_before_if(&self, cg: &Cg<'c>, when: Val<'c>, stage: Val<'c>) {
+        self.release_if(cg, when, self.previous(cg, stage));
+    }
+
     pub fn next(&self, cg: &Cg<'c>, at: Place<'c>) -> Place<'c> {
         let after = cg.add(at.stage, 1);
         let wraps = cg.cmp(Cmp::Eq, after, self.n_stages as i32);
@@ -96,8 +102,7 @@ impl<'c> Ring<'c> {
         Place { stage: cg.select(wraps, cg.i32(0), after), parity }
     }
 
-    /// The stage before `stage`.
-    pub fn previous(&self, cg: &Cg<'c>, stage: Val<'c>) -> Val<'c> {
+    fn previous(&self, cg: &Cg<'c>, stage: Val<'c>) -> Val<'c> {
         let wraps = cg.cmp(Cmp::Eq, stage, 0);
         cg.select(wraps, cg.i32(self.n_stages as i32 - 1), cg.sub(stage, 1))
     }

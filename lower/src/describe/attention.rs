@@ -45,7 +45,8 @@ pub struct Attention {
     pub causal: bool,
     pub offset: bool,
     pub segments: bool,
-    /// Every q, k and v, and o of the forward pass, begins at a multiple of 16 bytes.
+    /// Every q, k and v, and o of the forward pass, begins at a multiple of 16 bytes; of the
+    /// derivative all operands and results but the statistics.
     pub aligned: bool,
 }
 

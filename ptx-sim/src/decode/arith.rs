@@ -115,7 +115,7 @@ pub fn rem(form: &mut Form) -> Result<Op> {
 
 fn extreme(
     form: &mut Form,
-    on_int: Typed2,
+    on_int: fn(Ty, bool) -> Option<Fn2>,
     on_float: fn(Ty, Flags, bool) -> Option<Fn2>,
     on_narrow: fn(Ty, bool) -> Option<Fn2>,
 ) -> Result<Op> {
@@ -127,18 +127,18 @@ fn extreme(
         let flags = Flags { ftz: form.flag("ftz"), sat: false };
         on_float(ty, flags, nan)
     } else {
-        on_int(ty)
+        on_int(ty, form.flag("relu"))
     };
     let function = form.known(function, ty)?;
     form.shape(Op::Map2(function), 2)
 }
 
 pub fn min(form: &mut Form) -> Result<Op> {
-    extreme(form, int::min, float::min, narrow::min)
+    extreme(form, int::min_relu, float::min, narrow::min)
 }
 
 pub fn max(form: &mut Form) -> Result<Op> {
-    extreme(form, int::max, float::max, narrow::max)
+    extreme(form, int::max_relu, float::max, narrow::max)
 }
 
 pub fn abs(form: &mut Form) -> Result<Op> {

@@ -132,6 +132,24 @@ pub fn max(ty: Ty) -> Option<Fn2> {
     by_type!(ty, |a, b| a.max(b))
 }
 
+/// The lesser, or 0 if that is negative and `relu`, which s32 alone has.
+pub fn min_relu(ty: Ty, relu: bool) -> Option<Fn2> {
+    match (ty, relu) {
+        (_, false) => min(ty),
+        (Ty::S32, true) => Some(|a, b| (a as i32).min(b as i32).max(0) as u64),
+        _ => None,
+    }
+}
+
+/// The greater, with `relu` as [`min_relu`].
+pub fn max_relu(ty: Ty, relu: bool) -> Option<Fn2> {
+    match (ty, relu) {
+        (_, false) => max(ty),
+        (Ty::S32, true) => Some(|a, b| (a as i32).max(b as i32).max(0) as u64),
+        _ => None,
+    }
+}
+
 pub fn abs(ty: Ty) -> Option<Fn1> {
     Some(match ty {
         Ty::S16 => |x| u64::from((x as i16).wrapping_abs() as u16),

@@ -3,12 +3,13 @@
 use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 use weft_codegen::narrow;
 
-use super::{Consumer, Gemm};
+use super::Gemm;
 use crate::gemm::kernel::{Args, strided};
 use crate::gemm::schedule::Tile;
 use crate::gemm::{BLOCK_K, ScaleType};
 use crate::tiles::fragment::{n_sums, pairs};
 use crate::tiles::ring::{Place, Ring};
+use crate::tiles::roles::Consumer;
 
 /// What is loaded of scales for a block of k, before the stage is waited for.
 struct BlockScales<'c> {

@@ -6,7 +6,7 @@
 
 use weft_codegen::emit::{Cg, Cmp, Val};
 
-use super::{Consumer, Gemm};
+use super::Gemm;
 use crate::gemm::epilogue::Place;
 use crate::gemm::kernel::{Args, MapElement, MapSpec};
 use crate::gemm::schedule::Tile;
@@ -14,6 +14,7 @@ use crate::gemm::{Store, TILE_ROWS};
 use crate::ptx::convert::pack_bf16;
 use crate::ptx::{bulk, matrix, sync};
 use crate::tiles::fragment::pairs;
+use crate::tiles::roles::Consumer;
 use crate::tiles::shared::{Major, permuted};
 
 /// Rows of a warpgroup.

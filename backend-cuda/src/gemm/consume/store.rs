@@ -2,13 +2,14 @@
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Val};
 
-use super::{Consumer, Gemm};
+use super::Gemm;
 use crate::gemm::epilogue::Place;
 use crate::gemm::kernel::{Args, strided};
 use crate::gemm::schedule::Tile;
 use crate::gemm::{Output, Store};
 use crate::ptx::memory;
 use crate::tiles::fragment::{pairs, wide};
+use crate::tiles::roles::Consumer;
 
 impl Gemm {
     pub(super) fn store<'c>(

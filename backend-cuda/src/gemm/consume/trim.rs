@@ -5,13 +5,13 @@
 
 use weft_codegen::emit::{Cg, Cmp, Ty, Val};
 
-use super::{Consumer, Gemm};
+use super::Gemm;
 use crate::gemm::schedule::Tile;
 use crate::ptx::{memory, sync};
+use crate::tiles::roles::{CONSUMER_THREADS, Consumer};
 use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, permuted};
 
-/// Threads that share the work, and the barrier at which they meet.
-const THREADS: u32 = 256;
+/// The barrier at which those that share the work meet.
 const BARRIER: i32 = 1;
 
 impl Gemm {
@@ -33,7 +33,7 @@ impl Gemm {
             clear(cg, a, stage, consumer.thread, [begin, end]);
             clear(cg, b, cg.add(stage, a.bytes() as i32), consumer.thread, [begin, end]);
             sync::fence_async(cg);
-            sync::named_barrier(cg, cg.i32(BARRIER), THREADS);
+            sync::named_barrier(cg, cg.i32(BARRIER), CONSUMER_THREADS);
         });
     }
 }
@@ -49,7 +49,7 @@ fn clear<'c>(
     let words = (LINE_BYTES / 4) as i32;
     let n = cg.i32((tile.bytes() / 4) as i32);
     let inside = |term: Val<'c>| cg.and(cg.cmp(Cmp::Ge, term, begin), cg.cmp(Cmp::Lt, term, end));
-    cg.for_each(thread, n, THREADS as i32, |i| match tile.major {
+    cg.for_each(thread, n, CONSUMER_THREADS as i32, |i| match tile.major {
         Major::Rows => {
             let term = cg.rem(cg.div(i, words), tile.k as i32);
             cg.when(cg.not(inside(term)), || {

@@ -1,0 +1,6 @@
+//! Attention of the Hopper templates on the interpreter, with its checks on, against sums in f64
+//! written apart.
+
+mod backward;
+mod forward;
+mod problem;
