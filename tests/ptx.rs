@@ -63,11 +63,20 @@ fn recorded(out: &Path) -> Vec<f64> {
 
 /// What a checkpoint continues three tokens with.
 fn continued(device: &str, checkpoint: &Path, library: Option<&Path>) -> String {
+    continued_with(device, &[], checkpoint, library)
+}
+
+fn continued_with(
+    device: &str,
+    more: &[&str],
+    checkpoint: &Path,
+    library: Option<&Path>,
+) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
     let mut generate = weft("generate", &root.join("models/nano.model"), device, &sets);
     generate.args(["--token-ids", "5,6,7", "--max-new", "6", "--greedy", "--context", "16"]);
-    generate.arg("--checkpoint").arg(checkpoint);
+    generate.args(more).arg("--checkpoint").arg(checkpoint);
     if let Some(folder) = library {
         generate.env("LD_LIBRARY_PATH", folder);
     }
@@ -87,33 +96,45 @@ fn nano_trains_and_generates() {
     assert_eq!(continued("ptx", &ptx, None), continued("cpu", &ptx, None));
 }
 
-/// Of bf16, attention and its derivative are products of tensor cores in a whole model, and train
-/// as the CPU's do.
-#[test]
-fn attention_of_bf16_trains_on_tensor_cores() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
+/// The names of the kernels that compute attention in a graph compiled with `more`.
+fn kernels_of_attention(more: &[&str], file: &Path) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = dir.path().join("nano.weft");
-    // Widths that TMA can copy.
-    let of = ["--precision", "bf16", "--set", "rope=8"];
     let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
     let mut compile = weft("compile", &root.join("models/nano.model"), "cuda", &sets);
-    compile.args(["--set", "sequence=16", "--set", "batch=2"]).args(of).arg("-o").arg(&file);
+    compile.args(more).arg("-o").arg(file);
     done(compile);
-    let graph = weft_graph::Graph::open(&file).expect("weft wrote it");
-    let names: Vec<&str> = graph.kernels.iter().map(|k| k.name.as_str()).collect();
-    let attends = |name: &&&str| name.contains("attention");
-    assert!(names.iter().filter(attends).all(|name| name.starts_with("sm90a_")), "{names:?}");
+    let graph = weft_graph::Graph::open(file).expect("weft wrote it");
+    let names = graph.kernels.into_iter().map(|k| k.name);
+    names.filter(|name| name.contains("attention")).collect()
+}
+
+/// Of bf16, attention and its derivative are products of tensor cores in a whole model, and train
+/// and decode as the CPU's do.
+#[test]
+fn attention_of_bf16_is_on_tensor_cores() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    // Widths that TMA can copy.
+    let of = ["--precision", "bf16", "--set", "rope=8"];
+    let sizes = ["--set", "sequence=16", "--set", "batch=2"];
+    let file = dir.path().join("nano.weft");
+    let trained = kernels_of_attention(&[&of[..], &sizes].concat(), &file);
+    assert!(trained.iter().all(|name| name.starts_with("sm90a_")), "{trained:?}");
     for made in ["segments", "_dq", "_dkv_wpw"] {
-        assert!(names.iter().filter(attends).any(|n| n.ends_with(made)), "{made}: {names:?}");
+        assert!(trained.iter().any(|n| n.ends_with(made)), "{made}: {trained:?}");
     }
+    let decoding = ["--for", "decode", "--sequence", "16"];
+    let decoded = kernels_of_attention(&[&of[..], &decoding].concat(), &file);
+    assert!(decoded.iter().any(|n| n.contains("latent_attention_16_8")), "{decoded:?}");
+
     let more = [&["--steps", "2"], &of[..]].concat();
-    let expected = losses("cpu", &more, &dir.path().join("cpu"), None);
-    let found = losses("ptx", &more, &dir.path().join("ptx"), None);
+    let (cpu, ptx) = (dir.path().join("cpu"), dir.path().join("ptx"));
+    let (expected, found) = (losses("cpu", &more, &cpu, None), losses("ptx", &more, &ptx, None));
     assert_eq!((expected.len(), found.len()), (2, 2));
     for (a, b) in expected.iter().zip(&found) {
         assert!((a - b).abs() <= BF16_BOUND * a, "{b} on ptx, {a} on cpu");
     }
+    let next = |device: &str| continued_with(device, &of, &ptx, None);
+    assert_eq!(next("ptx"), next("cpu"));
 }
 
 /// Half a unit of the last place of bf16.

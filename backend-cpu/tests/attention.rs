@@ -247,6 +247,7 @@ impl Case {
                 .map(|j| Part { q: heads(Buffer::Q(j)), k: heads(Buffer::K(j)) })
                 .collect(),
             v: heads(Buffer::V),
+            v_is_k: false,
             o: heads(Buffer::O),
             scale: self.scale(),
             causal: self.causal,

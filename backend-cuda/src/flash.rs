@@ -19,6 +19,7 @@
 //! cycle, 1024 cycles beside them. Never timed: no GPU has run it.
 
 pub mod backward;
+pub mod decode;
 mod forward;
 mod kernel;
 mod load;

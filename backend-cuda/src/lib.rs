@@ -67,7 +67,8 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<attention::Planned, String> {
-        let planned = flash::plan::plan(attention, dims, label);
+        let planned = flash::plan::plan(attention, dims, label)
+            .or_else(|| flash::decode::plan::plan(attention, dims, label));
         Ok(planned.unwrap_or_else(|| simt::attention::forward(attention, label)))
     }
 

@@ -4,6 +4,7 @@
 //! A block of work is a warp's, as in regions. Sums are chains of fused multiply-adds in f32.
 
 pub mod attention;
+pub mod combine;
 pub mod product;
 pub mod sum_heads;
 

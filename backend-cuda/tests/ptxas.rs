@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use weft_backend_cuda::flash::Attention;
 use weft_backend_cuda::flash::backward::{Backward, Makes};
+use weft_backend_cuda::flash::decode::Decode;
 use weft_backend_cuda::gemm::select::widths;
 use weft_backend_cuda::gemm::{Gemm, Grouping, Kind, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::target::hopper;
@@ -226,6 +227,27 @@ fn derivatives_of_attention_of_every_form() {
                 faults.extend(assembled.faults(REGISTERS_MAX));
                 assembled.expect("BRA.U.ANY", 0, &mut faults);
             }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn latent_attention_of_every_form() {
+    let Some(tools) = tools() else { return };
+    let mut faults = vec![];
+    for parts in [vec![512, 64], vec![64, 16], vec![256, 32], vec![40, 8]] {
+        for split in [false, true] {
+            let of = Decode { parts: parts.clone(), causal: true, offset: true, split };
+            let assembled = assemble(tools, of.source("test"));
+            faults.extend(assembled.faults(REGISTERS_MAX));
+            assembled.expect("BRA.U.ANY", 0, &mut faults);
+            // The first scores and those of the loop; values of 64 keys in the loop and at its end.
+            let scores: u32 = parts.iter().map(|w: &u32| w.div_ceil(16)).sum();
+            assembled.expect("HGMMA", 2 * (scores + 4) as usize, &mut faults);
+            let lines: u32 = parts.iter().map(|w| w.div_ceil(64)).sum();
+            let copies = 2 * lines + u32::from(parts[0].div_ceil(64) % 2 == 1);
+            assembled.expect("UTMALDG", copies as usize, &mut faults);
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));

@@ -97,6 +97,7 @@ impl<'a> Lower<'a> {
             keys: self.dims.expr(k.dims[1]),
             parts,
             v,
+            v_is_k: x.v == x.k[0],
             o,
             scale: op.attrs.get_float("scale").unwrap_or(1.0),
             causal: op.attrs.get_flag("causal"),

@@ -204,3 +204,36 @@ fn derivatives_of_bf16_run_on_tensor_cores() {
         assert_eq!(sums, shared, "{names:?}");
     }
 }
+
+/// Heads that share their keys, the first of which are the values: what decoding latent attention
+/// is. Requests see between one key and all of them, in pieces.
+#[test]
+fn shared_latents_are_cut_in_pieces() {
+    for (s, causal) in [("1", true), ("S", true), ("1", false)] {
+        let (start, attrs) = match causal {
+            true => (", %start", ", causal = true, offset = true"),
+            false => ("", ""),
+        };
+        let text = format!(
+            "dims {{ B <= 3, S <= 4, T <= 700 }}
+func @f(%q0: bf16[B, {s}, 4, 64], %q1: bf16[B, {s}, 4, 8], %k0: bf16[B, T, 1, 64],
+        %k1: bf16[B, T, 1, 8], %start: i32[B]) -> (o: bf16[B, {s}, 4, 64], lse: f32[B, 4, {s}]) {{
+  %o, %lse = attention %q0, %q1, %k0, %k1, %k0{start} {{parts = 2, scale = 0.3{attrs}}}
+    : bf16[B, {s}, 4, 64], f32[B, 4, {s}]
+  return %o, %lse
+}}"
+        );
+        let m = module(&text);
+        let given: Vec<(&str, u64)> = [("B", 3), ("S", 2), ("T", 600)]
+            .into_iter()
+            .filter(|(n, _)| m.find_sym(n).is_some())
+            .collect();
+        let draw = Draw { ints: 600.0, ..DRAW };
+        check(&m, "f", &given, draw, 1.0 / 128.0);
+        let (_, _, graph) = machines::ptx(&m, "f");
+        let names: Vec<&str> = graph.kernels.iter().map(|k| k.name.as_str()).collect();
+        for kernel in ["sm90a_bf16_latent_attention_64_8", "sm90_simt_combine_4x64_256"] {
+            assert!(names.iter().any(|n| n.starts_with(kernel)), "{kernel}: {names:?}");
+        }
+    }
+}

@@ -39,7 +39,7 @@
 //! about 80 % of that rate at most. Never timed: no GPU has run it.
 
 mod consume;
-mod kernel;
+pub mod kernel;
 mod load;
 pub mod plan;
 mod statistics;

@@ -5,7 +5,7 @@ use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 use super::Attention;
 use super::kernel::{Args, N_PLACES, Places, Rings, Tile};
 use super::sight::{Masks, Sight};
-use super::softmax::{Rows, Weights, packed};
+use super::softmax::{Rows, Weights, packed, weigh};
 use crate::ptx::convert::{log2, pack_bf16};
 use crate::ptx::memory;
 use crate::ptx::wgmma::{self, Kind, Products};
@@ -197,7 +197,7 @@ impl Attention {
         rings.k.release_if(cg, consumer.leads, places.k.stage);
         let key = cg.mul(block, self.block_keys() as i32);
         let s = sight.hide(cg, self.block_keys(), key, s);
-        self.weigh(cg, args, rows, &s)
+        weigh(cg, args.scale_log2, rows, &s, |largest| largest)
     }
 
     /// Divides by the sum and writes o and the log of the softmax's denominator.

@@ -3,7 +3,7 @@
 use weft_codegen::emit::{Cg, Elem, Ty, Val};
 use weft_codegen::object::KernelSource;
 
-use super::signature::{Argument, Bound, Launch, Signature, Tensor};
+use super::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
 use super::{Attention, TILE_QUERIES};
 use crate::tiles::ring::{Place, Ring};
 use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
@@ -106,6 +106,7 @@ impl Attention {
         let q = (0..n).map(|i| (Tensor::Q(i), self.q_tile(i)));
         let k = (0..n).map(|i| (Tensor::K(i), self.k_tile(i)));
         let maps = q.chain(k).chain([(Tensor::V, self.v_tile())]);
+        let maps = maps.map(|(of, tile)| (of, MapSpec::rows(tile)));
         let mut buffers = vec![O, Lse];
         buffers.extend(self.masks());
         let mut scalars = vec![Batch, Heads, Queries, Keys];

@@ -75,3 +75,18 @@ pub fn load<'c>(
         bulk::load(cg, cg.add(to, copy.bytes as i32), map, full, &coordinates);
     }
 }
+
+/// Copies heads from `head` on of a row. What lies beyond the heads or the width is zero.
+pub fn load_heads<'c>(
+    cg: &Cg<'c>,
+    tile: OperandTile,
+    map: Val<'c>,
+    (to, full): (Val<'c>, Val<'c>),
+    [head, row, batch]: [Val<'c>; 3],
+) {
+    assert_eq!(tile.major, Major::K, "heads are lines");
+    for copy in tile.copies() {
+        let coordinates = [cg.i32(copy.k as i32), row, head, batch];
+        bulk::load(cg, cg.add(to, copy.bytes as i32), map, full, &coordinates);
+    }
+}

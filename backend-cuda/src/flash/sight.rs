@@ -68,6 +68,12 @@ impl<'c> Sight<'c> {
         Sight { first, end: None, all, segments, col: lanes.col }
     }
 
+    /// Of rows that all see the keys before `end`.
+    pub fn up_to(end: Val<'c>, lanes: &Lanes<'c>) -> Sight<'c> {
+        let all = [None, Some(end)];
+        Sight { first: None, end: Some([end; 2]), all, segments: None, col: lanes.col }
+    }
+
     /// Scores of the `n` columns from `column` on; those that a row does not see become -inf.
     pub fn hide(&self, cg: &Cg<'c>, n: u32, column: Val<'c>, scores: &[Val<'c>]) -> Vec<Val<'c>> {
         let hidden = || {

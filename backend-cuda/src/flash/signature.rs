@@ -79,14 +79,21 @@ pub struct MapSpec {
     pub swizzle_bytes: u32,
 }
 
-impl Argument {
-    /// A map that is read a tile at a time.
-    pub fn map(of: Tensor, tile: OperandTile) -> Argument {
+impl MapSpec {
+    /// Of a tile whose lines are rows.
+    pub fn rows(tile: OperandTile) -> MapSpec {
         let [line, lines] = tile.box_dims();
-        let box_dims = vec![line, lines, 1, 1];
-        Argument::Map(of, MapSpec { box_dims, swizzle_bytes: LINE_BYTES })
+        MapSpec { box_dims: vec![line, lines, 1, 1], swizzle_bytes: LINE_BYTES }
     }
 
+    /// Of a tile whose lines are heads of one row.
+    pub fn heads(tile: OperandTile) -> MapSpec {
+        let [line, lines] = tile.box_dims();
+        MapSpec { box_dims: vec![line, 1, lines, 1], swizzle_bytes: LINE_BYTES }
+    }
+}
+
+impl Argument {
     fn param(&self) -> Param {
         use Argument::*;
         match self {
@@ -114,14 +121,14 @@ pub struct Signature(Vec<Argument>);
 
 impl Signature {
     pub fn new(
-        maps: impl IntoIterator<Item = (Tensor, OperandTile)>,
+        maps: impl IntoIterator<Item = (Tensor, MapSpec)>,
         buffers: impl IntoIterator<Item = Argument>,
         scalars: impl IntoIterator<Item = Argument>,
     ) -> Signature {
-        let maps: Vec<(Tensor, OperandTile)> = maps.into_iter().collect();
+        let maps: Vec<(Tensor, MapSpec)> = maps.into_iter().collect();
         let mut all: Vec<Argument> =
-            maps.iter().map(|(t, tile)| Argument::map(*t, *tile)).collect();
-        all.extend(maps.iter().map(|(t, _)| Argument::Data(*t)));
+            maps.iter().map(|(of, spec)| Argument::Map(*of, spec.clone())).collect();
+        all.extend(maps.iter().map(|(of, _)| Argument::Data(*of)));
         all.extend(buffers);
         all.extend(scalars);
         for (tensor, _) in maps {

@@ -2,8 +2,6 @@
 
 use weft_codegen::emit::{Cg, Cmp, Val};
 
-use super::Attention;
-use super::kernel::Args;
 use crate::ptx::convert::{exp2, max, pack_bf16};
 use crate::ptx::sync::butterfly;
 use crate::tiles::fragment::pairs;
@@ -52,40 +50,40 @@ pub struct Weights<'c> {
     pub correction: [Val<'c>; 2],
 }
 
-impl Attention {
-    /// The weights of a block, `2^(score - largest)` with scores in units of `scale_log2`.
-    pub(super) fn weigh<'c>(
-        &self,
-        cg: &Cg<'c>,
-        args: &Args<'c>,
-        rows: Rows<'c>,
-        scores: &[Val<'c>],
-    ) -> Weights<'c> {
-        let mut largest = rows.largest;
-        for pair in pairs(self.block_keys()) {
-            for i in 0..2 {
-                largest[pair.half] = max(cg, largest[pair.half], scores[pair.index + i]);
-            }
+/// The weights of a block, `2^(score - largest)` with scores in units of `scale_log2`. What a row's
+/// largest score is beside this block's, `meet` says: of it alone, it is what it is given.
+pub fn weigh<'c>(
+    cg: &Cg<'c>,
+    scale_log2: Val<'c>,
+    rows: Rows<'c>,
+    scores: &[Val<'c>],
+    meet: impl FnOnce([Val<'c>; 2]) -> [Val<'c>; 2],
+) -> Weights<'c> {
+    let columns = 2 * scores.len() as u32;
+    let mut largest = rows.largest;
+    for pair in pairs(columns) {
+        for i in 0..2 {
+            largest[pair.half] = max(cg, largest[pair.half], scores[pair.index + i]);
         }
-        let largest = largest.map(|v| across(cg, v, |a, b| max(cg, a, b)));
-        // A row that has seen nothing yet subtracts 0: its weights are then 0, not NaN.
-        let lowest = f32::NEG_INFINITY;
-        let less = largest.map(|v| {
-            let scaled = cg.neg(cg.mul(v, args.scale_log2));
-            cg.select(cg.cmp(Cmp::Eq, v, lowest), cg.f32(0.0), scaled)
-        });
-        let power = |x: Val<'c>, half: usize| exp2(cg, cg.fma(x, args.scale_log2, less[half]));
-        let correction = [0, 1].map(|half| power(rows.largest[half], half));
-        let mut sum = [0, 1].map(|half| cg.mul(rows.sum[half], correction[half]));
-        let mut p = scores.to_vec();
-        for pair in pairs(self.block_keys()) {
-            for at in pair.index..pair.index + 2 {
-                p[at] = power(scores[at], pair.half);
-                sum[pair.half] = cg.add(sum[pair.half], p[at]);
-            }
-        }
-        Weights { p, rows: Rows { largest, sum }, correction }
     }
+    let largest = meet(largest.map(|v| across(cg, v, |a, b| max(cg, a, b))));
+    // A row that has seen nothing yet subtracts 0: its weights are then 0, not NaN.
+    let lowest = f32::NEG_INFINITY;
+    let less = largest.map(|v| {
+        let scaled = cg.neg(cg.mul(v, scale_log2));
+        cg.select(cg.cmp(Cmp::Eq, v, lowest), cg.f32(0.0), scaled)
+    });
+    let power = |x: Val<'c>, half: usize| exp2(cg, cg.fma(x, scale_log2, less[half]));
+    let correction = [0, 1].map(|half| power(rows.largest[half], half));
+    let mut sum = [0, 1].map(|half| cg.mul(rows.sum[half], correction[half]));
+    let mut p = scores.to_vec();
+    for pair in pairs(columns) {
+        for at in pair.index..pair.index + 2 {
+            p[at] = power(scores[at], pair.half);
+            sum[pair.half] = cg.add(sum[pair.half], p[at]);
+        }
+    }
+    Weights { p, rows: Rows { largest, sum }, correction }
 }
 
 /// Weights as the left-hand side of a product: two of a row in each register, which lie in the

@@ -102,7 +102,8 @@ impl<'c> Ring<'c> {
         Place { stage: cg.select(wraps, cg.i32(0), after), parity }
     }
 
-    fn previous(&self, cg: &Cg<'c>, stage: Val<'c>) -> Val<'c> {
+    /// The stage before `stage`.
+    pub fn previous(&self, cg: &Cg<'c>, stage: Val<'c>) -> Val<'c> {
         let wraps = cg.cmp(Cmp::Eq, stage, 0);
         cg.select(wraps, cg.i32(self.n_stages as i32 - 1), cg.sub(stage, 1))
     }

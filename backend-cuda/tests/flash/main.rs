@@ -2,5 +2,6 @@
 //! written apart.
 
 mod backward;
+mod decode;
 mod forward;
 mod problem;

@@ -40,6 +40,8 @@ pub struct Attention {
     /// At least one; all q have the same heads.
     pub parts: Vec<Part>,
     pub v: Heads,
+    /// v is the first k: the same numbers in the same place.
+    pub v_is_k: bool,
     pub o: Heads,
     pub scale: f64,
     pub causal: bool,

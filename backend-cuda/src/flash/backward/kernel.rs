@@ -5,7 +5,7 @@ use weft_codegen::object::KernelSource;
 
 use super::{Backward, TILE_ROWS};
 use crate::flash::sight::Masks;
-use crate::flash::signature::{Argument, Bound, Launch, Signature, Tensor};
+use crate::flash::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
 use crate::tiles::ring::{Place, Ring};
 use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
 
@@ -82,6 +82,7 @@ impl Backward {
         use Argument::*;
         let columns = self.columns();
         let maps = self.kept().into_iter().chain(self.moved(columns));
+        let maps = maps.map(|(of, tile)| (of, MapSpec::rows(tile)));
         let mut buffers = vec![Statistics];
         let mut scalars = vec![Batch, Heads, Queries, Keys, Scale, ScaleLog2];
         scalars.extend((0..self.of.parts.len()).map(|i| HeadsPer(Tensor::K(i))));

@@ -1,0 +1,208 @@
+//! The frame of the kernel: its parameters, its shared memory, and which tiles a CTA takes.
+
+use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
+use weft_codegen::object::KernelSource;
+
+use super::{BLOCK_KEYS, Decode, TILE_HEADS};
+use crate::flash::backward::kernel::REGISTERS;
+use crate::flash::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
+use crate::tiles::ring::{Place, Ring};
+use crate::tiles::roles::{self, CONSUMER_WARPS, THREADS};
+
+/// 64 heads of a query, over a piece of the keys.
+#[derive(Clone, Copy)]
+pub struct Tile<'c> {
+    pub batch: Val<'c>,
+    pub query: Val<'c>,
+    pub head: Val<'c>,
+    pub piece: Val<'c>,
+    /// Its keys: from the first to before the end; whole blocks from the first on.
+    pub first: Val<'c>,
+    pub end: Val<'c>,
+    /// At least one.
+    pub n_blocks: Val<'c>,
+}
+
+/// The sizes a kernel knows.
+#[derive(Clone, Copy)]
+pub struct Sizes<'c> {
+    pub batch: Val<'c>,
+    pub heads: Val<'c>,
+    pub queries: Val<'c>,
+    pub keys: Val<'c>,
+}
+
+/// Queries, and blocks of keys, on their way; and shared memory between the warpgroups.
+#[derive(Clone, Copy)]
+pub struct Shared<'c> {
+    pub q: Ring<'c>,
+    pub k: Ring<'c>,
+    pub p: Val<'c>,
+    pub exchange: Val<'c>,
+}
+
+/// Where producer or consumer is in each ring.
+#[derive(Clone, Copy)]
+pub struct Places<'c> {
+    pub q: Place<'c>,
+    pub k: Place<'c>,
+}
+
+impl<'c> Places<'c> {
+    pub fn first(cg: &Cg<'c>) -> Places<'c> {
+        Places { q: Place::first(cg), k: Place::first(cg) }
+    }
+
+    pub fn of(values: &[Val<'c>]) -> Places<'c> {
+        Places { q: Place::of(values), k: Place::of(&values[2..]) }
+    }
+
+    pub fn values(self) -> Vec<Val<'c>> {
+        [self.q, self.k].iter().flat_map(|p| p.values()).collect()
+    }
+}
+
+impl Decode {
+    /// The kernel, to be compiled.
+    pub fn source(&self, label: &str) -> KernelSource {
+        let (decode, name) = (self.clone(), self.name());
+        let source = KernelSource::new(name, label, move |cg: &Cg| decode.emit(cg));
+        KernelSource { cta: self.signature().cta(self.shared_bytes()), ..source }
+    }
+
+    pub fn launch(&self) -> Launch {
+        self.signature().launch(self.name(), self.shared_bytes())
+    }
+
+    pub(super) fn signature(&self) -> Signature {
+        use Argument::*;
+        let q = self.q_tiles().into_iter().map(|(of, tile)| (of, MapSpec::heads(tile)));
+        let k = self.k_tiles().into_iter().map(|(of, tile)| (of, MapSpec::rows(tile)));
+        let mut scalars = vec![Batch, Heads, Queries, Keys, ScaleLog2];
+        let mut buffers = match self.split {
+            true => vec![PartialO, PartialLse],
+            false => vec![O, Lse],
+        };
+        match self.split {
+            true => scalars.push(Chunk),
+            false => scalars.extend((0..3).map(OStride)),
+        }
+        buffers.extend(self.offset.then_some(Start));
+        Signature::new(q.chain(k), buffers, scalars)
+    }
+
+    fn emit(&self, cg: &Cg<'_>) {
+        if let Err(why) = self.check() {
+            panic!("{why}");
+        }
+        let signature = self.signature();
+        cg.device_kernel(&self.name(), THREADS, &signature.params(), |values| {
+            let args = signature.bind(cg, values);
+            let shared = self.shared(cg);
+            roles::specialised(
+                cg,
+                REGISTERS,
+                || [shared.q, shared.k].iter().for_each(|ring| ring.init(cg)),
+                || self.produce(cg, &args, &shared),
+                |consumer| self.consume(cg, &args, &shared, consumer),
+            );
+        });
+    }
+
+    fn shared<'c>(&self, cg: &Cg<'c>) -> Shared<'c> {
+        let shared = cg.dynamic_shared();
+        let at = |bytes: u32| cg.add(shared, bytes as i32);
+        let ring = |stages: u32, barriers: u32, n_stages: u32, stage_bytes: u32| Ring {
+            stages: at(stages),
+            barriers: at(barriers),
+            n_stages,
+            stage_bytes,
+            consumers: CONSUMER_WARPS,
+        };
+        let barriers = self.barriers_at();
+        let behind = barriers + Ring::barriers_bytes(1);
+        Shared {
+            q: ring(0, barriers, 1, self.q_bytes()),
+            k: ring(self.q_bytes(), behind, self.n_stages(), self.stage_bytes()),
+            p: at(self.p_at()),
+            exchange: at(self.exchange_at()),
+        }
+    }
+
+    pub(super) fn sizes<'c>(&self, args: &Bound<'_, 'c>) -> Sizes<'c> {
+        Sizes {
+            batch: args.size(Argument::Batch),
+            heads: args.size(Argument::Heads),
+            queries: args.size(Argument::Queries),
+            keys: args.size(Argument::Keys),
+        }
+    }
+
+    /// Runs `body` for each tile of this CTA that has keys. Tiles of the same keys follow each
+    /// other, which then read them from the second-level cache.
+    pub(super) fn each_tile<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        init: &[Val<'c>],
+        body: impl FnOnce(&Sizes<'c>, Tile<'c>, &[Val<'c>]) -> Vec<Val<'c>>,
+    ) {
+        let sizes = self.sizes(args);
+        let chunk = match self.split {
+            true => args.size(Argument::Chunk),
+            false => cg.max(sizes.keys, 1),
+        };
+        let step = cg.intrinsic("llvm.nvvm.read.ptx.sreg.nctaid.x", &[], &[], Ty::I32);
+        let (pieces, tiles) =
+            (cg.div_ceil(sizes.keys, chunk), cg.div_ceil(sizes.heads, TILE_HEADS as i32));
+        let per_query = cg.mul(pieces, tiles);
+        let total = cg.mul(cg.mul(sizes.batch, sizes.queries), per_query);
+        cg.for_(cg.cta_index(), total, step, init, |t, carried| {
+            let (request, within) = (cg.div(t, per_query), cg.rem(t, per_query));
+            let (batch, query) = (cg.div(request, sizes.queries), cg.rem(request, sizes.queries));
+            let (piece, tile) = (cg.div(within, tiles), cg.rem(within, tiles));
+            let end = self.keys_end(cg, args, &sizes, batch, query);
+            let first = cg.mul(piece, chunk);
+            let end = cg.min(end, cg.add(first, chunk));
+            let n_blocks = cg.max(cg.div_ceil(cg.sub(end, first), BLOCK_KEYS as i32), 1);
+            let head = cg.mul(tile, TILE_HEADS as i32);
+            let tile = Tile { batch, query, head, piece, first, end, n_blocks };
+            // The first piece says that there are none where there are no keys at all.
+            let live = cg.or(cg.cmp(Cmp::Lt, first, end), cg.cmp(Cmp::Eq, piece, 0));
+            cg.if_else(live, || body(&sizes, tile, carried), || carried.to_vec())
+        });
+    }
+
+    /// The keys that a query sees are those before this one.
+    fn keys_end<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        sizes: &Sizes<'c>,
+        batch: Val<'c>,
+        query: Val<'c>,
+    ) -> Val<'c> {
+        if !self.causal {
+            return sizes.keys;
+        }
+        let start = args.find(Argument::Start).map_or(cg.i32(0), |start| {
+            cg.load(Ty::I32, cg.at(start, Elem::I32, cg.cast(batch, Elem::I64)))
+        });
+        cg.max(cg.min(cg.add(cg.add(query, start), 1), sizes.keys), 0)
+    }
+
+    /// The first keys of a block, and of what a warpgroup scores of it.
+    pub(super) fn block_key<'c>(&self, cg: &Cg<'c>, tile: &Tile<'c>, block: Val<'c>) -> Val<'c> {
+        cg.add(tile.first, cg.mul(block, BLOCK_KEYS as i32))
+    }
+
+    /// Address offsets of the parts of q, or of k, in 16-byte units.
+    pub(super) fn before(tiles: &[(Tensor, crate::tiles::shared::OperandTile)]) -> Vec<u32> {
+        let mut at = 0;
+        let mut next = |bytes: u32| {
+            at += bytes / 16;
+            at - bytes / 16
+        };
+        tiles.iter().map(|(_, tile)| next(tile.bytes())).collect()
+    }
+}

@@ -1,0 +1,194 @@
+//! Latent attention of a few queries; what pieces of the keys give is combined here.
+
+use ptx_sim::{Arg, Completion, ErrorKind};
+use weft_backend_cuda::flash::Attention;
+use weft_backend_cuda::flash::decode::Decode;
+use weft_backend_cuda::flash::signature::Argument;
+
+use crate::problem::{
+    Bench, Problem, RANDOM, Wrong, each_is_needed, plain, problem, softmax, text,
+};
+
+/// Keys that all heads share; `chunk` cuts them.
+struct Latent {
+    problem: Problem,
+    chunk: Option<usize>,
+}
+
+fn latent(parts: &[u32], sizes: [usize; 4], starts: &[i32], chunk: Option<usize>) -> Latent {
+    let offset = !starts.is_empty();
+    let attention = Attention { causal: offset, offset, ..plain(parts, parts[0]) };
+    let base = problem(attention, sizes);
+    let k_heads = vec![1; parts.len()];
+    let problem = Problem { k_heads, v_heads: 1, starts: starts.to_vec(), grid: 3, ..base };
+    Latent { problem, chunk }
+}
+
+impl Latent {
+    fn kernel(&self) -> Decode {
+        let of = &self.problem.attention;
+        let (causal, offset) = (of.causal, of.offset);
+        Decode { parts: of.parts.clone(), causal, offset, split: self.chunk.is_some() }
+    }
+
+    fn text(&self) -> String {
+        text(self.kernel().source("test"))
+    }
+
+    fn run(&self, text: &str, completion: Completion) -> Result<(), Wrong> {
+        let p = &self.problem;
+        let mut bench = Bench::new(p, completion);
+        let width = p.attention.v_width as usize;
+        let lines = p.batch * p.queries * p.heads;
+        let chunk = self.chunk.unwrap_or(p.keys);
+        let pieces = p.keys.div_ceil(chunk);
+        let po = bench.device.alloc(4 * pieces * lines * width);
+        let pl = bench.device.alloc(4 * pieces * lines);
+        let own = |argument: &Argument| match argument {
+            Argument::O | Argument::PartialO => Some(Arg::Ptr(po)),
+            Argument::Lse | Argument::PartialLse => Some(Arg::Ptr(pl)),
+            Argument::Chunk => Some(Arg::I64(chunk as i64)),
+            _ => None,
+        };
+        bench.launch(text, &self.kernel().launch(), p.grid, &own)?;
+        let (o, lse) = match self.chunk {
+            None => (bench.bf16(po, lines * width)?, bench.f32(pl, lines)?),
+            Some(_) => {
+                let o = bench.f32(po, pieces * lines * width)?;
+                self.combined(&o, &bench.f32(pl, pieces * lines)?, chunk)
+            }
+        };
+        self.compare(&bench, &o, &lse).map_err(Wrong::Numbers)
+    }
+
+    /// The outputs, and logs of denominators as the whole has them: `[batch, heads, queries]`.
+    fn combined(&self, o: &[f32], lse: &[f32], chunk: usize) -> (Vec<f64>, Vec<f32>) {
+        let p = &self.problem;
+        let width = p.attention.v_width as usize;
+        let n_lines = p.batch * p.queries * p.heads;
+        let mut out = vec![0.0; n_lines * width];
+        let mut logs = vec![0.0; n_lines];
+        for (batch, head, query) in p.rows() {
+            let line = (batch * p.queries + query) * p.heads + head;
+            // Others have not been written.
+            let seen = (0..p.keys).filter(|key| p.sees(batch, query, *key)).count();
+            let live = seen.div_ceil(chunk).max(1);
+            let at = |piece: usize| piece * n_lines + line;
+            let weights: Vec<f64> = (0..live).map(|i| f64::from(lse[at(i)]).exp2()).collect();
+            let sum: f64 = weights.iter().sum();
+            for d in 0..width {
+                let terms = weights.iter().enumerate();
+                let all: f64 = terms.map(|(i, w)| w * f64::from(o[at(i) * width + d])).sum();
+                out[line * width + d] = if sum == 0.0 { 0.0 } else { all / sum };
+            }
+            logs[(batch * p.heads + head) * p.queries + query] = sum.ln() as f32;
+        }
+        (out, logs)
+    }
+
+    fn compare(&self, bench: &Bench, o: &[f64], lse: &[f32]) -> Result<(), String> {
+        let p = &self.problem;
+        let v = &bench.operands.k[0];
+        for (batch, head, query) in p.rows() {
+            let (seen, scores) = p.scores(&bench.operands, [batch, query, head]);
+            let (top, sum, want) = softmax(&scores);
+            let at = format!("batch {batch}, query {query}, head {head}");
+            let got = f64::from(lse[(batch * p.heads + head) * p.queries + query]);
+            if got != want && !((got - want).abs() < 2e-5 * (1.0 + want.abs())) {
+                return Err(format!("{at}: lse is {got}, not {want}"));
+            }
+            for d in 0..v.width {
+                let (mut want, mut size) = (0.0, 0.0);
+                for (key, s) in seen.iter().zip(&scores) {
+                    let of = v.at(batch, *key, 0)[d] * (s - top).exp() / sum;
+                    (want, size) = (want + of, size + of.abs());
+                }
+                let got = o[((batch * p.queries + query) * p.heads + head) * v.width + d];
+                // Weights and results are rounded to 8 bits.
+                if !((got - want).abs() <= size * 2f64.powi(-7)) {
+                    return Err(format!("{at}: o[{d}] is {got}, not {want}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) {
+        let text = self.text();
+        for completion in [Completion::Lazy, RANDOM] {
+            self.run(&text, completion).unwrap_or_else(|e| panic!("{completion:?}: {e:?}"));
+        }
+    }
+}
+
+#[test]
+fn heads_of_576_over_latents_of_512_in_pieces() {
+    // 70 heads are a tile and a part of one; the second request sees two of three pieces.
+    latent(&[512, 64], [2, 70, 1, 330], &[300, 200], Some(128)).check();
+}
+
+#[test]
+fn one_piece_writes_the_result_itself() {
+    latent(&[512, 64], [1, 16, 1, 200], &[199], None).check();
+}
+
+#[test]
+fn small_latents_and_several_queries_of_which_one_sees_nothing() {
+    latent(&[64, 16], [2, 8, 3, 150], &[120, -1], None).check();
+    latent(&[64, 16], [2, 8, 3, 150], &[120, -1], Some(64)).check();
+}
+
+#[test]
+fn widths_that_are_not_whole_lines() {
+    latent(&[40, 8], [1, 5, 1, 70], &[], None).check();
+    latent(&[200, 24], [1, 5, 2, 70], &[60], None).check();
+}
+
+/// A problem small enough for many runs, with every wait in use.
+fn faulty() -> Latent {
+    let base = latent(&[512], [1, 64, 2, 320], &[300], None);
+    Latent { problem: Problem { grid: 1, ..base.problem }, ..base }
+}
+
+#[test]
+fn every_wait_of_producer_and_consumers_is_needed() {
+    let (latent, text) = (faulty(), faulty().text());
+    // Queries and keys, of the producer and of the consumers, and the consumers' first keys.
+    assert_eq!(text.matches("@!done bra").count(), 5);
+    let kinds = [ErrorKind::MissingWait, ErrorKind::Barrier, ErrorKind::Race];
+    each_is_needed(&text, "@!done bra", &kinds, &[], |text, how| latent.run(text, how));
+}
+
+#[test]
+fn every_wait_for_products_is_needed() {
+    let (latent, text) = (faulty(), faulty().text());
+    assert_eq!(text.matches("wgmma.wait_group").count(), 4);
+    let kinds = [ErrorKind::MissingWait, ErrorKind::Race];
+    each_is_needed(&text, "wgmma.wait_group", &kinds, &[], |text, how| latent.run(text, how));
+}
+
+/// What the warpgroups give each other through shared memory is behind fences and meetings, none of
+/// which is idle.
+#[test]
+fn every_fence_and_meeting_of_the_warpgroups_is_needed() {
+    let (latent, text) = (faulty(), faulty().text());
+    let kinds = [ErrorKind::Race, ErrorKind::MissingWait, ErrorKind::MissingFence];
+    for (what, n) in [("fence.proxy.async", 2), ("bar.sync %r", 7)] {
+        assert_eq!(text.matches(what).count(), n, "{what}");
+        each_is_needed(&text, what, &kinds, &[], |text, how| latent.run(text, how));
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let of = |parts: &[u32]| {
+        let (causal, offset, split) = (false, false, false);
+        Decode { parts: parts.to_vec(), causal, offset, split }
+    };
+    let refused = of(&[640]).check().unwrap_err();
+    assert!(refused.contains("640 wide, more than 512"), "{refused}");
+    let refused = of(&[512, 20]).check().unwrap_err();
+    assert!(refused.contains("not a multiple of 8"), "{refused}");
+    let refused = of(&[512, 512]).check().unwrap_err();
+    assert!(refused.contains("too wide for shared memory"), "{refused}");
+}
