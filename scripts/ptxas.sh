@@ -1,8 +1,14 @@
 #!/bin/sh
 # Prints the folder with `ptxas` and, where it can be had, `nvdisasm`; fetches them once, as Python
 # wheels, into target/ptxas. Fails, with the reason on stderr, where they cannot be had.
+#
+# With `all` it assembles every kernel of every shipped model instead, for training, prefill and
+# decoding, in every precision, and prints what they have; a test takes a part of that.
 set -eu
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = all ]; then
+    exec env WEFT_PTXAS=all cargo test --test ptxas -- --nocapture the_assembler
+fi
 tools=target/ptxas
 bin=$tools/bin
 if [ ! -x "$bin/ptxas" ]; then
