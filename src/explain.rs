@@ -7,10 +7,14 @@ use weft_ir::{cost, dim};
 use weft_lang::elaborate::Tree;
 use weft_lang::lower::{Lowered, Purpose, Settings, Size};
 use weft_lang::parameters::{self, Count, Part};
+use weft_passes::save_codes::{self, Kept};
+use weft_passes::{PIPELINE, PassCx, run_pass};
 use weft_runtime::checkpoint::Dtype;
 use weft_runtime::checkpoint::fp8::SCALE_SUFFIX;
+use weft_runtime::train::run::LOSS;
 
 use crate::frontend::{self, ModelArgs, Source};
+use crate::policy;
 use crate::precision_table::{Table, scale_shape};
 use crate::published::Published;
 use crate::weights;
@@ -43,7 +47,8 @@ pub fn run(args: Args) -> Result<()> {
             let purpose = if tree.loss.is_some() { Purpose::Train } else { Purpose::Infer };
             let lowered = source.lower(&tree, purpose, settings(args.sequence, None))?;
             let name = &tree.precision.name;
-            let table = Table::of(&lowered, name, args.sequence, &source.map)?;
+            let kept = kept(&lowered)?;
+            let table = Table::of(&lowered, &kept, name, args.sequence, &source.map)?;
             if json { pretty(&table.json())? } else { table.text() }
         }
         (false, json) => {
@@ -62,6 +67,20 @@ pub fn run(args: Args) -> Result<()> {
     };
     print!("{text}");
     Ok(())
+}
+
+/// What a training step saves in its recipes' formats, where `recompute` is not said.
+fn kept(lowered: &Lowered) -> Result<Vec<Kept>> {
+    let cx = PassCx { gradients: true, policy: policy::policy(lowered), ..PassCx::default() };
+    if cx.policy.is_empty() || lowered.module.find(LOSS).is_none() {
+        return Ok(vec![]);
+    }
+    let mut module = lowered.module.clone();
+    let before = PIPELINE.iter().take_while(|pass| pass.name != save_codes::PASS.name);
+    for (i, pass) in before.enumerate() {
+        run_pass(i + 1, pass, &mut module, &cx)?;
+    }
+    Ok(save_codes::kept(&module, &cx.policy))
 }
 
 fn pretty(value: &Value) -> Result<String> {

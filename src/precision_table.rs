@@ -11,6 +11,7 @@ use weft_lang::lower::{Lowered, Site};
 use weft_lang::settings::gemm::{Format, Key, Role};
 use weft_lang::settings::recipe::{Product, Recipe};
 use weft_lang::source::{SourceMap, Span};
+use weft_passes::save_codes;
 
 use crate::explain::{digits, number};
 
@@ -56,16 +57,37 @@ struct Kept {
     what: &'static str,
     format: Format,
     scales: Vec<u64>,
+    stored: Stored,
+    /// Of what is stored, or sent.
     bytes: u128,
     bf16_bytes: u128,
     why: String,
 }
 
+/// Where such a value lies.
+#[derive(Clone, PartialEq)]
+enum Stored {
+    Here,
+    /// It is the value that this site stores.
+    With(String),
+    /// Nowhere: the backward computes it again.
+    Again,
+    /// It is sent to other ranks, not stored.
+    Sent,
+}
+
 impl Table {
-    pub fn of(lowered: &Lowered, precision: &str, sequence: u64, map: &SourceMap) -> Result<Table> {
+    /// `saved`: what lies in memory for a backward.
+    pub fn of(
+        lowered: &Lowered,
+        saved: &[save_codes::Kept],
+        precision: &str,
+        sequence: u64,
+        map: &SourceMap,
+    ) -> Result<Table> {
         let sites = lowered.sites.iter().zip(&lowered.recipes);
         let rows: Result<Vec<Row>> =
-            sites.map(|(site, recipe)| row(&lowered.module, site, recipe, map)).collect();
+            sites.map(|(site, recipe)| row(&lowered.module, site, recipe, saved, map)).collect();
         let model = lowered.module.name.clone();
         Ok(Table { model, precision: precision.into(), sequence, rows: rows? })
     }
@@ -106,7 +128,13 @@ impl Table {
     }
 }
 
-fn row(module: &Module, site: &Site, recipe: &Recipe, map: &SourceMap) -> Result<Row> {
+fn row(
+    module: &Module,
+    site: &Site,
+    recipe: &Recipe,
+    saved: &[save_codes::Kept],
+    map: &SourceMap,
+) -> Result<Row> {
     let rows = product(&site.rows).context("a product has too many rows to count")?;
     let [m, n, k] = [rows, site.n, site.k].map(|d: Dim| module.dim_max(d));
     let roles: &[Role] = if site.weight.is_some() { &Role::ALL } else { &[Role::Forward] };
@@ -119,7 +147,19 @@ fn row(module: &Module, site: &Site, recipe: &Recipe, map: &SourceMap) -> Result
     let kept = kept.into_iter().filter_map(|(what, format, key, width)| {
         let format = format?;
         let scales = scale_shape(&format, &[m, width]);
-        let n_runs = u128::from(site.layers) * u128::from(site.calls);
+        let stored = match key {
+            Key::Dispatched => Stored::Sent,
+            _ => {
+                let output = key == Key::SavedOutput;
+                match saved.iter().find(|k| k.site == site.path && k.output == output) {
+                    Some(kept) if kept.first == site.path => Stored::Here,
+                    Some(kept) => Stored::With(kept.first.clone()),
+                    None => Stored::Again,
+                }
+            }
+        };
+        let counts = matches!(stored, Stored::Here | Stored::Sent);
+        let n_runs = u128::from(counts) * u128::from(site.layers) * u128::from(site.calls);
         let n_elements = u128::from(m) * u128::from(width);
         let n_scales: u128 = scales.iter().map(|n| u128::from(*n)).product();
         let bits = n_elements * u128::from(format.dtype.bits());
@@ -128,6 +168,7 @@ fn row(module: &Module, site: &Site, recipe: &Recipe, map: &SourceMap) -> Result
             what,
             format,
             scales,
+            stored,
             bytes: n_runs * bytes,
             bf16_bytes: n_runs * n_elements * 2,
             why: recipe.places.get(&key).map_or_else(String::new, |s| place(map, *s)),
@@ -261,8 +302,16 @@ fn body(row: &Row) -> String {
         lines.push([
             kept.what.into(),
             format!("{} {:?}", typed(&kept.format), kept.scales),
-            format!("{} bytes", digits(kept.bytes)),
-            format!("{} less than bf16", digits(less)),
+            match &kept.stored {
+                Stored::Here => format!("{} bytes", digits(kept.bytes)),
+                Stored::Sent => format!("{} bytes sent", digits(kept.bytes)),
+                Stored::With(site) => format!("stored by {site}"),
+                Stored::Again => "not stored: computed again".into(),
+            },
+            match kept.bytes {
+                0 => String::new(),
+                _ => format!("{} less than bf16", digits(less)),
+            },
             kept.why.clone(),
         ]);
     }
@@ -321,6 +370,12 @@ fn kept_json(kept: &Kept) -> Value {
         "group": kept.format.group,
         "scale": kept.format.scale.name(),
         "scale_shape": kept.scales,
+        "stored": match &kept.stored {
+            Stored::Here => "here".to_string(),
+            Stored::Sent => "sent".to_string(),
+            Stored::With(site) => site.clone(),
+            Stored::Again => "computed again".to_string(),
+        },
         "bytes": number(kept.bytes),
         "bf16_bytes": number(kept.bf16_bytes),
         "why": kept.why,

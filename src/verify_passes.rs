@@ -7,12 +7,15 @@
 
 use std::cell::RefCell;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indexmap::IndexMap;
+use weft_ir::attr::{Attr, Attrs};
+use weft_ir::builder::Builder;
 use weft_ir::interp::{Interp, Precision, Tensor};
-use weft_ir::module::{Func, FuncId, Module};
+use weft_ir::module::{Func, FuncId, Module, Part};
+use weft_ir::op::Op;
 use weft_ir::text;
-use weft_ir::ty::{DType, Type};
+use weft_ir::ty::{DType, Quant, Type};
 use weft_passes::{Pass, PassCx};
 
 /// ‖after − before‖ / ‖before‖ of a value, in f64.
@@ -71,8 +74,27 @@ fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
     Ok(Outcome { results, seen: seen.into_inner() })
 }
 
-/// An input made from its name: the same before and after a pass.
+/// An input made from its name: the same before and after a pass. What is stored as codes is made
+/// of what is drawn for the weight's own name.
 fn drawn(module: &Module, name: &str, ty: &Type) -> Result<Tensor> {
+    let part = module.stores.get(name).and_then(|s| s.part.clone());
+    let (part, coded) = match part {
+        Some((part, coded)) => (Some(part), coded),
+        None => (None, ty.clone()),
+    };
+    if let Some(quant) = &coded.quant {
+        let codes = name.strip_suffix(".scales").filter(|_| part == Some(Part::Scales));
+        let codes = codes.unwrap_or(name);
+        let weight = codes.strip_suffix(coded.dtype.name()).and_then(|n| n.strip_suffix('.'));
+        let master = Type::new(DType::F32, coded.dims.clone());
+        let x = drawn(module, weight.unwrap_or(codes), &master)?;
+        let made = quantized(master, coded.dtype, quant, x)?;
+        return Ok(match (part, made) {
+            (None, made) => made,
+            (Some(Part::Codes), made) => Tensor { scales: None, ..made },
+            (Some(Part::Scales), made) => *made.scales.context("codes have scales")?,
+        });
+    }
     let mut dims = vec![];
     for d in &ty.dims {
         match module.eval_dim(*d, &|_| None) {
@@ -99,6 +121,20 @@ fn drawn(module: &Module, name: &str, ty: &Type) -> Result<Tensor> {
         },
         dtype => Tensor::float(dtype, &dims, data),
     })
+}
+
+fn quantized(ty: Type, dtype: DType, quant: &Quant, x: Tensor) -> Result<Tensor> {
+    let attrs = Attrs::new()
+        .with("dtype", Attr::DType(dtype))
+        .ints("group", quant.group.map(i64::from))
+        .with("scale", Attr::DType(quant.scale));
+    let mut b = Builder::new("quantize");
+    let param = b.param("x", ty);
+    let codes = b.emit(Op::Quantize, &[param], attrs).map_err(|e| anyhow!(e.0))?;
+    let mut module = Module::default();
+    let func = module.add_func(b.finish(vec![codes]));
+    let made = Interp::new(&module, Precision::F64).run(func, vec![x])?;
+    made.into_iter().next().context("it has a result")
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
@@ -165,7 +201,6 @@ fn first_moved(module: &Module, old: &Outcome, new: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
-    use weft_ir::op::Op;
     use weft_passes::{PassError, Stats};
 
     use super::*;

@@ -178,6 +178,20 @@ fn a_precision_says_what_every_product_is_computed_in() {
     assert_eq!(saved["bytes"], 58u64 * (4096 * 16384 * 3 / 2 + 4096 * 128));
     assert_eq!(saved["bf16_bytes"], 58u64 * 4096 * 16384 * 2);
 
+    // Outputs of norms and of SwiGLU are computed again from what is stored anyway; a shared input
+    // of two products is stored once.
+    let kept = |path: &str, i: usize| {
+        let kept = &site(path)["kept"][i];
+        (kept["what"].clone(), kept["stored"].clone(), kept["bytes"].clone())
+    };
+    let none = Value::from(0);
+    for path in ["layers.1.self_attn.q_a_proj", "layers.1.mlp.experts.down_proj"] {
+        assert_eq!(kept(path, 0), ("saved_input".into(), "computed again".into(), none.clone()));
+    }
+    let (what, stored, bytes) = kept("layers.1.mlp.experts.up_proj", 1);
+    assert_eq!((what, stored), ("saved_output".into(), "here".into()));
+    assert_eq!(bytes, 58u64 * (8 * 4096 * 2048 + 8 * 4096 * 16 * 4));
+
     let gradient = role("layers.1.mlp.experts.down_proj", 1);
     assert_eq!(gradient["operands"][0]["scale"], "ue8m0");
     assert_eq!(gradient["operands"][0]["shape"], Value::from(vec![8 * 4096, 7168]));

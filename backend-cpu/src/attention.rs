@@ -17,6 +17,9 @@
 //! that a tile's rows see are not touched; keys before it that a row may not see must be finite,
 //! since they are weighed with 0.
 //!
+//! Where rows of o are wanted as codes (`codes.rs`), a block does as many heads as share a group of
+//! codes, keeps their o and encodes it at its end.
+//!
 //! In bf16 a block of keys and values is widened into scratch, once for all rows of a tile. Weights
 //! and derivatives of scores are rounded to bf16 before their products, as where matrix units take
 //! them; the sum of the weights is of those before rounding.
@@ -35,6 +38,7 @@
 
 mod args;
 mod backward;
+mod codes;
 mod forward;
 mod plan;
 mod reduce;
@@ -43,8 +47,9 @@ mod scores;
 mod tile;
 
 use weft_codegen::emit::Elem;
+use weft_codegen::row_codes::RowCodes;
 
-pub use plan::{backward, forward};
+pub use plan::{backward, forward, takes_codes};
 pub use weft_lower::describe::attention::{
     Attention, Buffer, Gradients, Heads, Launch, Part, Planned,
 };
@@ -72,6 +77,12 @@ pub(crate) struct Shape {
     pub segments: bool,
     /// Query rows of a block: `group` for each query.
     pub block_rows: u32,
+    /// Groups of heads that a block of the forward pass does, one after the other.
+    pub block_units: i64,
+    /// What rows of o become at a block's end.
+    pub codes: Vec<RowCodes>,
+    /// Is o itself written?
+    pub keeps_o: bool,
 }
 
 impl Shape {

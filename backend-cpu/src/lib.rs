@@ -50,6 +50,10 @@ impl Backend for Cpu {
         gemm::scaled::plan(gemm, dims, label)
     }
 
+    fn attends_into_codes(&self, attention: &Attention, dims: &[DimDecl]) -> bool {
+        attention::takes_codes(attention, dims)
+    }
+
     fn attention(
         &self,
         attention: &Attention,

@@ -9,18 +9,20 @@ use std::sync::{LazyLock, Mutex};
 
 use half::bf16;
 use weft_backend_cpu::attention::{
-    Attention, Buffer, Gradients, Heads, Part, Planned, backward, forward,
+    Attention, Buffer, Gradients, Heads, Part, Planned, backward, forward, takes_codes,
 };
 use weft_backend_cpu::target::target;
 use weft_codegen::object::{KernelSource, compile};
+use weft_codegen::row_codes::RowCodes;
 use weft_graph::{CpuVariant, DType, DimDecl, DimExpr, DimId, Scalar};
 use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
 use weft_ir::dim::Dim;
+use weft_ir::formats::{Format, encode_ue8m0, round};
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_ir::op::Op;
-use weft_ir::ty::Type;
+use weft_ir::ty::{self as ir, Type};
 use weft_runtime::elf::{Code, KernelFn};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,6 +55,9 @@ struct Case {
     layout: Layout,
     /// Multiplies the scores.
     sharpness: f64,
+    /// What rows of o become, and whether they are written too.
+    codes: Vec<RowCodes>,
+    keeps_o: bool,
 }
 
 /// An operand `[B, rows, heads, width]` as the kernel gets it.
@@ -162,6 +167,7 @@ struct Data {
     operands: BTreeMap<Buffer, Operand>,
     lse: Vec<f32>,
     ids: BTreeMap<Buffer, Vec<i32>>,
+    codes: BTreeMap<Buffer, Vec<u8>>,
 }
 
 impl Case {
@@ -181,6 +187,8 @@ impl Case {
             segments: None,
             layout: Layout::RowMajor,
             sharpness: 1.0,
+            codes: vec![],
+            keeps_o: true,
         }
     }
 
@@ -221,7 +229,14 @@ impl Case {
             ids.insert(Buffer::QuerySegments, of(s));
             ids.insert(Buffer::KeySegments, of(t));
         }
-        Data { operands, lse: vec![OUTSIDE; b * h * s], ids }
+        let (rows, row) = (b * s, h * self.v.0);
+        let mut codes = BTreeMap::new();
+        for (i, of) in self.codes.iter().enumerate() {
+            let groups = rows * row.div_ceil(of.group as usize);
+            codes.insert(Buffer::Codes(i), vec![0xee; rows * row * of.code.bits() as usize / 8]);
+            codes.insert(Buffer::Scales(i), vec![0xee; groups * of.scale.bits() as usize / 8]);
+        }
+        Data { operands, lse: vec![OUTSIDE; b * h * s], ids, codes }
     }
 
     fn describe(&self, data: &Data) -> (Attention, Gradients, Vec<DimDecl>, Vec<i64>) {
@@ -249,6 +264,8 @@ impl Case {
             v: heads(Buffer::V),
             v_is_k: false,
             o: heads(Buffer::O),
+            codes: self.codes.clone(),
+            keeps_o: self.keeps_o,
             scale: self.scale(),
             causal: self.causal,
             offset: self.start.is_some(),
@@ -344,6 +361,9 @@ impl Case {
             let mut pointer = |buffer: &Buffer| -> *mut u8 {
                 match buffer {
                     Buffer::Lse => data.lse.as_mut_ptr().cast(),
+                    Buffer::Codes(_) | Buffer::Scales(_) => {
+                        data.codes.get_mut(buffer).unwrap().as_mut_ptr()
+                    }
                     Buffer::Workspace(i) => workspaces[*i].as_mut_ptr().cast(),
                     Buffer::Start | Buffer::QuerySegments | Buffer::KeySegments => {
                         data.ids.get_mut(buffer).unwrap().as_mut_ptr().cast()
@@ -397,6 +417,62 @@ impl Case {
             results.push((*buffer, values));
         }
         results
+    }
+
+    /// Codes and scales of each row of `o`, as bytes, one element after the other.
+    fn encoded(&self, o: &[f32]) -> BTreeMap<Buffer, Vec<u8>> {
+        let mut all = BTreeMap::new();
+        for (i, of) in self.codes.iter().enumerate() {
+            let format = Format::of(of.code).unwrap();
+            let (mut codes, mut scales) = (vec![], vec![]);
+            for group in o.chunks(self.h * self.v.0).flat_map(|r| r.chunks(of.group as usize)) {
+                let finite = group.iter().map(|x| x.abs()).filter(|x| x.is_finite());
+                let top = finite.fold(of.floor as f32, f32::max);
+                let ratio = top / format.decode(format.max);
+                let ratio = if ratio == 0.0 { 1.0 } else { ratio };
+                let scale = round(of.scale, ratio);
+                match of.scale {
+                    ir::DType::Ue8m0 => scales.push(encode_ue8m0(ratio)),
+                    _ => scales.extend(scale.to_le_bytes()),
+                }
+                codes.extend(group.iter().map(|x| format.encode(x / scale)));
+            }
+            let bytes = match of.code {
+                ir::DType::E5m6 => codes
+                    .chunks(2)
+                    .flat_map(|c| {
+                        (u32::from(c[0]) | u32::from(c[1]) << 12).to_le_bytes()[..3].to_vec()
+                    })
+                    .collect(),
+                _ => codes.iter().map(|c| *c as u8).collect(),
+            };
+            all.insert(Buffer::Codes(i), bytes);
+            all.insert(Buffer::Scales(i), scales);
+        }
+        all
+    }
+
+    /// Codes made where rows are made are those of the rows that the kernel writes beside them, and
+    /// those are the rows that it writes without.
+    fn check_codes(&self) {
+        for variant in variants() {
+            let run = |codes: &[RowCodes], keeps_o: bool| {
+                let case = Case { codes: codes.to_vec(), keeps_o, ..self.clone() };
+                let mut data = case.data();
+                let (attention, _, decls, dims) = case.describe(&data);
+                assert!(codes.is_empty() || takes_codes(&attention, &decls), "{case:?}");
+                let planned = forward(&attention, &decls, "test");
+                assert_eq!(planned.launches[0].buffers.contains(&Buffer::O), keeps_o);
+                case.run(variant, &planned, &dims, &mut data, &[13, 50, 77]);
+                let o = &data.operands[&Buffer::O];
+                (o.places().iter().map(|at| o.data[*at]).collect::<Vec<f32>>(), data.codes)
+            };
+            let (plain, _) = run(&[], true);
+            let (o, codes) = run(&self.codes, true);
+            assert_eq!(o, plain, "{variant:?} {self:?}: another o");
+            assert_eq!(codes, self.encoded(&o), "{variant:?} {self:?}");
+            assert_eq!(codes, run(&self.codes, false).1, "{variant:?} {self:?}: without o");
+        }
     }
 
     fn check_on(&self, variant: CpuVariant) {
@@ -559,6 +635,58 @@ fn sharp_scores() {
 #[test]
 fn training() {
     Case::new(1, 256, 256).heads(2, &[(32, 2), (16, 1)], (32, 2)).check();
+}
+
+/// One head holds a group, several do, all do and the last is not full; heads that share keys;
+/// tiles that are not full; no rows that see anything.
+#[test]
+fn rows_that_end_as_codes() {
+    let codes = |code, scale, group, floor| RowCodes { code, scale, group, floor };
+    let e4m3 = codes(ir::DType::E4m3, ir::DType::F32, 128, 0.0);
+    let saved = codes(ir::DType::E5m6, ir::DType::Ue8m0, 128, 0.0);
+    let small = codes(ir::DType::E5m2, ir::DType::Ue8m0, 20, 1e-2);
+    for (h, parts, v, codes) in [
+        (2, vec![(16, 2), (8, 1)], (128, 2), vec![e4m3.clone(), saved.clone()]),
+        (8, vec![(8, 8), (4, 1)], (32, 8), vec![e4m3.clone(), saved.clone()]),
+        (5, vec![(8, 5)], (38, 5), vec![e4m3.clone(), saved.clone()]),
+        (6, vec![(8, 2)], (40, 2), vec![saved, small.clone()]),
+        (4, vec![(8, 4)], (10, 4), vec![small]),
+        (40, vec![(4, 8)], (16, 8), vec![e4m3]),
+    ] {
+        let case = Case { dtype: DType::Bf16, codes, ..Case::new(2, 37, 37) };
+        case.heads(h, &parts, v).check_codes();
+    }
+    // In f32, and small tiles.
+    let case = Case { codes: vec![codes_of_nothing()], ..Case::new(1, 64, 20) };
+    case.heads(8, &[(8, 8)], (32, 8)).check_codes();
+    let case = Case { codes: vec![codes_of_nothing()], s_max: 1, ..Case::new(3, 1, 9) };
+    case.heads(4, &[(8, 2)], (32, 2)).check_codes();
+    // All that a row sees is elsewhere: zeros, whose scale is 1.
+    let codes = vec![codes_of_nothing()];
+    Case { codes, start: Some(vec![-40]), ..Case::new(1, 35, 35) }.check_codes();
+}
+
+fn codes_of_nothing() -> RowCodes {
+    RowCodes { code: ir::DType::E4m3, scale: ir::DType::F32, group: 128, floor: 0.0 }
+}
+
+/// Queries of more heads than a block has rows cannot be a block's, nor can rows of odd length be
+/// packed.
+#[test]
+fn codes_that_a_block_cannot_make() {
+    let takes = |case: Case| {
+        let (attention, _, decls, _) = case.describe(&case.data());
+        takes_codes(&attention, &decls)
+    };
+    let e4m3 = codes_of_nothing();
+    let case = |of: RowCodes| Case { codes: vec![of], ..Case::new(1, 40, 40) };
+    assert!(takes(case(e4m3.clone()).heads(32, &[(4, 1)], (16, 1))));
+    assert!(!takes(case(e4m3.clone()).heads(40, &[(4, 1)], (16, 1))));
+    let packed = RowCodes { code: ir::DType::E5m6, ..e4m3.clone() };
+    assert!(!takes(case(packed).heads(3, &[(4, 3)], (5, 3))));
+    // 64 heads of 100: no fewer than all hold whole groups of 127.
+    let odd = RowCodes { group: 127, ..e4m3 };
+    assert!(!takes(case(odd).heads(64, &[(4, 64)], (100, 64))));
 }
 
 /// A query's bits are the same alone and among others, in a batch or not, and whatever keys lie

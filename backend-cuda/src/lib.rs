@@ -61,6 +61,11 @@ impl Backend for Cuda {
         }
     }
 
+    /// A CTA has the rows of one head in fragments: rows are encoded by a region, from memory.
+    fn attends_into_codes(&self, _: &Attention, _: &[DimDecl]) -> bool {
+        false
+    }
+
     fn attention(
         &self,
         attention: &Attention,

@@ -365,6 +365,14 @@ impl Cx<'_> {
         }
     }
 
+    /// An intermediate that the op's doc says is rounded to the operands' type.
+    fn narrow(&self, x: f64, dtype: DType) -> f64 {
+        match self.run.precision {
+            Precision::F64 => x,
+            Precision::Stated => formats::round(dtype, x as f32) as f64,
+        }
+    }
+
     /// A tensor of the type of result `i`.
     fn result(&self, i: usize, data: Data) -> Result<Tensor, Fault> {
         let ty = self.types.get(i).ok_or("an op has fewer results than its rule")?;

@@ -240,6 +240,14 @@ impl Func {
         self.values.len()
     }
 
+    /// The value that `v` only gives another shape.
+    pub fn past_reshapes(&self, v: ValueId) -> ValueId {
+        match self.def_op(v).map(|id| self.op(id)) {
+            Some(op) if op.op == Op::Reshape => self.past_reshapes(op.operands[0]),
+            _ => v,
+        }
+    }
+
     /// The op that makes `id`, unless it is a parameter.
     pub fn def_op(&self, id: ValueId) -> Option<OpId> {
         match self.value(id).def {

@@ -339,10 +339,16 @@ ops! {
   /// S], i32[B, T] if `segments`. `p = softmax(scale Σᵢ qᵢ·kᵢ)` over the visible t:
   /// `t <= s + start` if `causal`, and the same segment. Returns `o[B, S, H, Dᵥ] = Σ_t p v` and the
   /// log of the softmax's denominator, f32[B, H, S]. A row that sees nothing gives 0 and -inf.
+  ///
+  /// As a matrix unit takes it, `e^(x - m)`, m the row's largest x, is rounded to the operands'
+  /// type before it weighs v; the denominator sums it unrounded, and divides last. A kernel that
+  /// sees keys in blocks takes for m the largest so far, and one without matrix units rounds
+  /// nothing: in bf16 kernels are as far from this as that moves a rounding.
   Attention "attention" ("q" "..") {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool} attention
     [Pure Composite] CostRule::Attention;
   /// Operands of `attention`, with o, lse, do after v. Returns the derivatives of q₁..qₙ, k₁..kₙ
-  /// and v.
+  /// and v. `p` and the derivatives of scores, of p unrounded, are rounded to the operands' type
+  /// before they are multiplied.
   AttentionGrad "attention_grad" ("q" "..") {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool}
     attention_grad [Pure Composite] CostRule::AttentionGrad;
   /// `loss[..] = log Σ e^logits - logits[target]`, 0 where the target is negative; returns the loss
@@ -391,7 +397,7 @@ ops! {
   /// returns the carried values, then one slice of each stack of results. Returns the last carried
   /// values and the stacks. `reverse` runs the last slice first.
   Repeat "repeat" ("..") {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool} repeat [Calls] CostRule::Callee;
-  /// A region run as one kernel: `func` holds pointwise, movement and row ops only. Created by
-  /// `fuse`.
+  /// A region run as one kernel: `func` holds pointwise, movement and row ops only, or attention,
+  /// movement and codes of its rows. Created by `fuse`.
   Fused "fused" ("..") {func: Func} call [Calls] CostRule::Callee;
 }

@@ -393,7 +393,9 @@ fn op(cx: &mut Cx, f: &Func, at: Place, id: FuncId, data: &OpData) {
     let earlier = callee.is_none_or(|g| g < id);
     cx.check(earlier, at, || "a callee stands before its callers".into());
     if let Some(g) = callee.filter(|_| data.op == Op::Fused && earlier) {
-        for (_, inner) in m.func(g).body_ops().filter(|(_, inner)| !fusible(inner)) {
+        let ops = || m.func(g).body_ops().map(|(_, op)| op);
+        let attends = ops().any(|op| op.op == Op::Attention);
+        for inner in ops().filter(|inner| !fusible(inner, attends)) {
             cx.fail(at, format!("a fused function may not hold {}", inner.op.name()));
         }
     }
@@ -403,13 +405,17 @@ fn op(cx: &mut Cx, f: &Func, at: Place, id: FuncId, data: &OpData) {
     }
 }
 
-/// What a `fused` function may hold: sources, and ops whose rows are independent of each other.
-fn fusible(op: &OpData) -> bool {
+/// What a `fused` function may hold: sources, and ops whose rows are independent of each other. One
+/// that attends holds nothing else but codes of its rows.
+fn fusible(op: &OpData, attends: bool) -> bool {
     let def = op.op.def();
     let source = def.operands.is_empty() && def.has(Trait::Pure);
     let kind = [Trait::Pointwise, Trait::Movement, Trait::Reduction].iter().any(|t| def.has(*t));
     let per_row = matches!(def.cost, CostRule::PerElement(_) | CostRule::PerInput(_));
     let codes = op.op == Op::Encode && matches!(op.attrs.get_ints("group"), Some([1, _]));
+    if attends {
+        return op.op == Op::Attention || codes || def.has(Trait::Movement);
+    }
     source || kind || codes || (def.has(Trait::Composite) && def.has(Trait::Pure) && per_row)
 }
 

@@ -1,5 +1,7 @@
 //! Attention and its derivative: operands are read where they lie, with strides.
 
+mod codes;
+
 use weft_graph::{Arg, DType, Role};
 use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
@@ -33,13 +35,15 @@ impl<'a> Lower<'a> {
             return Err(format!("o and do are {other}, q, k and v {dtype}: no kernel").into());
         }
         let mut described = self.described(f, op, &x)?;
+        let ends = self.ends(f, op, &mut described)?;
         let mut made = vec![];
-        for r in &op.results {
-            made.push(self.result_room(f, *r)?);
+        for (i, r) in op.results.iter().enumerate() {
+            let wanted = i > 0 || described.keeps_o;
+            made.push(if wanted { Some(self.result_room(f, *r)?) } else { None });
         }
         described.aligned = match op.op {
-            Op::Attention => made.first().is_some_and(is_aligned),
-            _ => made.iter().all(is_aligned),
+            Op::Attention => made.first().is_some_and(|o| o.as_ref().is_none_or(is_aligned)),
+            _ => made.iter().flatten().all(is_aligned),
         };
         // Statistics are read one at a time.
         let saved = x.saved.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, v)| v);
@@ -64,7 +68,13 @@ impl<'a> Lower<'a> {
         for launch in planned.launches {
             let mut args = vec![];
             for buffer in &launch.buffers {
-                args.push(self.argument(f, op, &x, &made, &workspaces, *buffer)?);
+                let arg = match buffer {
+                    Buffer::Codes(i) => Some(ends[*i].0.clone()),
+                    Buffer::Scales(i) => Some(ends[*i].1.clone()),
+                    Buffer::Workspace(i) => workspaces.get(*i).cloned(),
+                    _ => self.argument(f, op, &x, &made, *buffer)?,
+                };
+                args.push(arg.ok_or("has a kernel that writes what no one wants")?);
             }
             let kernel = self.kernels.add(launch.kernel, launch.scratch_bytes);
             let (scalars, grid) = (launch.scalars, launch.grid);
@@ -103,6 +113,8 @@ impl<'a> Lower<'a> {
             causal: op.attrs.get_flag("causal"),
             offset: op.attrs.get_flag("offset"),
             segments: op.attrs.get_flag("segments"),
+            codes: vec![],
+            keeps_o: true,
             // Known when there is room for the results.
             aligned: false,
         })
@@ -155,30 +167,29 @@ impl<'a> Lower<'a> {
         f: &mut Frame<'a>,
         op: &OpData,
         x: &Operands,
-        made: &[Arg],
-        workspaces: &[Arg],
+        made: &[Option<Arg>],
         buffer: Buffer,
-    ) -> Result<Arg, Fault> {
+    ) -> Result<Option<Arg>, Fault> {
         let n = x.q.len();
         let forward = op.op == Op::Attention;
         let offset = usize::from(op.attrs.get_flag("offset"));
-        Ok(match buffer {
+        Ok(Some(match buffer {
             Buffer::Q(i) => self.view(f, x.q[i])?.at,
             Buffer::K(i) => self.view(f, x.k[i])?.at,
             Buffer::V => self.view(f, x.v)?.at,
-            Buffer::O if forward => made[0].clone(),
+            Buffer::O if forward => return Ok(made[0].clone()),
             Buffer::O => self.view(f, x.saved[0])?.at,
-            Buffer::Lse if forward => made[1].clone(),
+            Buffer::Lse if forward => return Ok(made[1].clone()),
             Buffer::Lse => self.plain(f, x.saved[1])?,
             Buffer::Start => self.plain(f, x.masks[0])?,
             Buffer::QuerySegments => self.plain(f, x.masks[offset])?,
             Buffer::KeySegments => self.plain(f, x.masks[offset + 1])?,
             Buffer::DO => self.view(f, x.saved[2])?.at,
-            Buffer::DQ(i) => made[i].clone(),
-            Buffer::DK(i) => made[n + i].clone(),
-            Buffer::DV => made[2 * n].clone(),
-            Buffer::Workspace(i) => workspaces[i].clone(),
-        })
+            Buffer::DQ(i) => return Ok(made[i].clone()),
+            Buffer::DK(i) => return Ok(made[n + i].clone()),
+            Buffer::DV => return Ok(made[2 * n].clone()),
+            Buffer::Codes(_) | Buffer::Scales(_) | Buffer::Workspace(_) => return Ok(None),
+        }))
     }
 }
 

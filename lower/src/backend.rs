@@ -34,6 +34,10 @@ pub trait Backend {
         label: &str,
     ) -> Result<product::Planned, String>;
 
+    /// Can the kernel that attends encode its rows, as `attention.codes` says? Else it is asked
+    /// for without them, and a region encodes what it made.
+    fn attends_into_codes(&self, attention: &attention::Attention, dims: &[DimDecl]) -> bool;
+
     fn attention(
         &self,
         attention: &attention::Attention,

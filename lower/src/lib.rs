@@ -246,7 +246,7 @@ impl<'a> Lower<'a> {
             Op::Matmul => self.matmul(f, op),
             Op::GroupedMatmul | Op::GroupedOuter => self.grouped(f, op),
             Op::Attention | Op::AttentionGrad => self.attention(f, op),
-            Op::Encode => self.region(f, op),
+            Op::Encode => self.encode(f, op),
             Op::Quantize | Op::Dequantize => Err("quantized values are split before this".into()),
             Op::Assign if f.is_late(op.operands[1]) => self.region(f, op),
             Op::Assign => {

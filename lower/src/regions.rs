@@ -23,20 +23,32 @@ struct Part {
 impl<'a> Lower<'a> {
     /// One op as a region of its own.
     pub(super) fn region(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        self.one_region(f, &[op])
+    }
+
+    /// Ops that read nothing of each other as one region.
+    pub(super) fn one_region(&mut self, f: &mut Frame<'a>, ops: &[&OpData]) -> Result<(), Fault> {
+        let [op, ..] = ops else { return Ok(()) };
         let mut part = Part::new(op.op.name());
+        let all: Vec<ValueId> = ops.iter().flat_map(|op| op.results.clone()).collect();
         let wanted: Vec<ValueId> =
-            op.results.iter().copied().filter(|r| f.last_use[r.0 as usize] > 0).collect();
-        let results = if wanted.is_empty() { op.results.clone() } else { wanted };
-        part.op(self, f, op)?;
+            all.iter().copied().filter(|r| f.last_use[r.0 as usize] > 0).collect();
+        let results = if wanted.is_empty() { all } else { wanted };
+        for op in ops {
+            part.op(self, f, op)?;
+        }
         let made = results.iter().map(|r| part.map[r]).collect();
         part.finish(made);
         self.run(f, op, &part.func, &part.params, &results)
     }
 
-    /// A region that `fuse` made.
+    /// A region that `fuse` made. One that attends has kernels of its own, as a call has.
     pub(super) fn fused(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
         let callee = op.attrs.get_func("func").ok_or("names no function")?;
         let func = self.module.func(callee);
+        if func.body_ops().any(|(_, op)| op.op == Op::Attention) {
+            return self.call(f, op);
+        }
         self.run(f, op, func, &op.operands, &op.results)
     }
 

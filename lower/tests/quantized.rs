@@ -169,6 +169,40 @@ fn codes_made_where_their_rows_are() {
     }
 }
 
+/// Attention ends in codes of its rows where a machine's kernel can, which are those that a region
+/// makes of what it writes.
+#[test]
+fn attention_that_ends_in_codes() {
+    let text = "func @f(%q: f32[2, 20, 8, 24], %k: f32[2, 20, 8, 24], %v: f32[2, 20, 8, 32])
+        -> (y: f32[40, 256], z: f32[40, 256], lse: f32[2, 8, 20]) {
+      %o, %lse = attention %q, %k, %v {parts = 1, scale = 0.2, causal = true} : \
+        f32[2, 20, 8, 32], f32[2, 8, 20]
+      %r = reshape %o {shape = [40, 256]} : f32[40, 256]
+      %a = quantize %r {dtype = e4m3, group = [1, 128], scale = ue8m0} : e4m3<1x128, ue8m0>[40, 256]
+      %b = quantize %r {dtype = e5m6, group = [1, 128], scale = ue8m0} : e5m6<1x128, ue8m0>[40, 256]
+      %y = dequantize %a {dtype = f32} : f32[40, 256]
+      %z = dequantize %b {dtype = f32} : f32[40, 256]
+      return %y, %z, %lse
+    }";
+    let fused = check(text);
+    let mut apart = module(text);
+    let split = by_name("split_quantized").expect("a pass");
+    run_pass(1, split, &mut apart, &PassCx::default()).expect("it runs");
+    let results = |m: &Module| {
+        let f = m.find("f").expect("the entry");
+        let args =
+            arguments(m, f, &Default::default(), 3, Draw { low: -3.0, high: 3.0, ints: 4.0 });
+        let graph = graph(m, &["f"]);
+        let encodes = graph.kernels.iter().any(|k| k.name.contains("encode"));
+        let found = run(Arc::new(Cpu::new(2).unwrap()), &graph, m, f, &args, &Default::default());
+        (found.iter().map(|x| x.numbers()).collect::<Vec<_>>(), encodes)
+    };
+    let (ends, encodes) = results(&fused);
+    let (expected, encodes_apart) = results(&apart);
+    assert_eq!(ends, expected);
+    assert_eq!((encodes, encodes_apart), (false, true));
+}
+
 /// Without instructions that add in pairs, a kernel's sums are the interpreter's to the last bit.
 #[test]
 fn sums_are_the_interpreters_bit_for_bit() {

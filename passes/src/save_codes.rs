@@ -68,6 +68,32 @@ struct Saved {
     dims: Vec<Dim>,
 }
 
+/// An input or output of a product that the backward pass finds in memory in its recipe's format.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kept {
+    pub site: String,
+    pub output: bool,
+    /// The first site that keeps the same value.
+    pub first: String,
+}
+
+/// What this pass will save, of a differentiated module. What a recipe gives a format and is not
+/// here is computed again from what is, or is of a product that no function of layers holds.
+pub fn kept(module: &Module, policy: &Policy) -> Vec<Kept> {
+    let mut all = vec![];
+    for func in &module.funcs {
+        let Some(n_own) = own_results(module, func) else { continue };
+        let mut first: BTreeMap<ValueId, String> = BTreeMap::new();
+        for Asked { site, value, output, .. } in asked(policy, func) {
+            let same = reshapes(func, value).into_iter().find(|v| is_saved(func, n_own, *v));
+            let Some(value) = same else { continue };
+            let first = first.entry(value).or_insert_with(|| site.to_string()).clone();
+            all.push(Kept { site: site.to_string(), output, first });
+        }
+    }
+    all
+}
+
 fn with_rounded(
     func: &Func,
     n_own: usize,
@@ -109,28 +135,45 @@ fn through_codes(b: &mut Builder, x: ValueId, saved: &Saved) -> Result<ValueId, 
     Ok(b.reshape(value, &dims)?)
 }
 
+/// An end of a forward product that a recipe has a format for.
+struct Asked<'a> {
+    site: &'a str,
+    product: OpId,
+    value: ValueId,
+    format: Format,
+    output: bool,
+}
+
+fn asked<'a>(policy: &Policy, func: &'a Func) -> Vec<Asked<'a>> {
+    let mut all = vec![];
+    for (product, op) in func.body_ops().filter(|(_, op)| op.op.has(Trait::Contraction)) {
+        let forward = op.attrs.get_word("role").is_none();
+        let Some(site) = op.attrs.get_word("site").filter(|_| forward) else { continue };
+        let Some(recipe) = policy.get(site) else { continue };
+        let ends = [(op.operands[0], recipe.saved_input), (op.results[0], recipe.saved_output)];
+        for (output, (value, format)) in [false, true].into_iter().zip(ends) {
+            all.extend(format.map(|format| Asked { site, product, value, format, output }));
+        }
+    }
+    all
+}
+
+fn is_saved(func: &Func, n_own: usize, v: ValueId) -> bool {
+    let narrow = matches!(func.ty(v).dtype, DType::Bf16 | DType::F32);
+    narrow && !func.ty(v).state && func.results[n_own..].contains(&v)
+}
+
 /// The values that are saved. A product's operand or result may be a reshape of what is saved.
 fn saved_values(policy: &Policy, func: &Func, n_own: usize) -> BTreeMap<ValueId, Saved> {
     let mut formats: BTreeMap<ValueId, Saved> = BTreeMap::new();
-    for (id, op) in func.body_ops().filter(|(_, op)| op.op.has(Trait::Contraction)) {
-        let forward = op.attrs.get_word("role").is_none();
-        let site = op.attrs.get_word("site").filter(|_| forward);
-        let Some(recipe) = site.and_then(|s| policy.get(s)) else { continue };
-        let ends = [(op.operands[0], recipe.saved_input), (op.results[0], recipe.saved_output)];
-        for (v, format) in ends.into_iter().filter_map(|(v, f)| Some((v, f?))) {
-            for same in reshapes(func, v) {
-                // A value that keeps its rows keeps its dims: nothing is moved to save it.
-                let own = func.ty(same).last() == func.ty(v).last() && func.ty(same).rank() >= 2;
-                let dims = func.ty(if own { same } else { v }).dims.clone();
-                formats.entry(same).or_insert(Saved { format, product: id, dims });
-            }
+    for Asked { product, value, format, .. } in asked(policy, func) {
+        for same in reshapes(func, value).into_iter().filter(|v| is_saved(func, n_own, *v)) {
+            // A value that keeps its rows keeps its dims: nothing is moved to save it.
+            let own = func.ty(same).last() == func.ty(value).last() && func.ty(same).rank() >= 2;
+            let dims = func.ty(if own { same } else { value }).dims.clone();
+            formats.entry(same).or_insert(Saved { format, product, dims });
         }
     }
-    let is_saved = |v: &ValueId| {
-        let narrow = matches!(func.ty(*v).dtype, DType::Bf16 | DType::F32);
-        narrow && !func.ty(*v).state && func.results[n_own..].contains(v)
-    };
-    formats.retain(|v, _| is_saved(v));
     formats
 }
 

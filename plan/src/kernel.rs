@@ -105,9 +105,45 @@ pub struct Place {
     pub free_encodes: [bool; 2],
 }
 
-/// The kernel of an op; none for what only names a part of a value, and for what is done to
-/// weights alone, once a step.
-pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, PlanError> {
+/// The kernels of an op: none for what only names a part of a value, and for what is done to
+/// weights alone, once a step; two for attention and codes of what it makes.
+pub fn of_op(module: &Module, f: &Func, op: &OpData) -> Result<Vec<Kernel>, PlanError> {
+    let body = op.attrs.get_func("func").filter(|_| op.op == Op::Fused).map(|id| module.func(id));
+    let attends = |b: &&Func| b.body_ops().any(|(_, o)| o.op == Op::Attention);
+    match body.filter(attends) {
+        Some(body) => attention_and_codes(module, body),
+        None => Ok(one_of_op(module, f, op)?.into_iter().collect()),
+    }
+}
+
+/// On a GPU a region of its own encodes what attention made.
+fn attention_and_codes(module: &Module, body: &Func) -> Result<Vec<Kernel>, PlanError> {
+    let (encodes, others): (Vec<&OpData>, Vec<_>) =
+        body.body_ops().map(|(_, o)| o).partition(|o| o.op == Op::Encode);
+    let mut kernels = vec![];
+    for op in others {
+        kernels.extend(one_of_op(module, body, op)?);
+    }
+    if let [one] = encodes[..] {
+        kernels.extend(one_of_op(module, body, one)?);
+        return Ok(kernels);
+    }
+    let read: BTreeSet<ValueId> =
+        encodes.iter().map(|e| body.past_reshapes(e.operands[0])).collect();
+    let of = |v: &ValueId| bytes(module, body.ty(*v));
+    let codes = sum(encodes.iter().flat_map(|e| &e.results).map(of))?;
+    let each_reads = sum(encodes.iter().map(|e| of(&e.operands[0])))?;
+    let work = Work::Region {
+        bytes: sum(read.iter().map(of))? + codes,
+        apart_bytes: 0.0,
+        encode_bytes: each_reads + codes,
+        n_encodes: encodes.len() as u32,
+    };
+    kernels.push(Kernel { name: Op::Fused.name().to_string(), work });
+    Ok(kernels)
+}
+
+fn one_of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, PlanError> {
     let types: Vec<&Type> = op.operands.iter().map(|v| f.ty(*v)).collect();
     let result = |i: usize| f.ty(op.results[i]);
     let site = op.attrs.get_word("site").map(str::to_string);
@@ -196,10 +232,11 @@ fn region(module: &Module, f: &Func, op: &OpData) -> Result<Work, PlanError> {
     let Some(body) = op.attrs.get_func("func").map(|id| module.func(id)) else { return Ok(plain) };
     let (mut apart_bytes, mut encode_bytes, mut n_encodes) = (all, 0.0, 0);
     // What leaves the region, under the name that it has before it is given another shape.
-    let mut written: BTreeSet<ValueId> = body.results.iter().map(|v| shaped(body, *v)).collect();
+    let mut written: BTreeSet<ValueId> =
+        body.results.iter().map(|v| body.past_reshapes(*v)).collect();
     let mut n_others = written.len();
     for (_, encode) in body.body_ops().filter(|(_, o)| o.op == Op::Encode) {
-        let x = shaped(body, encode.operands[0]);
+        let x = body.past_reshapes(encode.operands[0]);
         let x_bytes = bytes(module, body.ty(x))?;
         for code in &encode.results {
             let code_bytes = bytes(module, body.ty(*code))?;
@@ -219,14 +256,6 @@ fn region(module: &Module, f: &Func, op: &OpData) -> Result<Work, PlanError> {
     // A region that only encodes is nothing but those kernels.
     let apart_bytes = if n_others == 0 { 0.0 } else { apart_bytes };
     Ok(Work::Region { bytes: all, apart_bytes, encode_bytes, n_encodes })
-}
-
-/// The value that `v` only gives another shape.
-fn shaped(f: &Func, v: ValueId) -> ValueId {
-    match f.def_op(v).map(|id| f.op(id)) {
-        Some(op) if op.op == Op::Reshape => shaped(f, op.operands[0]),
-        _ => v,
-    }
 }
 
 /// What goes to experts: codes and scales where the rows are made of codes, or become codes by

@@ -253,10 +253,10 @@ pub fn split(
     let of_mlp = |id: &OpId| of_mlp.as_ref().is_none_or(|all| all.contains(id));
     let mut parts = Passes::default();
     for (id, op) in f.body_ops() {
-        let Some(kernel) = kernel::of_op(module, f, op)? else { continue };
+        let kernels = kernel::of_op(module, f, op)?;
         match op.op {
-            Op::Dispatch => exchange(&mut parts.dispatch, kernel),
-            Op::Combine => exchange(&mut parts.combine, kernel),
+            Op::Dispatch => kernels.into_iter().for_each(|k| exchange(&mut parts.dispatch, k)),
+            Op::Combine => kernels.into_iter().for_each(|k| exchange(&mut parts.combine, k)),
             // Beside the exchange: what its result is added to, and what is made of that.
             _ if !before.contains(&id)
                 && !after.contains(&id)
@@ -264,9 +264,9 @@ pub fn split(
                     || of_mlp(&id) && (joins.contains(&id) || made_of(f, id, &joins))) =>
             {
                 let part = if between.contains(&id) { &mut parts.mlp } else { &mut parts.beside };
-                part.push(kernel);
+                part.extend(kernels);
             }
-            _ => parts.attention.push(kernel),
+            _ => parts.attention.extend(kernels),
         }
     }
     if parts.dispatch.is_empty() {
@@ -384,18 +384,19 @@ fn weight_half(
     let rows = |v: &ValueId| dispatched.contains(&&f.ty(*v).dims[..]);
     let (mut weight, mut before, mut row_bytes) = (Passes::default(), Passes::default(), 0.0);
     for (id, op) in f.body_ops() {
-        let Some(kernel) = kernel::of_op(module, f, op)? else { continue };
-        match kernel.work {
-            Work::Dispatch(e) => row_bytes += e.row_bytes,
-            Work::Rows { .. } | Work::Region { .. }
-                if gone.contains(&id) && used_once(f, id, &gone) => {}
-            _ => {
-                let late = matches!(kernel.work, Work::Product { .. })
-                    || op.op == Op::Encode && op.operands.iter().any(rows);
-                let half = if late { &mut weight } else { &mut before };
-                match of.get(&id) {
-                    Some(true) => half.mlp.push(kernel),
-                    _ => half.attention.push(kernel),
+        for kernel in kernel::of_op(module, f, op)? {
+            match kernel.work {
+                Work::Dispatch(e) => row_bytes += e.row_bytes,
+                Work::Rows { .. } | Work::Region { .. }
+                    if gone.contains(&id) && used_once(f, id, &gone) => {}
+                _ => {
+                    let late = matches!(kernel.work, Work::Product { .. })
+                        || op.op == Op::Encode && op.operands.iter().any(rows);
+                    let half = if late { &mut weight } else { &mut before };
+                    match of.get(&id) {
+                        Some(true) => half.mlp.push(kernel),
+                        _ => half.attention.push(kernel),
+                    }
                 }
             }
         }
@@ -434,7 +435,10 @@ fn ends(module: &Module, grad: &Func) -> Result<(Option<Unit>, Option<Unit>), Pl
         if op.operands.iter().any(stack) {
             continue;
         }
-        let Some(kernel) = kernel::of_op(module, grad, op)? else { continue };
+        let kernels = kernel::of_op(module, grad, op)?;
+        if kernels.is_empty() {
+            continue;
+        }
         let unit = match op.op {
             Op::Gather | Op::ScatterAdd => &mut embedding,
             _ => &mut head,
@@ -455,7 +459,7 @@ fn ends(module: &Module, grad: &Func) -> Result<(Option<Unit>, Option<Unit>), Pl
                 &mut unit.forward
             }
         };
-        passes.attention.push(kernel);
+        passes.attention.extend(kernels);
     }
     let there = |u: Unit| (!u.forward.attention.is_empty()).then_some(u);
     Ok((there(embedding), there(head)))

@@ -7,7 +7,7 @@ use weft_plan::kernel::{Work, of_op};
 fn works(ir: &str) -> Vec<Work> {
     let module = text::parse(ir).expect("IR");
     let f = module.func(module.find("f").expect("@f"));
-    let kernels = f.body_ops().map(|(_, op)| of_op(&module, f, op).expect("a kernel"));
+    let kernels = f.body_ops().map(|(_, op)| of_op(&module, f, op).expect("kernels"));
     kernels.flatten().map(|k| k.work).collect()
 }
 

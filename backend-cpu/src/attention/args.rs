@@ -1,8 +1,8 @@
 //! The arguments of the kernels by name, and what one kv head of one batch sees of them.
 //!
-//! Buffers: q, k (one for each part), v, o; backward do, dq, dk, dv; then lse, and the masks'
-//! operands. Scalars: queries, keys, blocks in a unit, scale, then three strides for each buffer up
-//! to lse.
+//! Buffers: q, k (one for each part), v, o if it is written or read; backward do, dq, dk, dv; then
+//! lse, the masks' operands, and for each of o's codes those and their scales. Scalars: queries,
+//! keys, blocks in a unit, scale, then three strides for each buffer up to lse.
 
 use weft_codegen::emit::{Cg, Elem, Kernel, Ty, Val};
 
@@ -35,7 +35,10 @@ pub struct Args<'c> {
     pub q: Vec<View<'c>>,
     pub k: Vec<View<'c>>,
     pub v: View<'c>,
-    pub o: View<'c>,
+    /// Where the forward pass writes it; absent where only codes of it are wanted.
+    pub o: Option<View<'c>>,
+    /// Codes and scales of o.
+    pub codes: Vec<(Val<'c>, Val<'c>)>,
     /// Absent forward.
     pub gradients: Option<GradientArgs<'c>>,
     pub lse: Val<'c>,
@@ -45,6 +48,7 @@ pub struct Args<'c> {
 }
 
 pub struct GradientArgs<'c> {
+    pub o: View<'c>,
     pub d_o: View<'c>,
     pub dq: Vec<View<'c>>,
     pub dk: Vec<View<'c>>,
@@ -58,7 +62,7 @@ const SCALE: usize = 3;
 impl Shape {
     fn n_views(&self, gradients: bool) -> usize {
         let n = self.parts.len();
-        2 * n + 2 + if gradients { 2 * n + 2 } else { 0 }
+        2 * n + 1 + usize::from(self.keeps_o) + if gradients { 2 * n + 2 } else { 0 }
     }
 
     /// Emits the kernel's frame around what one block does.
@@ -72,7 +76,8 @@ impl Shape {
         let n_views = self.n_views(gradients);
         let masks = usize::from(self.offset) + 2 * usize::from(self.segments);
         let n_scalars = FIXED_SCALARS + 3 * n_views;
-        cg.kernel(name, n_views + 1 + masks, n_scalars, |k| {
+        let n_buffers = n_views + 1 + masks + 2 * self.codes.len();
+        cg.kernel(name, n_buffers, n_scalars, |k| {
             let args = self.args(cg, k, gradients);
             cg.for_each(k.begin, k.end, 1, |i| block(k, &args, i));
         });
@@ -92,9 +97,11 @@ impl Shape {
             Some(row) => View { row: cg.i64(row), ..view(i) },
             None => view(i),
         };
-        let first = 2 * n + 2;
+        let first = 2 * n + 1 + usize::from(self.keeps_o);
         let mut rest = k.buffers[self.n_views(gradients)..].iter().copied();
         let lse = rest.next().expect("the kernel has a buffer for lse");
+        let n_codes = 2 * self.codes.len();
+        let codes = k.buffers[k.buffers.len() - n_codes..].chunks(2);
         Args {
             queries: k.scalars[0],
             keys: k.scalars[1],
@@ -103,8 +110,10 @@ impl Shape {
             q: (0..n).map(view).collect(),
             k: (0..n).map(|j| keys(n + j, self.parts[j].row_stride)).collect(),
             v: keys(2 * n, self.v.row_stride),
-            o: view(2 * n + 1),
+            o: self.keeps_o.then(|| view(2 * n + 1)),
+            codes: codes.map(|pair| (pair[0], pair[1])).collect(),
             gradients: gradients.then(|| GradientArgs {
+                o: view(2 * n + 1),
                 d_o: view(first),
                 dq: (0..n).map(|j| view(first + 1 + j)).collect(),
                 dk: (0..n).map(|j| sums(first + 1 + n + j)).collect(),

@@ -180,7 +180,7 @@ impl<'c> Block<'_, 'c> {
         rows.each_lane(cg, shape, unit, tile, |row| {
             let to = cg.at(d_o_rows, Elem::F32, cg.mul(row.lane, i64::from(layout.d_o_row)));
             let d_o = rows::row_of(cg, unit, &gradients.d_o, &row);
-            let o = rows::row_of(cg, unit, &args.o, &row);
+            let o = rows::row_of(cg, unit, &gradients.o, &row);
             let mut sum = cg.zero(vector);
             for (first, mask) in rows::columns(cg, tile.lanes, width) {
                 let d_o = d_o.load(cg, tile.lanes, first, mask);

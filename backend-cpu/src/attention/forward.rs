@@ -5,6 +5,7 @@ use weft_codegen::math;
 
 use super::Shape;
 use super::args::{Args, Unit};
+use super::codes::{self, Kept};
 use super::rows::{self, RowTile};
 use super::scores::{SIGHT_ARRAYS, Sight, block_scores};
 use super::tile::{ROW_STEP, TILE_ROWS_MAX, Tile, at, exp2, mix, padded, rounded};
@@ -27,6 +28,8 @@ struct Layout {
     sight: u32,
     /// Keys and values of a block, where they are not f32.
     keys: u32,
+    /// Rows of o, where they end as codes.
+    kept: u32,
     end: u32,
 }
 
@@ -41,8 +44,9 @@ impl Layout {
         let lse = scores + (BLOCK_KEYS + ROW_STEP) * TILE_ROWS_MAX;
         let sight = lse + TILE_ROWS_MAX;
         let keys = sight + SIGHT_ARRAYS * TILE_ROWS_MAX;
-        let end = keys + rows::widened_words(shape, BLOCK_KEYS);
-        Layout { rows: 0, row, q, o, scores, lse, sight, keys, end }
+        let kept = keys + rows::widened_words(shape, BLOCK_KEYS);
+        let end = kept + shape.codes_words();
+        Layout { rows: 0, row, q, o, scores, lse, sight, keys, kept, end }
     }
 }
 
@@ -50,31 +54,48 @@ pub fn scratch_bytes(shape: &Shape) -> u64 {
     4 * u64::from(Layout::of(shape).end)
 }
 
-/// Emits the kernel. Its blocks are (batch, group of heads, block of query rows), the last fastest.
+/// Emits the kernel. Blocks are (batch, groups of heads, block of query rows), the last fastest.
 pub fn emit(cg: &Cg, name: &str, shape: &Shape) {
     let tile = Tile::new(&cg.target, shape.block_rows);
     shape.kernel(cg, name, false, |kernel, args, block| {
         let (outer, index) = (cg.div(block, args.blocks), cg.rem(block, args.blocks));
-        let (batch, unit) = (cg.div(outer, shape.units()), cg.rem(outer, shape.units()));
-        let unit = shape.unit(cg, args, batch, unit);
+        let sets = shape.units() / shape.block_units;
+        let (batch, set) = (cg.div(outer, sets), cg.rem(outer, sets));
         let step = i64::from(shape.block_rows);
         let first = cg.mul(index, step);
-        let end = cg.min(cg.add(first, step), unit.rows);
-        cg.for_each(first, end, i64::from(tile.width()), |first| {
-            tile_of_rows(cg, shape, kernel, args, &unit, &tile, RowTile { first, end });
+        let unit0 = cg.mul(set, shape.block_units);
+        let place = (first, cg.mul(unit0, shape.group));
+        let kept = codes::kept(cg, shape, kernel, place, Layout::of(shape).kept);
+        let to = Written { kernel, args, kept };
+        cg.for_each(unit0, cg.add(unit0, shape.block_units), 1, |unit| {
+            let unit = shape.unit(cg, args, batch, unit);
+            let end = cg.min(cg.add(first, step), unit.rows);
+            cg.for_each(first, end, i64::from(tile.width()), |first| {
+                tile_of_rows(cg, shape, &to, &unit, &tile, RowTile { first, end });
+            });
         });
+        if let Some(kept) = kept {
+            kept.encode(cg, shape, args, batch);
+        }
     });
+}
+
+/// Where a block writes.
+struct Written<'a, 'c> {
+    kernel: &'a Kernel<'c>,
+    args: &'a Args<'c>,
+    kept: Option<Kept<'c>>,
 }
 
 fn tile_of_rows<'c>(
     cg: &Cg<'c>,
     shape: &Shape,
-    kernel: &Kernel<'c>,
-    args: &Args<'c>,
+    to: &Written<'_, 'c>,
     unit: &Unit<'c>,
     tile: &Tile,
     rows: RowTile<'c>,
 ) {
+    let Written { kernel, args, .. } = to;
     let layout = Layout::of(shape);
     let place = |n: u32| at(cg, kernel.scratch, n);
     let (o, scores) = (place(layout.o), place(layout.scores));
@@ -106,7 +127,7 @@ fn tile_of_rows<'c>(
         [next, sum].concat()
     });
     let (top, sum) = carried.split_at(n_vectors);
-    finish(cg, shape, kernel, args, unit, tile, &rows, top, sum);
+    finish(cg, shape, to, unit, tile, &rows, top, sum);
 }
 
 fn finite_or_zero<'c>(cg: &Cg<'c>, x: Val<'c>) -> Val<'c> {
@@ -133,19 +154,19 @@ fn weights<'c>(
     })
 }
 
-/// Divides by the sum and writes o and lse.
+/// Divides by the sum, writes or keeps o and writes lse.
 #[expect(clippy::too_many_arguments, reason = "the state of one tile")]
 fn finish<'c>(
     cg: &Cg<'c>,
     shape: &Shape,
-    kernel: &Kernel<'c>,
-    args: &Args<'c>,
+    to: &Written<'_, 'c>,
     unit: &Unit<'c>,
     tile: &Tile,
     rows: &RowTile<'c>,
     top: &[Val<'c>],
     sum: &[Val<'c>],
 ) {
+    let Written { kernel, args, kept } = to;
     let layout = Layout::of(shape);
     let place = |n: u32| at(cg, kernel.scratch, n);
     let one = cg.float(Elem::F32.x(tile.lanes), 1.0);
@@ -171,8 +192,12 @@ fn finish<'c>(
     rows.each_row(cg, shape, unit, tile, |row| {
         let line = cg.mul(row.lane, i64::from(layout.row));
         let from = cg.at(place(layout.rows), Elem::F32, line);
-        let to = rows::row_of(cg, unit, &args.o, &row);
-        rows::store_row(cg, tile.lanes, from, to, shape.v.width);
+        if let Some(o) = &args.o {
+            rows::store_row(cg, tile.lanes, from, rows::row_of(cg, unit, o, &row), shape.v.width);
+        }
+        if let Some(kept) = kept {
+            kept.put(cg, shape, tile.lanes, from, &row);
+        }
         let value = cg.load(Elem::F32.x(1), cg.at(place(layout.lse), Elem::F32, row.lane));
         cg.store(value, rows::statistic(cg, shape, args, unit, args.lse, &row));
     });

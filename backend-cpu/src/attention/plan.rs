@@ -2,6 +2,7 @@
 
 use weft_codegen::emit::Elem;
 use weft_codegen::object::KernelSource;
+use weft_codegen::row_codes::RowCodes;
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 
 use super::reduce::BLOCK_ROWS;
@@ -18,12 +19,16 @@ pub fn forward(attention: &Attention, dims: &[DimDecl], label: &str) -> Planned 
     let blocks = rows.ceil_div(shape.block_rows.into());
     let mut buffers: Vec<Buffer> = (0..n).map(Buffer::Q).collect();
     buffers.extend((0..n).map(Buffer::K));
-    buffers.extend([Buffer::V, Buffer::O, Buffer::Lse]);
+    buffers.push(Buffer::V);
+    buffers.extend(attention.keeps_o.then_some(Buffer::O));
+    buffers.push(Buffer::Lse);
     buffers.extend(masks(attention));
+    let codes = 0..attention.codes.len();
+    buffers.extend(codes.flat_map(|i| [Buffer::Codes(i), Buffer::Scales(i)]));
     let name = name("attention", &shape);
     let emitted = name.clone();
     let scratch_bytes = fore::scratch_bytes(&shape);
-    let units = shape.units();
+    let units = shape.units() / shape.block_units;
     let launch = Launch {
         scratch_bytes,
         buffers,
@@ -125,7 +130,20 @@ fn sum(
     }
 }
 
+/// Do the groups of all codes lie within what a block may hold?
+pub fn takes_codes(attention: &Attention, dims: &[DimDecl]) -> bool {
+    plain_shape(attention, dims).cut_for_codes(&attention.o)
+}
+
 fn shape(attention: &Attention, dims: &[DimDecl]) -> Shape {
+    let mut shape = plain_shape(attention, dims);
+    if !shape.codes.is_empty() {
+        assert!(shape.cut_for_codes(&attention.o), "codes that `takes_codes` refuses");
+    }
+    shape
+}
+
+fn plain_shape(attention: &Attention, dims: &[DimDecl]) -> Shape {
     let heads = attention.parts[0].q.heads;
     let keys = |of: &Heads| Keys {
         width: code_width(of.width),
@@ -156,6 +174,9 @@ fn shape(attention: &Attention, dims: &[DimDecl]) -> Shape {
             9..=16 => 16,
             _ => TILE_ROWS_MAX,
         },
+        block_units: 1,
+        codes: attention.codes.clone(),
+        keeps_o: attention.keeps_o,
     }
 }
 
@@ -170,7 +191,7 @@ fn code_width(width: i64) -> u32 {
 fn operands(attention: &Attention) -> Vec<&Heads> {
     let q = attention.parts.iter().map(|p| &p.q);
     let k = attention.parts.iter().map(|p| &p.k);
-    q.chain(k).chain([&attention.v, &attention.o]).collect()
+    q.chain(k).chain([&attention.v]).chain(attention.keeps_o.then_some(&attention.o)).collect()
 }
 
 fn masks(attention: &Attention) -> Vec<Buffer> {
@@ -204,7 +225,14 @@ fn operand_bytes(attention: &Attention) -> DimExpr {
     let size = |of: &Heads, rows: &DimExpr| rows.clone() * (each * of.heads * of.width);
     let (s, t) = (&attention.queries, &attention.keys);
     let parts = attention.parts.iter().map(|p| size(&p.q, s) + size(&p.k, t));
-    let values = size(&attention.v, t) + size(&attention.o, s);
+    let mut values = size(&attention.v, t);
+    if attention.keeps_o {
+        values = values + size(&attention.o, s);
+    }
+    for codes in &attention.codes {
+        values = values
+            + s.clone() * (attention.o.heads * attention.o.width * codes.code.bits() as i64 / 8);
+    }
     attention.batch.clone() * parts.fold(values, |sum, x| sum + x)
 }
 
@@ -213,7 +241,8 @@ fn element(elem: Elem) -> &'static str {
 }
 
 /// `f32_attention_h8_k8x32r256_k1x16r16_v8x32r256_causal_m32`: heads, then heads, width and row
-/// stride of the keys, masks, rows of a block.
+/// stride of the keys, masks, rows of a block; and where o ends as codes, groups of heads of a
+/// block, the codes, and whether there is nothing else.
 fn name(op: &str, shape: &Shape) -> String {
     let keys = |letter: char, k: &Keys| {
         let stride = k.row_stride.map_or("s".into(), |r| format!("r{r}"));
@@ -225,5 +254,10 @@ fn name(op: &str, shape: &Shape) -> String {
     let flags = [("causal", shape.causal), ("offset", shape.offset), ("segments", shape.segments)];
     parts.extend(flags.iter().filter(|(_, on)| *on).map(|(word, _)| word.to_string()));
     parts.push(format!("m{}", shape.block_rows));
+    if !shape.codes.is_empty() {
+        parts.push(format!("u{}", shape.block_units));
+        parts.extend(shape.codes.iter().map(RowCodes::name));
+        parts.extend((!shape.keeps_o).then(|| "codes".to_string()));
+    }
     parts.join("_")
 }

@@ -11,6 +11,7 @@ use weft_ir::ty::DType;
 use super::scalar;
 use crate::emit::{Cg, Cmp, Elem, Kernel, Val, WARP};
 use crate::narrow;
+use crate::row_codes::{larger, scale_of};
 
 /// Vectors of a block of columns.
 const VECTORS: u32 = 4;
@@ -107,24 +108,12 @@ impl EncodeColumns {
         };
         let start = vec![cg.float(float, self.floor); masks.len()];
         let top = cg.for_(first, end, 1, &start, |row, top| {
-            let larger = |(v, top): (usize, &Val<'c>)| {
-                let size = cg.abs(load(row, v));
-                // What is infinite or no number takes no part in the scale.
-                let counts = cg.and(
-                    cg.cmp(Cmp::Gt, size, *top),
-                    cg.cmp(Cmp::Le, size, cg.float(float, f64::from(f32::MAX))),
-                );
-                cg.select(counts, size, *top)
-            };
-            top.iter().enumerate().map(larger).collect()
+            let next = |(v, top): (usize, &Val<'c>)| larger(cg, cg.abs(load(row, v)), *top);
+            top.iter().enumerate().map(next).collect()
         });
         let format = Format::of(self.code).expect("codes are of a narrow format");
-        let max = f64::from(format.decode(format.max));
         let scale = |(v, top): (usize, &Val<'c>)| {
-            let ratio = cg.div(*top, cg.float(float, max));
-            let none = cg.cmp(Cmp::Eq, ratio, 0.0f32);
-            let scale = cg.select(none, cg.float(float, 1.0), ratio);
-            let scale = scalar::round(cg, scale, self.scale);
+            let scale = scale_of(cg, *top, format, self.scale);
             let to = at(scales_at, scalar::memory(self.scale), scales, v);
             cg.store_tail(scalar::narrow(cg, scale, self.scale), to, masks[v]);
             scale

@@ -19,7 +19,7 @@ mod groups;
 pub mod index;
 mod lower;
 mod merge;
-mod pack12;
+pub(crate) mod pack12;
 pub mod scalar;
 pub mod trace;
 mod warps;

@@ -18,17 +18,11 @@ pub fn pack<'c>(cg: &Cg<'c>, k: &Kernel<'c>, (first, end): (Val<'c>, Val<'c>)) {
     let lanes = cg.target.lanes;
     let whole = each_vector(cg, lanes, (first, end), |i| {
         let words = cg.load(Elem::I32.x(lanes), cg.at(from, Elem::BF16, i));
-        let bytes = cg.bitcast(pair(cg, words), Elem::I8.x(4 * lanes));
-        let kept: Vec<u32> = (0..4 * lanes).filter(|b| b % 4 != 3).collect();
-        cg.store(cg.shuffle(bytes, bytes, &kept), byte_of(cg, to, i));
+        store_words(cg, pair(cg, words), byte_of(cg, to, i));
     });
     let code = |i: Val<'c>| {
         let x = cg.cast(cg.load(Elem::BF16.x(1), cg.at(from, Elem::BF16, i)), Elem::F32);
         narrow::encode(cg, x, E5M6)
-    };
-    let put = |v: Val<'c>, to: Val<'c>, byte: i64| {
-        let shifted = cg.lshr(v, 8 * byte);
-        cg.store(cg.cast(shifted, Elem::I8), cg.offset(to, byte));
     };
     cg.for_each(whole, end, 2, |i| {
         let to = byte_of(cg, to, i);
@@ -37,12 +31,11 @@ pub fn pack<'c>(cg: &Cg<'c>, k: &Kernel<'c>, (first, end): (Val<'c>, Val<'c>)) {
         cg.if_else(
             cg.cmp(Cmp::Lt, next, end),
             || {
-                let both = cg.or(low, cg.shl(code(next), CODE));
-                (0..3).for_each(|b| put(both, to, b));
+                store_pair(cg, low, code(next), to);
                 vec![]
             },
             || {
-                (0..2).for_each(|b| put(low, to, b));
+                store_bytes(cg, low, to, 2);
                 vec![]
             },
         );
@@ -77,8 +70,37 @@ pub fn unpack<'c>(cg: &Cg<'c>, k: &Kernel<'c>, (first, end): (Val<'c>, Val<'c>))
 }
 
 /// The address of the byte that element `i`, an even one, starts in.
-fn byte_of<'c>(cg: &Cg<'c>, ptr: Val<'c>, i: Val<'c>) -> Val<'c> {
+pub(crate) fn byte_of<'c>(cg: &Cg<'c>, ptr: Val<'c>, i: Val<'c>) -> Val<'c> {
     cg.offset(ptr, cg.mul(cg.div_exact(i, 2), 3))
+}
+
+/// Stores the low 24 bits of each lane, one after the other.
+fn store_words<'c>(cg: &Cg<'c>, words: Val<'c>, to: Val<'c>) {
+    let n = 4 * words.ty.lanes;
+    let bytes = cg.bitcast(words, Elem::I8.x(n));
+    let kept: Vec<u32> = (0..n).filter(|b| b % 4 != 3).collect();
+    cg.store(cg.shuffle(bytes, bytes, &kept), to);
+}
+
+/// Stores i32 lanes of codes, an even number, whose first starts a byte.
+pub(crate) fn store_pairs<'c>(cg: &Cg<'c>, codes: Val<'c>, to: Val<'c>) {
+    let every_other = |first: u32| {
+        let lanes: Vec<u32> = (first..codes.ty.lanes).step_by(2).collect();
+        cg.shuffle(codes, codes, &lanes)
+    };
+    let (low, high) = (every_other(0), every_other(1));
+    store_words(cg, cg.or(low, cg.shl(high, CODE)), to);
+}
+
+/// Stores two codes as three bytes.
+pub(crate) fn store_pair<'c>(cg: &Cg<'c>, low: Val<'c>, high: Val<'c>, to: Val<'c>) {
+    store_bytes(cg, cg.or(low, cg.shl(high, CODE)), to, 3);
+}
+
+fn store_bytes<'c>(cg: &Cg<'c>, word: Val<'c>, to: Val<'c>, n: i64) {
+    (0..n).for_each(|b| {
+        cg.store(cg.cast(cg.lshr(word, 8 * b), Elem::I8), cg.offset(to, b));
+    });
 }
 
 /// Runs over whole vectors of pairs; gives what comes after them.

@@ -103,6 +103,7 @@ fn add_scaled(to: &mut [f64], at: usize, a: f64, x: &[f64]) {
 pub(super) fn forward(cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
     let at = Operands::of(cx, xs, 2 * cx.count("parts")? + 1)?;
     let (n, rows, width) = (at.heads(), at.q[0].rows, at.v.width);
+    let dtype = xs[0].dtype;
     let mut o = vec![0.0; at.batch * rows * n * width];
     let mut lse = vec![];
     at.each_row(|b, h, s| {
@@ -110,9 +111,13 @@ pub(super) fn forward(cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         let scores: Vec<f64> = seen.iter().map(|t| at.score(b, h, s, *t)).collect();
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, super::pointwise::max);
         let sum: f64 = scores.iter().map(|x| (x - top).exp()).sum();
+        let mut weighed = vec![0.0; width];
         for (t, score) in seen.iter().zip(&scores) {
-            let p = (score - top).exp() / sum;
-            add_scaled(&mut o, ((b * rows + s) * n + h) * width, p, at.v.vector(b, *t, h, n));
+            let p = cx.narrow((score - top).exp(), dtype);
+            add_scaled(&mut weighed, 0, p, at.v.vector(b, *t, h, n));
+        }
+        if !seen.is_empty() {
+            add_scaled(&mut o, ((b * rows + s) * n + h) * width, 1.0 / sum, &weighed);
         }
         lse.push(if seen.is_empty() { f64::NEG_INFINITY } else { top + sum.ln() });
     });
@@ -124,7 +129,7 @@ pub(super) fn grad(cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
     let at = Operands::of(cx, xs, 2 * parts + 4)?;
     let (o, d_o) = (Heads::of(xs[2 * parts + 1])?, Heads::of(xs[2 * parts + 3])?);
     let lse = xs[2 * parts + 2].floats()?;
-    let (n, rows) = (at.heads(), at.q[0].rows);
+    let (n, rows, dtype) = (at.heads(), at.q[0].rows, xs[0].dtype);
     let mut dq: Vec<Vec<f64>> = at.q.iter().map(|q| vec![0.0; q.data.len()]).collect();
     let mut dk: Vec<Vec<f64>> = at.k.iter().map(|k| vec![0.0; k.data.len()]).collect();
     let mut dv = vec![0.0; at.v.data.len()];
@@ -134,6 +139,7 @@ pub(super) fn grad(cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         for t in (0..at.v.rows).filter(|t| at.visible(b, s, *t)) {
             let p = (at.score(b, h, s, t) - lse[(b * n + h) * rows + s]).exp();
             let d_score = at.scale * p * (dot(d_o, at.v.vector(b, t, h, n)) - delta);
+            let (p, d_score) = (cx.narrow(p, dtype), cx.narrow(d_score, dtype));
             add_scaled(&mut dv, at.v.at(b, t, h, n), p, d_o);
             for (i, (q, k)) in at.q.iter().zip(&at.k).enumerate() {
                 add_scaled(&mut dq[i], q.at(b, s, h, n), d_score, k.vector(b, t, h, n));

@@ -3,6 +3,7 @@
 //! `o = softmax(scale Σ_j q_j · k_j + mask) v`; masks as in the IR's `attention`.
 
 use weft_codegen::object::KernelSource;
+use weft_codegen::row_codes::RowCodes;
 use weft_graph::{DType, DimExpr, Scalar};
 
 /// An operand `[B, rows, heads, width]`; the elements of a head are consecutive.
@@ -42,6 +43,10 @@ pub struct Attention {
     pub v: Heads,
     /// v is the first k: the same numbers in the same place.
     pub v_is_k: bool,
+    /// Rows of o, `[H Dv]` elements, are wanted as these codes.
+    pub codes: Vec<RowCodes>,
+    /// Is o itself wanted? Else there is no [`Buffer::O`].
+    pub keeps_o: bool,
     pub o: Heads,
     pub scale: f64,
     pub causal: bool,
@@ -80,6 +85,9 @@ pub enum Buffer {
     DQ(usize),
     DK(usize),
     DV,
+    /// Codes `[B, S, H Dv]` of o, contiguous, and their scales `[B, S, groups]`.
+    Codes(usize),
+    Scales(usize),
     /// Lives through the launches of one [`Planned`].
     Workspace(usize),
 }

@@ -13,7 +13,9 @@
 //! - no path leads out of it and back.
 //!
 //! Codes in groups within rows are made with the rows. Where a kernel of another kind made those,
-//! codes join a region that reads them too.
+//! codes join a region that reads them too. Rows of attention's result become codes where it ends:
+//! it and its codes are a region, and only they; whether a machine's kernel does both or a second
+//! one encodes is its backend's to say.
 
 use std::collections::BTreeSet;
 
@@ -180,6 +182,9 @@ impl<'a> Graph<'a> {
     /// region.
     pub fn results_of(&self, members: &[usize]) -> Vec<(ValueId, Vec<Dim>)> {
         let set: BTreeSet<usize> = members.iter().copied().collect();
+        // Attention's results lie as they are.
+        let attends =
+            members.iter().any(|at| self.func.op(self.func.body[*at]).op == Op::Attention);
         let shape = self.shape(members).unwrap_or_default();
         let mut out: Vec<(ValueId, Vec<Dim>)> = vec![];
         for at in members {
@@ -188,7 +193,7 @@ impl<'a> Graph<'a> {
                 if self.uses[*at].iter().any(|u| leaves(&u)) {
                     let own = &self.func.ty(*r).dims;
                     let sums = self.reach[*at].as_ref().is_some_and(|x| x.sums);
-                    let dims = if sums { None } else { leading(own, &shape) };
+                    let dims = if sums || attends { None } else { leading(own, &shape) };
                     out.push((*r, dims.unwrap_or_else(|| own.clone())));
                 }
             }
@@ -298,11 +303,34 @@ impl<'a> Graph<'a> {
     }
 }
 
+/// The encodings of an attention's whole rows.
+fn codes_of_rows(graph: &Graph, at: usize) -> Vec<usize> {
+    let op = |at: usize| graph.func.op(graph.func.body[at]);
+    let o = op(at).results[0];
+    let row = graph.func.ty(o).dims.get(2..).and_then(product);
+    let of_rows = |by: usize| {
+        let x = op(by).operands[0];
+        encodes_rows(op(by)) && graph.func.ty(x).last() == row && graph.func.past_reshapes(x) == o
+    };
+    let uses = graph.uses[at].iter().filter(|u| u.value == o).filter_map(|u| u.by);
+    uses.filter(|by| of_rows(*by)).collect()
+}
+
 /// Groups of ops by their places in the body, each ascending.
 pub fn group(graph: &Graph) -> Vec<Vec<usize>> {
     let n = graph.func.body.len();
     let mut groups: Vec<Option<usize>> = vec![None; n];
+    for at in (0..n).filter(|at| graph.func.op(graph.func.body[*at]).op == Op::Attention) {
+        let codes = codes_of_rows(graph, at);
+        let members: BTreeSet<usize> = codes.into_iter().chain([at]).collect();
+        if members.len() > 1 && !graph.returns(&members, &groups) {
+            members.iter().for_each(|m| groups[*m] = Some(at));
+        }
+    }
     for at in (0..n).rev().filter(|at| graph.kinds[*at] == Kind::Fuses) {
+        if groups[at].is_some() {
+            continue;
+        }
         groups[at] = Some(at);
         let readers: BTreeSet<usize> =
             graph.uses[at].iter().filter_map(|u| u.by.and_then(|b| groups[b])).collect();
