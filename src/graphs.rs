@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 use weft_backend_cpu::compile::{self as cpu, Options};
 use weft_backend_cuda::compile as cuda;
 use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
-use weft_ir::module::{FuncId, Module};
+use weft_ir::module::{Axis, FuncId, Module};
+use weft_ir::ty::AxisId;
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree};
 use weft_lang::lower::{Lowered, Purpose, Settings, Size};
@@ -170,7 +171,9 @@ pub fn for_training(
         vary_batch(step.context("the graph has no step")?, n_micro as i64);
         graph.verify()?;
     }
-    let axes: Vec<(&str, u64)> = module.axes.iter().map(|a| (&a.name[..], a.size)).collect();
+    let axes = module.axes.iter().enumerate();
+    let axis = |(i, a): (usize, &Axis)| (a.name.clone(), a.size, module.stride(AxisId(i as u32)));
+    let axes: Vec<(String, u64, u64)> = axes.map(axis).collect();
     for entry in &mut graph.entries {
         if !axes.is_empty() {
             entry.meta.insert(MESH.into(), serde_json::to_value(&axes)?);

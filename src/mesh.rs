@@ -10,8 +10,9 @@ use crate::frontend::{self, Source};
 /// The ranks that a step is compiled for.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct MeshArgs {
-    /// Ranks along each axis of the mesh. `data`: each has its part of the micro-batches
-    /// [default: all --ranks along data]
+    /// Ranks along each axis of the mesh. `data`: each has its part of the micro-batches [default:
+    /// all --ranks along data]; `experts`: so many neighbours along data have the experts of a
+    /// layer between them
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
@@ -24,7 +25,7 @@ pub struct MeshArgs {
     zero: u8,
 }
 
-const AXES: &[&str] = &["data"];
+const AXES: &[&str] = &["data", "experts"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
@@ -70,9 +71,11 @@ impl MeshArgs {
             }
             match axis {
                 "data" => mesh.data = n,
+                "experts" => mesh.experts = n,
                 _ => bail!("--mesh {text}: no axis {axis}; there are: {}", AXES.join(", ")),
             }
         }
+        check_experts(&mesh)?;
         match ranks {
             Some(given) if given as u64 != mesh.n_ranks() => bail!(
                 "{} has {} ranks, and --ranks is {given}; give --ranks {1}",
@@ -105,7 +108,21 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
             );
         }
     }
-    Ok(Mesh { data: layout.data, zero: layout.zero > 0, ..Mesh::default() })
+    let (data, experts) = (layout.data, layout.experts);
+    Ok(Mesh { data, experts, zero: layout.zero > 0, ..Mesh::default() })
+}
+
+/// Refuses ranks along experts that are not among those along data.
+fn check_experts(mesh: &Mesh) -> Result<()> {
+    let (data, experts) = (mesh.data, mesh.experts);
+    if data.is_multiple_of(experts) {
+        return Ok(());
+    }
+    let legal = (1..=experts.min(data)).rev().find(|n| data.is_multiple_of(*n)).unwrap_or(1);
+    bail!(
+        "{experts} ranks along experts do not divide the {data} along data; the nearest is \
+         experts = {legal}"
+    );
 }
 
 /// Refuses a batch that the ranks cannot share evenly.

@@ -24,19 +24,28 @@ pub struct WeightInfo {
     /// The buffer holds not the tensors' values but a part of their quantized form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coded: Option<Coded>,
-    /// The buffer holds a part of each tensor; other ranks hold the others.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cut: Option<Cut>,
+    /// The buffer holds a part of the tensors; other ranks hold the others. One for each dim that
+    /// is divided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cuts: Vec<Cut>,
 }
 
-/// How tensors are divided among ranks: evenly along one dim, by place on a mesh axis.
+/// How ranks divide a buffer: evenly along one dim, by place on a mesh axis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     pub axis: String,
-    /// Places along the axis.
+    /// Places along the axis, and how far apart neighbours' ranks are.
     pub parts: u32,
-    /// Of a stored tensor.
+    pub stride: u32,
+    /// Of the buffer; a stacked dim counts tensors.
     pub dim: u32,
+}
+
+impl Cut {
+    /// Which part is a rank's.
+    pub fn place(&self, rank: usize) -> usize {
+        rank / self.stride as usize % self.parts as usize
+    }
 }
 
 /// Which part of quantized matrices a buffer holds, and how they are quantized: of each block of
@@ -70,6 +79,15 @@ pub enum Init {
 }
 
 impl WeightInfo {
+    /// The first rank of those that have each part, in the order of places, the last cut's the
+    /// fastest.
+    pub fn holders(&self) -> Vec<usize> {
+        self.cuts.iter().fold(vec![0], |ranks, cut| {
+            let places = move |rank| (0..cut.parts).map(move |p| rank + (p * cut.stride) as usize);
+            ranks.into_iter().flat_map(places).collect()
+        })
+    }
+
     /// How many leading dims are stacked.
     pub fn stacked(&self) -> usize {
         self.starts.len()
@@ -147,7 +165,7 @@ mod tests {
             init: Init::Drawn,
             trained: true,
             coded: None,
-            cut: None,
+            cuts: vec![],
         }
     }
 

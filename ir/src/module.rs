@@ -76,11 +76,14 @@ pub enum Init {
     Constant(f64),
 }
 
-/// A mesh axis: `dp = 8`.
+/// A mesh axis, `data = 8`, or one of those that a place along another is made of:
+/// `data = 8 (replicas = 2, experts = 4)`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Axis {
     pub name: String,
     pub size: u64,
+    /// The axis it is a part of; the sizes of an axis's parts multiply to its size.
+    pub within: Option<AxisId>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -171,6 +174,22 @@ impl Module {
 
     pub fn find_axis(&self, name: &str) -> Option<AxisId> {
         self.axes.iter().position(|a| a.name == name).map(|i| AxisId(i as u32))
+    }
+
+    /// How many ranks the mesh has.
+    pub fn n_ranks(&self) -> u64 {
+        let whole = self.axes.iter().filter(|a| a.within.is_none());
+        whole.fold(1, |n, a| n.saturating_mul(a.size))
+    }
+
+    /// How far apart ranks are that are neighbours along `axis`: of the axes of a mesh, and of the
+    /// parts of an axis, the last is the fastest.
+    pub fn stride(&self, axis: AxisId) -> u64 {
+        let at = axis.0 as usize;
+        let within = self.axes[at].within;
+        let inner = self.axes[at + 1..].iter().filter(|a| a.within == within);
+        let own = inner.fold(1, |n: u64, a| n.saturating_mul(a.size));
+        own.saturating_mul(within.map_or(1, |whole| self.stride(whole)))
     }
 
     pub fn add_sym(&mut self, name: &str, kind: SymKind) -> SymId {

@@ -53,7 +53,7 @@ use crate::module::{Def, Func, FuncId, Module, OpData, OpId, Part, StoreKind, Va
 use crate::op::{CostRule, Op, Trait};
 use crate::rules::grid;
 use crate::text;
-use crate::ty::{DType, Type};
+use crate::ty::{AxisId, DType, Type};
 
 /// The part of a module that an error is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -244,6 +244,11 @@ fn symbols(cx: &mut Cx) {
         let at = Place::Axis(i);
         cx.check(seen.insert(&axis.name), at, || format!("two axes are called {}", axis.name));
         cx.check(axis.size >= 1, at, || "a mesh axis has at least size 1".into());
+        let parts = m.axes.iter().filter(|a| a.within == Some(AxisId(i as u32)));
+        let n = parts.map(|a| a.size).reduce(u64::saturating_mul).unwrap_or(axis.size);
+        cx.check(n == axis.size, at, || {
+            format!("{} has {} places, and its parts make {n}", axis.name, axis.size)
+        });
     }
 }
 

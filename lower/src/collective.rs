@@ -14,11 +14,8 @@ impl<'a> Lower<'a> {
             _ => CollectiveKind::AllGather,
         };
         let id = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
-        let axes = &self.module.axes;
-        let axis = axes.get(id.0 as usize).ok_or("names no mesh axis of the module")?;
-        // The last axis is the fastest.
-        let stride: u64 = axes[id.0 as usize + 1..].iter().map(|a| a.size).product();
-        let sizes = (u32::try_from(axis.size), u32::try_from(stride));
+        let axis = self.module.axes.get(id.0 as usize).ok_or("names no mesh axis of the module")?;
+        let sizes = (u32::try_from(axis.size), u32::try_from(self.module.stride(id)));
         let (Ok(size), Ok(stride)) = sizes else { return Err("the mesh is too large".into()) };
         let group = Group { axis: axis.name.clone(), size, stride };
 

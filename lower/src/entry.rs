@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use weft_graph::{Arg, BufferId, Entry, Role, WeightInfo};
 use weft_ir::module::{Func, FuncId, Init, Module, Part, Store, StoreKind, ValueId};
+use weft_ir::ty::AxisId;
 
 use super::dims::{self, Dims};
 use super::plan_memory::{InPlace, Temp, collision, plan};
@@ -186,20 +187,22 @@ fn weight(module: &Module, name: &str, store: &Store) -> Option<WeightInfo> {
         },
         trained,
         coded: coded(store),
-        cut: cut(module, store),
+        cuts: cuts(module, store),
     })
 }
 
-/// How the ranks divide a store's tensors.
-fn cut(module: &Module, store: &Store) -> Option<weft_graph::Cut> {
-    let axes = store.ty.axes.iter().enumerate();
-    let (dim, axis) = axes.filter_map(|(dim, axis)| Some((dim, (*axis)?))).next()?;
-    let axis = module.axes.get(axis.0 as usize)?;
-    Some(weft_graph::Cut {
-        axis: axis.name.clone(),
-        parts: u32::try_from(axis.size).ok()?,
-        dim: u32::try_from(dim.checked_sub(store.starts.len())?).ok()?,
-    })
+/// How the ranks divide a store.
+fn cuts(module: &Module, store: &Store) -> Vec<weft_graph::Cut> {
+    let cut = |(dim, id): (usize, &Option<AxisId>)| {
+        let (id, axis) = ((*id)?, module.axes.get((*id)?.0 as usize)?);
+        Some(weft_graph::Cut {
+            axis: axis.name.clone(),
+            parts: u32::try_from(axis.size).ok()?,
+            stride: u32::try_from(module.stride(id)).ok()?,
+            dim: dim as u32,
+        })
+    };
+    store.ty.axes.iter().enumerate().filter_map(cut).collect()
 }
 
 /// The part of a quantized weight that a store holds.

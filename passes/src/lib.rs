@@ -10,6 +10,7 @@ pub mod batch_sums;
 pub mod canonicalize;
 pub mod cse;
 pub mod dce;
+pub mod divide;
 pub mod fold;
 pub mod fuse;
 pub mod hoist;

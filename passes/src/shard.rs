@@ -16,6 +16,8 @@
 //! Types are of what one rank holds; `{data}` says along which axis a dim was cut. Cost: one pass
 //! over `@train_step`; links carry each gradient up and down the tree once. Requires: `train_step`.
 
+pub mod experts;
+
 use weft_ir::attr::Attrs;
 use weft_ir::dim::Dim;
 use weft_ir::module::{Axis, Func, FuncId, Module, OpData, ValueId};
@@ -33,8 +35,7 @@ pub const DATA: &str = "data";
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let Some(mesh) = cx.mesh.as_ref().filter(|m| m.data > 1) else { return Ok(Stats::default()) };
     let Some(step) = module.find("train_step") else { return Ok(Stats::default()) };
-    module.axes.push(Axis { name: DATA.into(), size: mesh.data });
-    let axis = AxisId(module.axes.len() as u32 - 1);
+    let axis = add_axis(module, DATA, mesh.data, None);
     if !mesh.data.is_power_of_two() {
         let why =
             format!("{} ranks along data: sums are in a binary tree, so 2, 4, 8 ..", mesh.data);
@@ -46,7 +47,24 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         let mut share = Share { module, func: &func, axis, n_ranks: mesh.data, n_sums: 0 };
         (share.step()?, share.n_sums)
     };
-    Ok(Stats::one("sums over ranks", n_sums))
+    let mut counts = vec![("sums over ranks", n_sums)];
+    if mesh.experts > 1 {
+        if !mesh.data.is_multiple_of(mesh.experts) {
+            let (e, data) = (mesh.experts, mesh.data);
+            let why = format!("{e} ranks along experts do not divide the {data} along data");
+            return Err(PassError::new(why));
+        }
+        let replicas = add_axis(module, experts::REPLICAS, mesh.data / mesh.experts, Some(axis));
+        let experts = add_axis(module, experts::EXPERTS, mesh.experts, Some(axis));
+        let n = experts::share(module, step, mesh, experts, replicas)?;
+        counts.push(("weights of experts divided", n));
+    }
+    Ok(Stats { counts })
+}
+
+fn add_axis(module: &mut Module, name: &str, size: u64, within: Option<AxisId>) -> AxisId {
+    module.axes.push(Axis { name: name.into(), size, within });
+    AxisId(module.axes.len() as u32 - 1)
 }
 
 struct Share<'a> {

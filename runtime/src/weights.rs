@@ -37,8 +37,8 @@ struct Stored {
     name: String,
     kept: Kept,
     info: WeightInfo,
-    /// Which part of each tensor it holds, where ranks divide them.
-    place: usize,
+    /// Whose part it is, where ranks divide it.
+    rank: usize,
 }
 
 /// Which file of a checkpoint.
@@ -65,8 +65,8 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
         if published(kept.dtype).is_none() && info.coded.is_none() {
             return Err(WeightsError::DType { name: name.clone(), dtype: kept.dtype });
         }
-        let place = info.cut.as_ref().map_or(0, |cut| store.place(&cut.axis));
-        found.push(Stored { name: name.clone(), kept: kept.clone(), info, place });
+        let rank = store.rank();
+        found.push(Stored { name: name.clone(), kept: kept.clone(), info, rank });
     }
     Ok(found)
 }
@@ -86,31 +86,47 @@ impl Stored {
         match &self.info.coded {
             Some(coded) => coded.dims.clone(),
             None => {
-                let own = self.kept.dims[self.info.stacked()..].iter().map(|&n| n as u64);
-                let mut shape: Vec<u64> = own.collect();
-                if let Some(cut) = &self.info.cut {
-                    shape[cut.dim as usize] *= u64::from(cut.parts);
-                }
-                shape
+                let dims = self.whole_dims();
+                dims[self.info.stacked()..].iter().map(|&n| n as u64).collect()
             }
         }
     }
 
+    /// The dims of the buffer with all ranks' parts.
+    fn whole_dims(&self) -> Vec<i64> {
+        let mut dims = self.kept.dims.clone();
+        self.info.cuts.iter().for_each(|cut| dims[cut.dim as usize] *= i64::from(cut.parts));
+        dims
+    }
+
     /// What this buffer holds of a tensor.
-    fn own<'a>(&self, values: &'a [f32], own: &'a mut Vec<f32>) -> &'a [f32] {
-        let Some(cut) = &self.info.cut else { return values };
-        let shape = self.shape();
-        let inner: u64 = shape[cut.dim as usize..].iter().product();
-        let part = inner as usize / cut.parts as usize;
-        own.clear();
-        let blocks = values.chunks_exact(inner.max(1) as usize);
-        blocks.for_each(|b| own.extend(&b[self.place * part..(self.place + 1) * part]));
+    fn own(&self, values: &[f32]) -> Vec<f32> {
+        let (mut shape, mut own) = (self.shape(), values.to_vec());
+        for cut in &self.info.cuts {
+            let Some(dim) = (cut.dim as usize).checked_sub(self.info.stacked()) else { continue };
+            let inner = shape[dim..].iter().product::<u64>() as usize;
+            shape[dim] /= u64::from(cut.parts);
+            let (part, place) = (inner / cut.parts as usize, cut.place(self.rank));
+            let of = |block: &[f32]| block[place * part..(place + 1) * part].to_vec();
+            own = own.chunks_exact(inner.max(1)).flat_map(of).collect();
+        }
         own
     }
 
-    /// The stored tensors with their positions.
+    /// How what this buffer holds is stored: its tensors may not be the first.
+    fn own_info(&self) -> WeightInfo {
+        let mut info = self.info.clone();
+        for cut in &self.info.cuts {
+            if let Some(start) = info.starts.get_mut(cut.dim as usize) {
+                *start += cut.place(self.rank) as u32 * self.kept.dims[cut.dim as usize] as u32;
+            }
+        }
+        info
+    }
+
+    /// The stored tensors that this buffer holds, or holds a part of, with their positions.
     fn tensors(&self) -> Vec<(String, usize)> {
-        self.info.stored_names(&self.kept.dims).collect()
+        self.own_info().stored_names(&self.kept.dims).collect()
     }
 
     /// `fill` makes the elements of each tensor, which are rounded to the buffer's type.
@@ -121,11 +137,11 @@ impl Stored {
     ) -> Result<(), WeightsError> {
         let shape = self.shape();
         let mut values = vec![0.0f32; shape.iter().product::<u64>() as usize];
-        let mut part = vec![];
         let mut narrow = vec![];
         for (name, position) in self.tensors() {
             fill(&name, &shape, &mut values)?;
-            let own = self.own(&values, &mut part);
+            let part = (!self.info.cuts.is_empty()).then(|| self.own(&values));
+            let own = part.as_deref().unwrap_or(&values);
             let coded = self.info.coded.as_ref().map(|coded| quantize::part(coded, own));
             let bytes = match (&coded, self.kept.dtype) {
                 (Some(bytes), _) => bytes,
@@ -171,7 +187,7 @@ pub fn load(store: &Store, checkpoint: &CheckpointReader) -> Result<(), WeightsE
 
 fn check_duplicates(stored: &Stored, checkpoint: &CheckpointReader) -> Result<(), WeightsError> {
     let (shape, originals) = (stored.shape(), stored.tensors());
-    for (copy, position) in stored.info.duplicate_names(&stored.kept.dims) {
+    for (copy, position) in stored.own_info().duplicate_names(&stored.kept.dims) {
         if checkpoint.info(&copy).is_none() {
             continue;
         }
@@ -208,22 +224,22 @@ impl Snapshot {
     /// Of one rank, or of all that call this together: then the first has every value, those that
     /// are divided too, and the others have none.
     pub fn take(store: &Store, rank: Option<&Rank>) -> Result<Snapshot, WeightsError> {
-        let first = rank.is_none_or(|r| r.rank() == 0);
+        let own = rank.map_or(0, Rank::rank);
         let read = |part| -> Result<Vec<Copied>, WeightsError> {
             let mut all = vec![];
             for stored in stored(store, part)? {
-                if !first && stored.info.cut.is_none() {
+                let holders = stored.info.holders();
+                if !holders.contains(&own) {
                     continue;
                 }
                 let mut bytes = vec![0; stored.kept.size_bytes()];
                 store.read_bytes(&stored.name, 0, &mut bytes)?;
-                if let (Some(cut), Some(rank)) = (&stored.info.cut, rank) {
-                    let everyone = (0..rank.n_ranks()).collect();
-                    let meeting = rank.begin("gather", &stored.name, everyone);
+                if let (false, Some(rank)) = (stored.info.cuts.is_empty(), rank) {
+                    let meeting = rank.begin("gather", &stored.name, holders);
                     let parts = collective::gather(&meeting, &bytes).map_err(Box::new)?;
-                    bytes = joined(&stored.kept.dims, stored.info.stacked(), cut, &parts);
+                    bytes = joined(&stored.kept.dims, &stored.info.cuts, parts);
                 }
-                if first {
+                if own == 0 {
                     all.push((stored, bytes));
                 }
             }
@@ -242,18 +258,22 @@ impl Snapshot {
     }
 }
 
-/// Buffers of parts as one of whole tensors; `dims` are a part's.
-fn joined(dims: &[i64], stacked: usize, cut: &Cut, parts: &[Vec<u8>]) -> Vec<u8> {
-    let outer: i64 = dims[..stacked + cut.dim as usize].iter().product();
-    let n_blocks = outer.max(1) as usize;
-    let mut whole = vec![];
-    for block in 0..n_blocks {
-        for part in parts {
-            let size = part.len() / n_blocks;
-            whole.extend(&part[block * size..(block + 1) * size]);
-        }
+/// Buffers of parts, in the order of `WeightInfo::holders`, as one of whole tensors; `dims` are a
+/// part's.
+fn joined(dims: &[i64], cuts: &[Cut], mut parts: Vec<Vec<u8>>) -> Vec<u8> {
+    let mut dims = dims.to_vec();
+    // The last cut's places are neighbours.
+    for cut in cuts.iter().rev() {
+        let n_blocks = dims[..cut.dim as usize].iter().product::<i64>().max(1) as usize;
+        let together = parts.chunks(cut.parts as usize).map(|parts| {
+            let size = parts.first().map_or(0, |part| part.len() / n_blocks);
+            let block = |i: usize| parts.iter().flat_map(move |p| &p[i * size..(i + 1) * size]);
+            (0..n_blocks).flat_map(block).copied().collect()
+        });
+        parts = together.collect();
+        dims[cut.dim as usize] *= i64::from(cut.parts);
     }
-    whole
+    parts.into_iter().next().unwrap_or_default()
 }
 
 fn tensors<'a>(stored: &Stored, bytes: &'a [u8]) -> Vec<NewTensor<'a>> {
@@ -261,9 +281,10 @@ fn tensors<'a>(stored: &Stored, bytes: &'a [u8]) -> Vec<NewTensor<'a>> {
     let shape = stored.shape();
     let dtype = published(stored.kept.dtype).expect("others are not among those stored");
     let len = shape.iter().product::<u64>() as usize * stored.kept.dtype.bits() as usize / 8;
-    let names = stored.tensors().into_iter();
+    let dims = stored.whole_dims();
+    let names = stored.info.stored_names(&dims);
     names
-        .chain(stored.info.duplicate_names(&stored.kept.dims))
+        .chain(stored.info.duplicate_names(&dims))
         .map(|(name, at)| NewTensor::new(&name, dtype, &shape, &bytes[at * len..(at + 1) * len]))
         .collect()
 }

@@ -3,8 +3,8 @@
 //! computed before.
 //!
 //! Options: `gradients`, `apart`, `everything`, `no_wide` (saved), `micro_batches=N`, `data=N`
-//! (ranks), `zero`, `watch=SITE`. If the last pass must refuse the input, the expectation is
-//! `error: ..`.
+//! (ranks), `experts=N` of them, `zero`, `watch=SITE`. If the last pass must refuse the input, the
+//! expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -48,6 +48,10 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("data", n) => {
                 let data = n.parse().map_err(|_| "data is a number")?;
                 cx.mesh = Some(Mesh { data, ..Mesh::default() });
+            }
+            ("experts", n) => {
+                let experts = n.parse().map_err(|_| "experts is a number")?;
+                cx.mesh.as_mut().ok_or("experts comes after data=N")?.experts = experts;
             }
             ("zero", "") => cx.mesh.as_mut().ok_or("zero comes after data=N")?.zero = true,
             ("micro_batches", n) => {

@@ -18,7 +18,7 @@ pub fn graph() -> Graph {
         init: Init::Constant(1.0),
         trained: true,
         coded: None,
-        cut: None,
+        cuts: vec![],
     });
     let mut next = Buffer::new("step.next", DType::I64, vec![], Role::Output);
     next.alias = Some(BufferId(2));

@@ -16,15 +16,9 @@ use crate::ty::{AxisId, DType};
 
 /// The ranks of a mesh that lie with `rank` along `axis`, in the order of their places.
 pub fn group(module: &Module, axis: AxisId, rank: usize) -> Vec<usize> {
-    let inner: u64 = module.axes[axis.0 as usize + 1..].iter().map(|a| a.size).product();
-    let size = module.axes[axis.0 as usize].size;
-    let (stride, place) = (inner as usize, rank as u64 / inner % size);
-    (0..size as usize).map(|i| rank + i * stride - place as usize * stride).collect()
-}
-
-/// The number of places on the module's mesh.
-pub fn n_ranks(module: &Module) -> usize {
-    module.axes.iter().map(|a| a.size).product::<u64>() as usize
+    let (size, stride) = (module.axes[axis.0 as usize].size as usize, module.stride(axis) as usize);
+    let place = rank / stride % size;
+    (0..size).map(|i| rank + i * stride - place * stride).collect()
 }
 
 /// One of several ranks in a run.
@@ -42,7 +36,7 @@ impl Interp<'_> {
         sizes: &Sizes,
     ) -> Result<Vec<Vec<Tensor>>, RunError> {
         let (module, precision) = (self.module, self.precision);
-        let n = n_ranks(module);
+        let n = module.n_ranks() as usize;
         if args.len() != n {
             let why = format!("the mesh has {n} ranks, and there are arguments for {}", args.len());
             let func = module.funcs.get(func.0 as usize).map_or("?", |f| &f.name).to_string();
@@ -147,7 +141,7 @@ impl Meeting {
 
 pub(super) fn run(run: &Run, op: &OpData, x: &Tensor) -> Result<Tensor, Fault> {
     let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
-    let n = n_ranks(run.module);
+    let n = run.module.n_ranks() as usize;
     let (rank, all) = match &run.rank {
         Some(Rank { rank, meeting }) => {
             let attrs = op.attrs.iter();

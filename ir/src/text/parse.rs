@@ -167,8 +167,23 @@ impl<'a> Parser<'a> {
         let name = self.name("a mesh axis")?;
         self.expect("=")?;
         let size = self.number("a size")?;
-        self.module.axes.push(Axis { name, size });
+        let whole = AxisId(self.module.axes.len() as u32);
+        self.module.axes.push(Axis { name, size, within: None });
         self.lines.axes.push(t.line);
+        if self.eat("(") {
+            loop {
+                let t = self.peek();
+                let name = self.name("a part of a mesh axis")?;
+                self.expect("=")?;
+                let size = self.number("a size")?;
+                self.module.axes.push(Axis { name, size, within: Some(whole) });
+                self.lines.axes.push(t.line);
+                if !self.eat(",") {
+                    break;
+                }
+            }
+            self.expect(")")?;
+        }
         Ok(())
     }
 

@@ -5,9 +5,11 @@ use std::fmt::Write;
 
 use crate::attr::{Attr, Attrs};
 use crate::dim::{Dim, Sym, SymId, SymKind};
-use crate::module::{Func, FuncId, Init, Module, OpData, OpId, Span, Store, StoreKind, ValueId};
+use crate::module::{
+    Axis, Func, FuncId, Init, Module, OpData, OpId, Span, Store, StoreKind, ValueId,
+};
 use crate::op::Op;
-use crate::ty::{DType, ScaleLayout, Type};
+use crate::ty::{AxisId, DType, ScaleLayout, Type};
 
 /// Op lines up to this width share the column of their `#`.
 const ALIGNED_WIDTH_MAX: usize = 110;
@@ -19,8 +21,7 @@ pub fn print(m: &Module) -> String {
         let _ = writeln!(out, "dims {{ {} }}", all.join(", "));
     }
     if !m.axes.is_empty() {
-        let axes = m.axes.iter().map(|a| format!("{} = {}", name(&a.name), a.size));
-        let _ = writeln!(out, "axes {{ {} }}", axes.collect::<Vec<_>>().join(", "));
+        let _ = writeln!(out, "axes {{ {} }}", axes(m, None).join(", "));
     }
     for (key, store) in &m.stores {
         let _ = writeln!(out, "{}", print_store(m, key, store));
@@ -138,6 +139,19 @@ pub fn value_names(f: &Func) -> Vec<String> {
         };
     }
     names
+}
+
+/// The axes that are parts of `whole`, or of the mesh.
+fn axes(m: &Module, whole: Option<AxisId>) -> Vec<String> {
+    let all = m.axes.iter().enumerate().filter(|(_, a)| a.within == whole);
+    let one = |(i, axis): (usize, &Axis)| {
+        let own = format!("{} = {}", name(&axis.name), axis.size);
+        match &axes(m, Some(AxisId(i as u32)))[..] {
+            [] => own,
+            parts => format!("{own} ({})", parts.join(", ")),
+        }
+    };
+    all.map(one).collect()
 }
 
 fn header(m: &Module, f: &Func, names: &[String]) -> String {

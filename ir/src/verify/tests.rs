@@ -78,7 +78,7 @@ fn types_are_well_formed() {
     let two = || Type::f32([Dim::fixed(2), Dim::fixed(2)]);
     let set = |ty: Type| move |m: &mut Module| f(m).value_mut(ValueId(0)).ty = ty;
     check("there are not as many axes as dims", |m| {
-        m.axes.push(Axis { name: "dp".into(), size: 2 });
+        m.axes.push(Axis { name: "dp".into(), size: 2, within: None });
         set(Type { axes: vec![Some(AxisId(0))], ..two() })(m);
     });
     let quant = Quant { group: [0, 1], scale: DType::F32, layout: ScaleLayout::RowMajor };

@@ -13,8 +13,8 @@ pub struct Store {
     kept: Mutex<IndexMap<String, Kept>>,
     /// Held by whoever reads or writes what is kept: runs of sessions, and the methods here.
     busy: Mutex<()>,
-    /// The place along each axis of the mesh of the rank whose store it is.
-    places: Vec<(String, usize)>,
+    /// Whose store it is.
+    rank: usize,
 }
 
 /// A weight or state; its shape is the one at the bounds of the entries' dims.
@@ -42,17 +42,16 @@ impl Kept {
 
 impl Store {
     pub fn new(device: Arc<dyn Device>) -> Arc<Store> {
-        Store::at(device, vec![])
+        Store::at(device, 0)
     }
 
     /// The store of a rank, which keeps its parts of what is divided along a mesh axis.
-    pub fn at(device: Arc<dyn Device>, places: Vec<(String, usize)>) -> Arc<Store> {
-        Arc::new(Store { device, kept: Mutex::default(), busy: Mutex::default(), places })
+    pub fn at(device: Arc<dyn Device>, rank: usize) -> Arc<Store> {
+        Arc::new(Store { device, kept: Mutex::default(), busy: Mutex::default(), rank })
     }
 
-    /// The rank's place along an axis; the first where there is no such axis.
-    pub fn place(&self, axis: &str) -> usize {
-        self.places.iter().find(|(name, _)| name == axis).map_or(0, |(_, place)| *place)
+    pub fn rank(&self) -> usize {
+        self.rank
     }
 
     /// What is kept under a name.

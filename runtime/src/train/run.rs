@@ -142,7 +142,7 @@ impl Run {
     ) -> Result<Run, TrainError> {
         let (n_ranks, own) = rank.as_ref().map_or((1, 0), |r| (r.n_ranks(), r.rank()));
         let mesh = program.graph().entry(STEP).map(Mesh::of).transpose()?.unwrap_or_default();
-        let store = Store::at(Arc::clone(program.device()), mesh.places(own));
+        let store = Store::at(Arc::clone(program.device()), own);
         let mut step_session = Session::new(program, STEP, &store)?;
         let settings = TrainSettings::of(step_session.entry())?;
         let n_steps = options.steps.or(settings.steps).ok_or(TrainError::NoSteps)?;

@@ -13,8 +13,8 @@ pub const TRAIN: &str = "train";
 pub const CONFIG: &str = "config";
 /// Key of an entry's meta that holds the model's name.
 pub const MODEL: &str = "model";
-/// Key of an entry's meta that holds the mesh of ranks it is for: pairs of an axis and its size,
-/// the last the fastest. Absent for one rank.
+/// Key of an entry's meta that holds the mesh of ranks it is for: of each axis its name, its size
+/// and how far apart neighbours' ranks are. Absent for one rank.
 pub const MESH: &str = "mesh";
 /// The axis whose ranks take turns at the batch.
 pub const DATA: &str = "data";
@@ -67,43 +67,39 @@ pub struct AdamW {
 
 /// The mesh of ranks that an entry is for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Mesh(Vec<(String, u64)>);
+pub struct Mesh(Vec<(String, u64, u64)>);
 
 impl Mesh {
     pub fn of(entry: &Entry) -> Result<Mesh, TrainError> {
         let Some(value) = entry.meta.get(MESH) else { return Ok(Mesh::default()) };
         let wrong = |reason: String| TrainError::Settings { entry: entry.name.clone(), reason };
-        let axes: Vec<(String, u64)> =
+        let axes: Vec<(String, u64, u64)> =
             serde_json::from_value(value.clone()).map_err(|e| wrong(e.to_string()))?;
-        let n = axes.iter().try_fold(1u64, |n, (_, size)| n.checked_mul(*size));
-        match n {
-            Some(1..=4096) => Ok(Mesh(axes)),
-            _ => Err(wrong(format!("a mesh of {axes:?} ranks"))),
+        let fits = |n: Option<u64>| matches!(n, Some(1..=4096));
+        match axes.iter().all(|(_, size, stride)| fits(size.checked_mul(*stride))) {
+            true => Ok(Mesh(axes)),
+            false => Err(wrong(format!("a mesh of {axes:?}"))),
         }
     }
 
-    /// The place of `rank` along every axis.
-    pub fn places(&self, rank: usize) -> Vec<(String, usize)> {
-        self.0.iter().map(|(axis, _)| (axis.clone(), self.place(axis, rank).1)).collect()
-    }
-
+    /// The slowest axis spans all ranks.
     pub fn n_ranks(&self) -> usize {
-        self.0.iter().map(|(_, size)| *size as usize).product()
+        self.0.iter().map(|(_, size, stride)| (size * stride) as usize).max().unwrap_or(1)
     }
 
     /// The number of places along an axis, and the place of `rank`; one place where there is no
     /// such axis.
     pub fn place(&self, axis: &str, rank: usize) -> (usize, usize) {
-        let Some(at) = self.0.iter().position(|(name, _)| name == axis) else { return (1, 0) };
-        let size = self.0[at].1 as usize;
-        let stride: usize = self.0[at + 1..].iter().map(|(_, size)| *size as usize).product();
-        (size, rank / stride % size)
+        let Some((_, size, stride)) = self.0.iter().find(|(name, ..)| name == axis) else {
+            return (1, 0);
+        };
+        (*size as usize, rank / *stride as usize % *size as usize)
     }
 }
 
 impl std::fmt::Display for Mesh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let axes: Vec<String> = self.0.iter().map(|(name, n)| format!("{name} = {n}")).collect();
+        let axes: Vec<String> = self.0.iter().map(|(name, n, _)| format!("{name} = {n}")).collect();
         f.write_str(&axes.join(", "))
     }
 }

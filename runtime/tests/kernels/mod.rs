@@ -59,7 +59,7 @@ pub fn layers(name: &str, reverse: bool) -> Entry {
         init: Init::Drawn,
         trained: true,
         coded: None,
-        cut: None,
+        cuts: vec![],
     });
     let mut next = Buffer::new("runs.next", DType::I64, vec![], Role::Output);
     next.alias = Some(BufferId(5));

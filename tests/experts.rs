@@ -1,0 +1,106 @@
+//! Training on ranks that have the experts between them, through the command line: the files of one
+//! rank.
+
+mod tiny;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tiny::TINY;
+
+/// Eight micro-batches.
+const BATCH: &[&str] = &["batch=8", "micro_batch=1", "checkpoint_every=50"];
+
+fn train(out: &Path, steps: u64, more: &[&str]) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.arg("train").arg(root.join("models/nano.model"));
+    for set in TINY.iter().chain(BATCH) {
+        command.args(["--set", set]);
+    }
+    command.arg("--data").arg(root.join("models")).arg("--out").arg(out);
+    command.args(["--steps", &steps.to_string()]).args(more);
+    command
+}
+
+fn done(mut command: Command) -> Output {
+    let output = command.output().expect("weft runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn refused(mut command: Command) -> String {
+    let output = command.output().expect("weft runs");
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Metrics, weights, moments and where the data stands, byte for byte.
+fn assert_same(a: &Path, b: &Path, step: &str) {
+    let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
+    let files = files.map(|f| format!("{step}/{f}"));
+    for name in files.iter().map(String::as_str).chain(["metrics.jsonl"]) {
+        let read = |run: &Path| fs::read(run.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(read(a) == read(b), "{name} of {} and {} differ", a.display(), b.display());
+    }
+}
+
+/// Ranks and their mesh.
+const MESHES: [(&str, &str, &[&str]); 3] = [
+    ("2", "data=2,experts=2", &[]),
+    ("4", "data=4,experts=4", &[]),
+    ("4", "data=4,experts=2", &["--zero", "1"]),
+];
+
+fn writes_what_one_writes(precision: &[&str]) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let one = dir.path().join("one");
+    done(train(&one, 6, &[&["--ranks", "1"], precision].concat()));
+    for (ranks, mesh, more) in MESHES {
+        let several = dir.path().join(mesh);
+        let given = [&["--ranks", ranks, "--mesh", mesh], more, precision].concat();
+        done(train(&several, 6, &given));
+        assert_same(&one, &several, "step-000006");
+    }
+}
+
+#[test]
+fn ranks_that_have_the_experts_between_them_write_what_one_writes() {
+    writes_what_one_writes(&[]);
+}
+
+#[test]
+fn so_they_do_in_bf16() {
+    writes_what_one_writes(&["--precision", "bf16"]);
+}
+
+#[test]
+fn so_they_do_in_fp8() {
+    writes_what_one_writes(&["--precision", "deepseek_fp8"]);
+}
+
+#[test]
+fn a_run_goes_on_under_another_layout_of_the_experts() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (one, moved) = (dir.path().join("one"), dir.path().join("moved"));
+    done(train(&one, 8, &["--ranks", "1"]));
+    done(train(&moved, 2, &["--ranks", "4", "--mesh", "data=4,experts=2", "--zero", "1"]));
+    done(train(&moved, 4, &["--resume", "--ranks", "2", "--mesh", "data=2,experts=2"]));
+    done(train(&moved, 5, &["--resume"]));
+    done(train(&moved, 6, &["--resume", "--ranks", "2", "--zero", "1"]));
+    done(train(&moved, 8, &["--resume", "--ranks", "4", "--mesh", "data=4,experts=4"]));
+    assert_same(&one, &moved, "step-000008");
+}
+
+#[test]
+fn ranks_that_cannot_divide_the_experts_are_refused_with_the_nearest_that_can() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let why = |more: &[&str]| refused(train(&dir.path().join("run"), 1, more));
+    let among = why(&["--ranks", "4", "--mesh", "data=4,experts=3"]);
+    assert!(among.contains("3 ranks along experts do not divide the 4 along data"), "{among}");
+    assert!(among.contains("the nearest is experts = 2"), "{among}");
+    let of = why(&["--ranks", "8", "--mesh", "data=8,experts=8"]);
+    assert!(of.contains("8 ranks along experts do not divide the 4 experts of"), "{of}");
+    assert!(of.contains("the nearest is experts = 4"), "{of}");
+}
