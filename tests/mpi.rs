@@ -50,8 +50,9 @@ fn processes_write_what_one_writes() {
     let dir = tempfile::tempdir().expect("a folder");
     let one = dir.path().join("one");
     done(train(1, &one, &[]));
-    for (n, more) in [(2, &[][..]), (2, &["--zero", "1"]), (4, &[])] {
-        let several = dir.path().join(format!("{n}-{}", more.len()));
+    let experts = ["--mesh", "data=4,experts=2"];
+    for (n, more) in [(2, &[][..]), (2, &["--zero", "1"]), (4, &[]), (4, &experts)] {
+        let several = dir.path().join(format!("{n}{}", more.join("-")));
         let said = text(&done(train(n, &several, more)).stdout);
         assert_eq!(said.matches("checkpoint:").count(), 1, "the first alone reports: {said}");
         for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {

@@ -1,5 +1,7 @@
 //! `parallel` blocks against their model, and what of them runs.
 
+mod tiny;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -36,6 +38,10 @@ fn a_layout_must_fit_the_model() {
     refuse(
         "data = 6  experts = 6  node = 6",
         &["experts = 6 does not divide the model's 8 experts", "the nearest is experts = 4 or 8"],
+    );
+    refuse(
+        "data = 8  experts = 8  node = 2  nodes_per_token = 1",
+        &["keeps 2 of 4 groups of experts reaches 2 of 4 nodes", "give nodes_per_token = 2"],
     );
     refuse("tensor = 3", &["tensor = 3 does not divide 8 heads", "the nearest is tensor = 2 or 4"]);
     refuse(
@@ -80,4 +86,18 @@ fn what_cannot_be_run_is_refused_and_says_what_can() {
     let q = ["compile", "--for", "train", "-o", "/dev/null", "--parallel", "q"];
     let (ok, said) = with_block("data = 2", &q);
     assert!(!ok && said.contains("`Nano` has no parallel block `q`"), "{said}");
+}
+
+#[test]
+fn a_layout_with_experts_runs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").display().to_string();
+    let out = dir.path().join("run").display().to_string();
+    let mut args = vec!["train", "--parallel", "p", "--ranks", "2", "--steps", "1"];
+    args.extend(["--data", &models, "--out", &out]);
+    for set in tiny::TINY.iter().chain(&["batch=4", "micro_batch=1"]) {
+        args.extend(["--set", set]);
+    }
+    let (ok, said) = with_block("data = 2  experts = 2  node = 2  nodes_per_token = 1", &args);
+    assert!(ok && said.contains("checkpoint: "), "{said}");
 }

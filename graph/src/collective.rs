@@ -17,6 +17,12 @@ pub enum CollectiveKind {
     ReduceScatter,
     /// Each gets all, one after the other.
     AllGather,
+    /// Each gets the rows for its part of the segments, where `segments` says.
+    Exchange,
+    /// Each gets its rows back from where `Exchange` sent them.
+    ExchangeBack,
+    /// Each gets, of where everyone's segments begin, where those begin that come to it.
+    ExchangeOffsets,
 }
 
 /// One operand from each rank of a group. It lies as `outer` blocks of `block` elements: a
@@ -28,12 +34,24 @@ pub struct Collective {
     pub group: Group,
     pub from: Arg,
     pub to: Arg,
+    /// Of an exchange, whose blocks are rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
     pub outer: DimExpr,
     pub block: DimExpr,
     pub dtype: DType,
     pub label: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
+}
+
+/// Where rows begin by segment, i32[n + 1] each: those that a rank sends, and those that come to
+/// it, by its own segments and for each by the places they come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Segments {
+    pub n: u32,
+    pub sent: Arg,
+    pub got: Arg,
 }
 
 /// Ranks that lie along a mesh axis: `size` of them, `stride` apart.
@@ -50,6 +68,9 @@ impl CollectiveKind {
             CollectiveKind::AllReduce => "all_reduce",
             CollectiveKind::ReduceScatter => "reduce_scatter",
             CollectiveKind::AllGather => "all_gather",
+            CollectiveKind::Exchange => "exchange",
+            CollectiveKind::ExchangeBack => "exchange_back",
+            CollectiveKind::ExchangeOffsets => "exchange_offsets",
         }
     }
 }
@@ -74,9 +95,9 @@ impl Collective {
         let one = (elements * i64::from(self.dtype.bits())).ceil_div(8);
         let n = i64::from(self.group.size);
         let to = match self.kind {
-            CollectiveKind::AllReduce => one.clone(),
-            CollectiveKind::ReduceScatter => one.clone().ceil_div(n),
-            CollectiveKind::AllGather => one.clone() * n,
+            CollectiveKind::AllReduce | CollectiveKind::ExchangeOffsets => one.clone(),
+            CollectiveKind::ReduceScatter | CollectiveKind::ExchangeBack => one.clone().ceil_div(n),
+            CollectiveKind::AllGather | CollectiveKind::Exchange => one.clone() * n,
         };
         (one, to)
     }
@@ -148,6 +169,7 @@ mod tests {
             group: Group { axis: "data".into(), size: 2, stride: 1 },
             from: Arg::whole(BufferId(0)),
             to: Arg::whole(BufferId(1)),
+            segments: None,
             outer: 1.into(),
             block: 8.into(),
             dtype: DType::F32,

@@ -100,7 +100,10 @@ impl EntryText<'_> {
                 Step::Collective(c) => {
                     let (to, from) = (self.arg(&c.to), self.arg(&c.from));
                     let (name, axis, size) = (c.kind.name(), &c.group.axis, c.group.size);
-                    writeln!(f, "{} = {name}({to} <- {from}) over {axis} = {size}", c.label)?;
+                    let by = c.segments.as_ref();
+                    let by = by.map(|s| format!(", {} to {}", self.arg(&s.sent), self.arg(&s.got)));
+                    let by = by.unwrap_or_default();
+                    writeln!(f, "{} = {name}({to} <- {from}{by}) over {axis} = {size}", c.label)?;
                 }
                 Step::Loop(repeat) => {
                     let count = repeat.count.display(&self.entry.dims);

@@ -11,6 +11,7 @@
 //! - A weight or state that several entries use has one type at the bounds in all of them.
 //! - A loop index is that of an enclosing loop.
 //! - A collective has a group, sums f32 only, and scatters blocks that its ranks divide.
+//! - An exchange has segments that its ranks divide.
 //! - With every dim at its bound, every argument starts inside its buffer and every copy stays in
 //!   it.
 //!
@@ -265,7 +266,7 @@ impl EntryCheck<'_> {
             format!("a group of {} ranks, {} apart", group.size, group.stride)
         })?;
         ensure(c.from.buffer != c.to.buffer, &place, || "reads where it writes".into())?;
-        let sums = c.kind != CollectiveKind::AllGather;
+        let sums = matches!(c.kind, CollectiveKind::AllReduce | CollectiveKind::ReduceScatter);
         ensure(!sums || c.dtype == DType::F32, &place, || format!("sums {} over ranks", c.dtype))?;
         let dims = self.entry.dims_max();
         for expr in [&c.outer, &c.block] {
@@ -275,6 +276,18 @@ impl EntryCheck<'_> {
         let whole = c.kind != CollectiveKind::ReduceScatter
             || c.block.as_constant().is_some_and(|n| n % i64::from(group.size) == 0);
         ensure(whole, &place, || format!("{} ranks do not divide its blocks", group.size))?;
+        let exchanges = matches!(c.kind, CollectiveKind::Exchange | CollectiveKind::ExchangeBack);
+        ensure(exchanges == c.segments.is_some(), &place, || {
+            format!("an {} has segments, and nothing else has", CollectiveKind::Exchange.name())
+        })?;
+        if let Some(segments) = &c.segments {
+            ensure(segments.n.is_multiple_of(group.size), &place, || {
+                format!("{} ranks do not divide {} segments", group.size, segments.n)
+            })?;
+            for arg in [&segments.sent, &segments.got] {
+                self.arg(&place, arg, 4 * (i64::from(segments.n) + 1), counts)?;
+            }
+        }
         let (from, to) = c.size_bytes();
         for (arg, bytes) in [(&c.from, from), (&c.to, to)] {
             self.finite(&place, &bytes)?;

@@ -147,6 +147,9 @@ fn collective(of: &Sizes, op: &OpData, x: &Type, y: &Type) -> Result<Cost, CostE
     let n = axis.ok_or(CostError("a collective without a mesh axis".into()))?.size as u128;
     let (whole, sum) = match op.op {
         Op::AllGather => (of.bytes(y)?, 0),
+        // Of the room for all rows a rank needs its own on average.
+        Op::Exchange => (of.bytes(x)?.min(of.bytes(y)?), 0),
+        Op::ExchangeOffsets => (of.bytes(x)?, 0),
         _ => (of.bytes(x)?, of.elements(x)? * (n - 1) / n),
     };
     let times = if op.op == Op::AllReduce { 2 } else { 1 };

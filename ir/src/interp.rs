@@ -12,6 +12,7 @@ mod attention;
 mod collective;
 mod contract;
 mod control;
+mod exchange;
 mod index;
 mod moe;
 mod movement;
@@ -221,8 +222,14 @@ impl Run<'_> {
             let results = if op.op.has(Trait::Calls) {
                 control::run(self, id, f, op, xs)?
             } else if op.op.has(Trait::Collective) {
-                let y = collective::run(self, op, &xs[0]).map_err(fault)?;
-                vec![Rc::new(self.rounded(y))]
+                let y = match op.op {
+                    Op::Exchange | Op::ExchangeOffsets => {
+                        let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
+                        exchange::run(self, op, &xs)
+                    }
+                    _ => collective::run(self, op, &xs[0]),
+                };
+                vec![Rc::new(self.rounded(y.map_err(fault)?))]
             } else {
                 let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
                 let operands = op.operands.iter().map(|x| f.ty(*x)).collect();
@@ -466,7 +473,9 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         Op::CacheAppend => return state::cache_append(cx, xs),
         Op::AdamW => return state::adamw(cx, xs),
 
-        Op::AllReduce | Op::ReduceScatter | Op::AllGather => Err("runs on several ranks".into()),
+        Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets | Op::Exchange => {
+            Err("runs on several ranks".into())
+        }
         Op::Call | Op::Repeat | Op::Fused => Err("runs another function".into()),
     };
     Ok(vec![y?])

@@ -278,7 +278,8 @@ ops! {
     {; tx: Bool, ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints,
      y_group: Ints, site: Name, role: ROLES} matmul [Pure Contraction] CostRule::Matmul;
   /// Row `r` of segment `e`: `z[r, n] = Σ_k x[r, k] w[e, k, n]`; `ty` swaps the two last dims of
-  /// `w`. `offsets`: i32[e + 1], the first row of each segment and the end. `dtype` as in `matmul`.
+  /// `w`. `offsets`: i32[e + 1], the first row of each segment and the end; what rows behind it
+  /// become is not said. `dtype` as in `matmul`.
   GroupedMatmul "grouped_matmul" ("x" "w" "offsets" "..")
     {; ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints,
      site: Name, role: ROLES} grouped_matmul [Pure Contraction] CostRule::GroupedMatmul;
@@ -388,6 +389,18 @@ ops! {
   /// `x` of every rank along `axis`, one after the other along `dim` in the order of places.
   AllGather "all_gather" ("x") {axis: Axis, dim: Int} all_gather [Pure Collective Blocks]
     CostRule::Collective;
+  /// Where the rows begin that `exchange` brings. Of `E` experts each of `n` places along `axis`
+  /// has `E / n`, in order; `offsets`, i32[E + 1], are those of the rank's own rows by expert. The
+  /// result, i32[E + 1], is of the rows for its experts: by expert, then by the place they come
+  /// from. Made by `experts`.
+  ExchangeOffsets "exchange_offsets" ("offsets") {axis: Axis} exchange_offsets
+    [Pure Collective Blocks] CostRule::Collective;
+  /// `rows[R, d]`, cut by `sent`, to the places along `axis` that have their experts: what comes,
+  /// `[n R, d]`, is cut by `got` (`exchange_offsets`), with zeros behind. `back`: from there, `n R`
+  /// rows cut by `got`, to where they came from. A quantized row takes its scales along. Made by
+  /// `experts`.
+  Exchange "exchange" ("rows" "sent" "got") {axis: Axis; back: Bool} exchange
+    [Pure Collective Blocks] CostRule::Collective;
 
   // --- control -----------------------------------------------------------------------------------
   /// The results of `func` on the operands.

@@ -712,6 +712,34 @@ pub fn all_gather(cx: &RuleCx) -> Types {
     one(x.with_dims(dims))
 }
 
+/// Offsets of experts that the ranks along the axis divide: i32[E + 1].
+fn expert_offsets(cx: &RuleCx, i: usize) -> Result<u64, TypeError> {
+    let n_experts = segments(cx, i)?;
+    let n = places(cx)?;
+    cx.check(n_experts.is_multiple_of(n), "the ranks do not divide the segments")?;
+    Ok(n_experts)
+}
+
+pub fn exchange_offsets(cx: &RuleCx) -> Types {
+    expert_offsets(cx, 0)?;
+    one(cx.operands[0].as_value())
+}
+
+pub fn exchange(cx: &RuleCx) -> Types {
+    let rows = cx.operands[0];
+    cx.check(!rows.state, "an operand is a state; `read` it first")?;
+    cx.check(rows.rank() == 2, "rows are [rows, d]")?;
+    let own = rows.quant.as_ref().is_none_or(|q| q.group[0] == 1);
+    cx.check(own, "rows that share scales cannot be sent apart")?;
+    let same = expert_offsets(cx, 1)? == expert_offsets(cx, 2)?;
+    cx.check(same, "both offsets have as many segments as there are experts")?;
+    let n = Dim::fixed(places(cx)?);
+    let there =
+        if cx.flag("back") { rows.dims[0].checked_div(n) } else { rows.dims[0].checked_mul(n) };
+    let Some(there) = there else { return cx.err("rows from all ranks are no multiple of theirs") };
+    one(rows.with_dims([there, rows.dims[1]]))
+}
+
 /// The callee's signature.
 fn signature<'a>(cx: &RuleCx<'a>) -> Result<(Vec<&'a Type>, Vec<&'a Type>), TypeError> {
     let Some(f) = cx.callee else { return cx.err("needs a function") };

@@ -1,6 +1,6 @@
 //! What ranks do together: a step of its own, on row-major values.
 
-use weft_graph::{Collective, CollectiveKind, Group, Step};
+use weft_graph::{Collective, CollectiveKind, Group, Segments, Step};
 use weft_ir::module::OpData;
 use weft_ir::op::Op;
 
@@ -11,6 +11,9 @@ impl<'a> Lower<'a> {
         let kind = match op.op {
             Op::AllReduce => CollectiveKind::AllReduce,
             Op::ReduceScatter => CollectiveKind::ReduceScatter,
+            Op::ExchangeOffsets => CollectiveKind::ExchangeOffsets,
+            Op::Exchange if op.attrs.get_flag("back") => CollectiveKind::ExchangeBack,
+            Op::Exchange => CollectiveKind::Exchange,
             _ => CollectiveKind::AllGather,
         };
         let id = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
@@ -21,10 +24,14 @@ impl<'a> Lower<'a> {
 
         let (x, y) = (op.operands[0], op.results[0]);
         let from = self.plain(f, x)?;
+        let segments = self.segments(f, op)?;
         let to = self.result_room(f, y)?;
         let ty = f.func.ty(x);
-        // A sum for all has no dim: it is one block.
-        let at = op.attrs.get_int("dim").unwrap_or(0) as usize;
+        // A sum for all has no dim: it is one block. Rows are blocks.
+        let at = match op.op {
+            Op::Exchange => 1,
+            _ => op.attrs.get_int("dim").unwrap_or(0) as usize,
+        };
         let product = |d| weft_graph::DimExpr::product(self.dims.exprs(d));
         let (outer, block) = (product(&ty.dims[..at]), product(&ty.dims[at..]));
         let name = f.names[y.0 as usize].trim_start_matches('%').to_string();
@@ -33,6 +40,7 @@ impl<'a> Lower<'a> {
             group,
             from,
             to,
+            segments,
             outer,
             block,
             dtype: dims::dtype(ty.dtype),
@@ -40,5 +48,13 @@ impl<'a> Lower<'a> {
             source: self.places(op),
         }));
         Ok(())
+    }
+
+    /// The offsets by which rows are sent.
+    fn segments(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<Option<Segments>, Fault> {
+        let &[_, sent, got] = &op.operands[..] else { return Ok(None) };
+        let n = f.func.ty(sent).dims[0].as_fixed().unwrap_or(1).saturating_sub(1);
+        let n = u32::try_from(n).map_err(|_| "there are too many experts")?;
+        Ok(Some(Segments { n, sent: self.plain(f, sent)?, got: self.plain(f, got)? }))
     }
 }

@@ -258,7 +258,11 @@ impl<'a> Lower<'a> {
                 self.define(f, op.results[0], state);
                 Ok(())
             }
-            Op::AllReduce | Op::ReduceScatter | Op::AllGather => self.collective(f, op),
+            Op::AllReduce
+            | Op::ReduceScatter
+            | Op::AllGather
+            | Op::ExchangeOffsets
+            | Op::Exchange => self.collective(f, op),
             Op::Call => self.call(f, op),
             Op::Repeat => self.repeat(f, op),
             Op::Fused => self.fused(f, op),

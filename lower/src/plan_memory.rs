@@ -124,7 +124,10 @@ impl Walk {
             match step {
                 Step::Launch(launch) => self.touch(&launch.args.iter().collect::<Vec<_>>()),
                 Step::Copy(copy) => self.touch(&[&copy.from, &copy.to]),
-                Step::Collective(c) => self.touch(&[&c.from, &c.to]),
+                Step::Collective(c) => {
+                    let offsets = c.segments.iter().flat_map(|s| [&s.sent, &s.got]);
+                    self.touch(&[&c.from, &c.to].into_iter().chain(offsets).collect::<Vec<_>>());
+                }
                 Step::Loop(repeat) => {
                     let id = self.loops.len() as u32;
                     self.loops.push((self.at, self.at));

@@ -11,6 +11,7 @@ pub mod canonicalize;
 pub mod cse;
 pub mod dce;
 pub mod divide;
+pub mod experts;
 pub mod fold;
 pub mod fuse;
 pub mod hoist;
@@ -258,6 +259,7 @@ pub const PIPELINE: &[Pass] = &[
     canonicalize::PASS, // sums with the zeros that are constants now
     cse::PASS,          // what both halves of a backward compute again
     dce::PASS,          // saved values that no one reads, functions that no one calls
+    experts::PASS,      // before `split_quantized`: a row's codes and scales are sent as one value
     split_quantized::PASS, // after all that looks at products; what makes codes can be fused
     cse::PASS,          // what several quantizations of one value share
     dce::PASS,          // what only a quantized value was read for

@@ -11,6 +11,7 @@
 //! pipeline stage, and whom it waited for.
 
 pub mod collective;
+pub mod exchange;
 pub mod fault;
 pub mod last_action;
 #[cfg(feature = "mpi")]

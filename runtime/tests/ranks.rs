@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use weft_graph::CollectiveKind::{self, AllGather, AllReduce, ReduceScatter};
 use weft_runtime::ranks::collective::{self, Blocks};
+use weft_runtime::ranks::exchange::{self, Offsets};
 use weft_runtime::ranks::threads::{self, Ending};
 use weft_runtime::ranks::{Communicator, Rank, RankError};
 
@@ -30,10 +31,11 @@ fn run(n: usize, kind: CollectiveKind, outer: usize, block: usize) -> Vec<Vec<u8
             AllReduce => from.len(),
             ReduceScatter => from.len() / n,
             AllGather => from.len() * n,
+            other => panic!("{other:?}"),
         };
         let mut to = vec![0; to_bytes];
         let blocks = Blocks { outer, block_bytes: 4 * block };
-        collective::run(kind, &meeting, blocks, &from, &mut to).map(|()| to)
+        collective::run(kind, &meeting, blocks, None, &from, &mut to).map(|()| to)
     });
     let done = |e| match e {
         Ending::Done(to) => to,
@@ -102,6 +104,56 @@ fn uneven_parts_reach_their_places() {
             assert_eq!(part, vec![(10 * from + to) as u8; to + from]);
         }
     }
+}
+
+/// Rows of several ranks for the experts that they have between them, there and back. A row says
+/// its expert, source and number.
+#[test]
+fn rows_reach_their_experts_and_come_back() {
+    for (n, own) in [(1, 3), (2, 2), (3, 1), (4, 2)] {
+        let counts = move |rank: usize, expert: usize| (rank * 7 + expert * 5) % 4;
+        let endings = threads::run(n, LIMIT, move |comm: Arc<dyn Communicator>| {
+            let rank = Rank::new(comm, 0, None, None);
+            let (place, capacity) = (rank.rank(), 3 * own * n);
+            let (mut rows, mut sent) = (vec![], vec![0i32]);
+            for expert in 0..own * n {
+                (0..counts(place, expert)).for_each(|i| rows.extend([expert, place, i].map(as_u8)));
+                sent.push(rows.len() as i32 / 3);
+            }
+            rows.resize(3 * capacity, 255);
+            let meeting = |op| rank.begin(op, "rows", (0..n).collect());
+            let mut got = vec![0u8; 4 * sent.len()];
+            let sent: Vec<u8> = sent.iter().flat_map(|x| x.to_le_bytes()).collect();
+            exchange::offsets(&meeting("exchange_offsets"), &sent, &mut got)?;
+            let offsets = Offsets::read(&sent, &got);
+            let mut there = vec![1u8; n * rows.len()];
+            exchange::rows(&meeting("exchange"), 3, &offsets, &rows, &mut there)?;
+            let mut back = vec![1u8; rows.len()];
+            exchange::back(&meeting("exchange_back"), 3, &offsets, &there, &mut back)?;
+            let n_rows = offsets.sent[own * n];
+            assert_eq!(back[..3 * n_rows], rows[..3 * n_rows]);
+            assert!(back[3 * n_rows..].iter().all(|x| *x == 0));
+            Ok::<_, RankError>((offsets.got, there))
+        });
+        for (place, ending) in endings.expect("threads start").into_iter().enumerate() {
+            let Ending::Done((got, there)) = ending else { panic!("rank {place}: {ending:?}") };
+            let (mut expected, mut begins) = (vec![], vec![0]);
+            for expert in place * own..(place + 1) * own {
+                for of in 0..n {
+                    (0..counts(of, expert))
+                        .for_each(|i| expected.extend([expert, of, i].map(as_u8)));
+                    begins.push(expected.len() / 3);
+                }
+            }
+            assert_eq!(got, begins, "place {place} of {n}");
+            expected.resize(there.len(), 0);
+            assert_eq!(there, expected, "place {place} of {n}");
+        }
+    }
+}
+
+fn as_u8(n: usize) -> u8 {
+    n as u8
 }
 
 /// Two ranks, of which rank 1 does `other`; what rank 0, in a sum with it, says, and how rank 1

@@ -18,6 +18,7 @@ pub fn supports(op: Op) -> bool {
         Op::Encode => true,
         Op::Call | Op::Repeat | Op::Fused => false,
         Op::AllReduce | Op::ReduceScatter | Op::AllGather => false,
+        Op::ExchangeOffsets | Op::Exchange => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
         Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos | Op::Erf => true,
@@ -209,6 +210,8 @@ impl Lower<'_> {
             | Op::AllReduce
             | Op::ReduceScatter
             | Op::AllGather
+            | Op::ExchangeOffsets
+            | Op::Exchange
             | Op::Call
             | Op::Repeat
             | Op::Fused => {

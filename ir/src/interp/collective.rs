@@ -139,7 +139,8 @@ impl Meeting {
     }
 }
 
-pub(super) fn run(run: &Run, op: &OpData, x: &Tensor) -> Result<Tensor, Fault> {
+/// The rank's place along the op's axis, and what all brought there, by place.
+pub(super) fn of_group(run: &Run, op: &OpData, x: &Tensor) -> Result<(usize, Vec<Tensor>), Fault> {
     let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
     let n = run.module.n_ranks() as usize;
     let (rank, all) = match &run.rank {
@@ -155,12 +156,17 @@ pub(super) fn run(run: &Run, op: &OpData, x: &Tensor) -> Result<Tensor, Fault> {
     };
     let group = group(run.module, axis, rank);
     let place = group.iter().position(|r| *r == rank).ok_or("a rank lies outside its group")?;
-    let of_group: Vec<&Tensor> = group.iter().map(|r| &all[*r]).collect();
+    Ok((place, group.iter().map(|r| all[*r].clone()).collect()))
+}
+
+pub(super) fn run(run: &Run, op: &OpData, x: &Tensor) -> Result<Tensor, Fault> {
+    let (place, all) = of_group(run, op, x)?;
+    let all: Vec<&Tensor> = all.iter().collect();
     let dim = op.attrs.get_int("dim").unwrap_or(0) as usize;
     match op.op {
-        Op::AllGather => concat(&of_group, dim),
-        Op::ReduceScatter => part(&sum(run, &of_group)?, dim, place, group.len()),
-        _ => sum(run, &of_group),
+        Op::AllGather => concat(&all, dim),
+        Op::ReduceScatter => part(&sum(run, &all)?, dim, place, all.len()),
+        _ => sum(run, &all),
     }
 }
 

@@ -158,6 +158,8 @@ impl TokenDims {
             | Op::AllReduce
             | Op::ReduceScatter
             | Op::AllGather
+            | Op::ExchangeOffsets
+            | Op::Exchange
             | Op::Call
             | Op::Repeat
             | Op::Fused => vec![false; rank],

@@ -404,6 +404,8 @@ fn order(keys: &mut Keys, entry: &ast::Entry) -> Option<Order> {
 struct Facts {
     /// Of each routed layer, every number once.
     experts: Vec<u64>,
+    /// Of each choice of experts by groups: experts chosen, groups, groups kept.
+    routers: Vec<[u64; 3]>,
     heads: Vec<u64>,
     layers: u64,
 }
@@ -411,13 +413,17 @@ struct Facts {
 impl Facts {
     /// From every function of the model, and the repeats of its first.
     fn of(module: &Module, entry: &str) -> Facts {
-        let mut facts = Facts { experts: vec![], heads: vec![], layers: 0 };
+        let mut facts = Facts { experts: vec![], routers: vec![], heads: vec![], layers: 0 };
         for func in &module.funcs {
             for (_, op) in func.body_ops() {
                 match op.op {
                     Op::Route => {
                         let n = op.attrs.get_int("experts").and_then(|n| u64::try_from(n).ok());
                         facts.experts.extend(n);
+                    }
+                    Op::GroupedTopk => {
+                        let sizes = ["k", "groups", "kept"].map(|a| op.attrs.get_int(a));
+                        facts.routers.push(sizes.map(|n| n.unwrap_or(1).max(1) as u64));
                     }
                     Op::Attention => {
                         let q = func.ty(op.operands[0]);
@@ -429,6 +435,8 @@ impl Facts {
         }
         facts.experts.sort_unstable();
         facts.experts.dedup();
+        facts.routers.sort_unstable();
+        facts.routers.dedup();
         facts.heads.sort_unstable();
         facts.heads.dedup();
         let Some(entry) = module.find(entry) else { return facts };
@@ -490,6 +498,18 @@ fn agree(tree: &Tree, block: &ast::Block, p: &Parallel, facts: &Facts, diags: &m
     if facts.experts.is_empty() && p.experts > 1 {
         let why = format!("experts = {}, and the model has no experts", p.experts);
         say("experts", why, "leave `experts` out".into());
+    }
+    let nodes = p.experts.div_ceil(p.node);
+    for [chosen, groups, kept] in &facts.routers {
+        // A group lies on one node, or on several in a row.
+        let reached = (kept * nodes.div_ceil(*groups)).min(*chosen).min(nodes);
+        if let Some(n) = p.nodes_per_token.filter(|n| *n < reached) {
+            let why = format!(
+                "nodes_per_token = {n}, and a token that keeps {kept} of {groups} groups of \
+                 experts reaches {reached} of {nodes} nodes"
+            );
+            say("nodes_per_token", why, format!("give nodes_per_token = {reached}"));
+        }
     }
     for n in facts.heads.iter().filter(|n| !n.is_multiple_of(p.tensor)) {
         say(

@@ -7,6 +7,7 @@ use super::{ExecError, Profile};
 use crate::device::Kernels;
 use crate::ranks::Rank;
 use crate::ranks::collective::{self, Blocks};
+use crate::ranks::exchange::Offsets;
 use std::ops::Range;
 use std::time::Instant;
 use weft_graph::{
@@ -65,10 +66,11 @@ struct FlatCollective {
     kind: CollectiveKind,
     group: Group,
     label: String,
-    /// Two of `buffers`: from and to.
+    /// Two of `buffers`, from and to, or four: offsets of an exchange.
     buffers: Range<usize>,
     strides: Range<usize>,
     blocks: Blocks,
+    offsets_bytes: usize,
     from_bytes: usize,
     to_bytes: usize,
     row: usize,
@@ -186,7 +188,11 @@ impl Build<'_> {
         let (from_bytes, to_bytes) = step.size_bytes();
         let sizes = [&from_bytes, &to_bytes].map(|size| size.eval(self.dims).max(0));
         let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
-        for (slot, (arg, bytes)) in [&step.from, &step.to].into_iter().zip(sizes).enumerate() {
+        let offsets_bytes = step.segments.as_ref().map_or(0, |s| 4 * (i64::from(s.n) + 1));
+        let offsets = step.segments.iter().flat_map(|s| [&s.sent, &s.got]);
+        let offsets = offsets.map(|arg| (arg, offsets_bytes));
+        let args = [&step.from, &step.to].into_iter().zip(sizes).chain(offsets);
+        for (slot, (arg, bytes)) in args.enumerate() {
             self.arg(&step.label, arg, slot, bytes, counts)?;
         }
         let bits = step.block.eval(self.dims).max(0) * i64::from(step.dtype.bits());
@@ -200,6 +206,7 @@ impl Build<'_> {
                 outer: step.outer.eval(self.dims).max(0) as usize,
                 block_bytes: bits as usize / 8,
             },
+            offsets_bytes: offsets_bytes as usize,
             from_bytes: sizes[0] as usize,
             to_bytes: sizes[1] as usize,
             row: self.next_row(),
@@ -398,9 +405,15 @@ impl Run<'_> {
                 std::slice::from_raw_parts_mut(buffers[1], step.to_bytes),
             )
         };
+        // SAFETY: as above.
+        let numbers = |p: &*mut u8| unsafe { std::slice::from_raw_parts(*p, step.offsets_bytes) };
+        let offsets = match buffers {
+            [_, _, sent, got] => Some(Offsets::read(numbers(sent), numbers(got))),
+            _ => None,
+        };
         let ranks = step.group.ranks(rank.rank());
         let meeting = rank.begin(step.kind.name(), &step.label, ranks);
-        let done = collective::run(step.kind, &meeting, step.blocks, from, to);
+        let done = collective::run(step.kind, &meeting, step.blocks, offsets.as_ref(), from, to);
         done.map_err(|e| ExecError::from(Box::new(e)))
     }
 

@@ -7,6 +7,7 @@
 
 use weft_graph::CollectiveKind;
 
+use super::exchange::{self, Offsets};
 use super::{Meeting, RankError};
 use crate::memory::{as_bytes, as_bytes_mut};
 
@@ -17,21 +18,34 @@ pub struct Blocks {
     pub block_bytes: usize,
 }
 
-/// Carries out a collective on host memory; `to` has the size of the result.
+/// Carries out a collective on host memory; `to` has the size of the result. `offsets` are an
+/// exchange's.
 pub fn run(
     kind: CollectiveKind,
     meeting: &Meeting<'_>,
     blocks: Blocks,
+    offsets: Option<&Offsets>,
     from: &[u8],
     to: &mut [u8],
 ) -> Result<(), RankError> {
-    match kind {
-        CollectiveKind::AllReduce => {
+    let row_bytes = blocks.block_bytes;
+    match (kind, offsets) {
+        (CollectiveKind::AllReduce, _) => {
             to.copy_from_slice(&all_reduce(meeting, from)?);
             Ok(())
         }
-        CollectiveKind::ReduceScatter => reduce_scatter(meeting, blocks, from, to),
-        CollectiveKind::AllGather => all_gather(meeting, blocks, from, to),
+        (CollectiveKind::ReduceScatter, _) => reduce_scatter(meeting, blocks, from, to),
+        (CollectiveKind::AllGather, _) => all_gather(meeting, blocks, from, to),
+        (CollectiveKind::ExchangeOffsets, _) => exchange::offsets(meeting, from, to),
+        (CollectiveKind::Exchange, Some(offsets)) => {
+            exchange::rows(meeting, row_bytes, offsets, from, to)
+        }
+        (CollectiveKind::ExchangeBack, Some(offsets)) => {
+            exchange::back(meeting, row_bytes, offsets, from, to)
+        }
+        (CollectiveKind::Exchange | CollectiveKind::ExchangeBack, None) => {
+            unreachable!("a graph whose exchanges lack segments does not verify")
+        }
     }
 }
 

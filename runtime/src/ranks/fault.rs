@@ -55,8 +55,9 @@ impl Fault {
         if self.kind != Kind::Swap || self.rank != rank {
             return;
         }
-        let steps = entry.steps.iter_mut().filter(|s| matches!(s, Step::Collective(_)));
-        let mut pair = steps.skip(self.at as usize).take(2);
+        let mut steps = vec![];
+        collectives(&mut entry.steps, &mut steps);
+        let mut pair = steps.into_iter().skip(self.at as usize).take(2);
         if let (Some(a), Some(b)) = (pair.next(), pair.next()) {
             std::mem::swap(a, b);
         }
@@ -71,6 +72,17 @@ impl Fault {
             Kind::Lose => comm.close("it has lost its transport"),
             Kind::Abort => std::process::abort(),
             Kind::Swap => {}
+        }
+    }
+}
+
+/// In the order in which they are done, those of loops once.
+fn collectives<'a>(steps: &'a mut [Step], found: &mut Vec<&'a mut Step>) {
+    for step in steps {
+        match step {
+            Step::Collective(_) => found.push(step),
+            Step::Loop(repeat) => collectives(&mut repeat.body, found),
+            Step::Launch(_) | Step::Copy(_) => {}
         }
     }
 }

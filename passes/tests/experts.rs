@@ -1,0 +1,177 @@
+//! Ranks that have the experts between them compute the bits of one: the interpreter runs both.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::{Draw, apply, arguments, module};
+use weft_ir::interp::{Data, Interp, Precision, Tensor};
+use weft_ir::module::Module;
+use weft_ir::op::Op;
+use weft_ir::ty::{AxisId, DType};
+use weft_passes::policy::{Format, Product, Recipe};
+use weft_passes::{Mesh, PIPELINE, PassCx, Train};
+
+/// Two layers of four experts, two for each of eight tokens.
+const MODEL: &str = r#"
+dims { R = ragged(4) 16 }
+weight @router : f32[2, 4, 8] at "layers.{i}.router" from [0] init drawn
+weight @up : f32[2, 4, 4, 8] at "layers.{i}.experts.{j}.up" from [0, 0] init drawn
+weight @down : f32[2, 4, 8, 4] at "layers.{i}.experts.{j}.down" from [0, 0] init drawn
+
+func @layer(%x: f32[2, 4, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4]) -> (f32[2, 4, 8]) {
+  %scores = matmul %x, %router {ty = true} : f32[2, 4, 4]
+  %p = softmax %scores : f32[2, 4, 4]
+  %ids = topk %p {k = 2} : i32[2, 4, 2]
+  %w = take %p, %ids : f32[2, 4, 2]
+  %offsets, %order = route %ids {experts = 4, rows = R} : i32[5], i32[R]
+  %rows = dispatch %x, %order {active = 2} : f32[R, 8]
+  %1 = grouped_matmul %rows, %up, %offsets {ty = true, site = up} : f32[R, 4]
+  %2 = sigmoid %1 : f32[R, 4]
+  %3 = mul %1, %2 : f32[R, 4]
+  %4 = grouped_matmul %3, %down, %offsets {ty = true, site = down} : f32[R, 8]
+  %y = combine %4, %order, %w {tokens = [2, 4], active = 2} : f32[2, 4, 8]
+  %h = add %x, %y : f32[2, 4, 8]
+  return %h
+}
+
+func @loss(%x: f32[2, 4, 8], %router: f32[2, 4, 8], %up: f32[2, 4, 4, 8], %down: f32[2, 4, 8, 4])
+    -> (objective: f32[], metric.loss: f32[]) {
+  %h = repeat %x, %router, %up, %down {func = @layer, count = 2, carry = 1, xs = 3} : f32[2, 4, 8]
+  %1 = mul %h, %h : f32[2, 4, 8]
+  %2 = reduce_sum %1 {dims = [0, 1, 2]} : f32[]
+  return %2, %2
+}
+"#;
+
+fn compiled(fp8: bool, mesh: Option<Mesh>) -> Module {
+    let train = Train {
+        micro_batches: 4,
+        micro_batches_vary: false,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        decay: 0.1,
+        clip: Some(0.05),
+        moments: DType::F32,
+    };
+    let mut cx = PassCx { train: Some(train), mesh, ..PassCx::default() };
+    if fp8 {
+        cx.policy = ["up", "down"].map(|site| (site.to_string(), recipe())).into();
+    }
+    let mut m = module(MODEL);
+    let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
+    apply(&mut m, &names, &cx);
+    m
+}
+
+/// Scales along rows and, for gradients of weights, over rows; rows travel as codes.
+fn recipe() -> Recipe {
+    let format = |group| Format { dtype: DType::E4m3, group, scale: DType::F32, floor: 0.0 };
+    let product = |a, b| Product {
+        operands: Some([format(a), format(b)]),
+        hopper14: false,
+        promote: Some(128),
+    };
+    Recipe {
+        forward: product([1, 128], [128, 128]),
+        input_grad: product([1, 128], [128, 128]),
+        weight_grad: product([128, 1], [128, 1]),
+        saved_input: Some(format([1, 128])),
+        saved_output: None,
+        dispatched: Some(Format { scale: DType::Ue8m0, ..format([1, 128]) }),
+    }
+}
+
+/// What rank `rank` has of a value whose dims are cut.
+fn cut_for(m: &Module, name: &str, whole: &Tensor, rank: usize) -> Tensor {
+    let Some(store) = m.stores.get(name) else { return whole.clone() };
+    let mut own = whole.clone();
+    for (dim, axis) in store.ty.axes.iter().enumerate() {
+        let Some(axis) = axis else { continue };
+        own = part(&own, dim, place(m, *axis, rank), m.axes[axis.0 as usize].size as usize);
+    }
+    own
+}
+
+fn place(m: &Module, axis: AxisId, rank: usize) -> usize {
+    rank / m.stride(axis) as usize % m.axes[axis.0 as usize].size as usize
+}
+
+fn part(whole: &Tensor, dim: usize, place: usize, n: usize) -> Tensor {
+    let inner: usize = whole.dims[dim..].iter().product();
+    let block = |b: &[f64]| b[place * inner / n..(place + 1) * inner / n].to_vec();
+    let data = whole.numbers().chunks(inner).flat_map(block).collect();
+    let mut dims = whole.dims.clone();
+    dims[dim] /= n;
+    Tensor { dims, data: Data::Float(data), ..whole.clone() }
+}
+
+/// The bits of every result; rounded to f32 as kernels round.
+fn bits(results: &[Tensor]) -> Vec<Vec<u32>> {
+    let of = |t: &Tensor| t.numbers().iter().map(|x| (*x as f32).to_bits()).collect();
+    results.iter().map(of).collect()
+}
+
+fn names(m: &Module) -> Vec<String> {
+    let func = m.func(m.find("train_step").expect("the step was made"));
+    func.params.iter().map(|p| func.value(*p).name.clone().expect("it has a name")).collect()
+}
+
+fn check(fp8: bool, mesh: Mesh) {
+    let one = compiled(fp8, None);
+    let entry = one.find("train_step").expect("the step was made");
+    let draw = Draw { low: 0.1, high: 0.9, ints: 4.0 };
+    let all = arguments(&one, entry, &Default::default(), 3, draw);
+    let interp = Interp::new(&one, Precision::Stated);
+    let expected = interp.run(entry, all.clone()).unwrap_or_else(|e| panic!("{e}"));
+    let all: BTreeMap<String, Tensor> = names(&one).into_iter().zip(all).collect();
+
+    let several = compiled(fp8, Some(mesh));
+    let sends = |f: &weft_ir::module::Func| f.body_ops().any(|(_, op)| op.op == Op::Exchange);
+    assert!(several.funcs.iter().any(sends), "rows are sent");
+    let gathers = |f: &weft_ir::module::Func| {
+        let n = f.body_ops().filter(|(_, op)| op.op == Op::AllGather);
+        n.filter(|(_, op)| op.attrs.get_axis("axis") == several.find_axis("experts"))
+            .filter(|(_, op)| f.ty(op.results[0]).rank() == 4)
+            .count()
+    };
+    let gathered: usize = several.funcs.iter().map(gathers).sum();
+    assert!(gathered <= 2, "{gathered} gathers: squares of gradients may be, weights may not");
+    let entry = several.find("train_step").expect("the step was made");
+    let n = mesh.data as usize;
+    let args = (0..n).map(|rank| {
+        let of = |name: &String| match name.as_str() {
+            "x" => part(&all[name], 0, rank, n),
+            _ => cut_for(&several, name, &all[name], rank),
+        };
+        names(&several).iter().map(of).collect()
+    });
+    let interp = Interp::new(&several, Precision::Stated);
+    let found = interp.run_ranks(entry, args.collect(), &Default::default());
+    let found = found.unwrap_or_else(|e| panic!("{e}"));
+    let results = &several.func(entry).result_names;
+    for (rank, found) in found.iter().enumerate() {
+        let own = results.iter().zip(&expected);
+        let own: Vec<Tensor> = own.map(|(n, x)| cut_for(&several, n, x, rank)).collect();
+        for (i, name) in results.iter().enumerate() {
+            assert_eq!(bits(&found[i..=i]), bits(&own[i..=i]), "{name}, rank {rank}, {mesh:?}");
+        }
+    }
+}
+
+const MESHES: [Mesh; 3] = [
+    Mesh { pipeline: 1, data: 2, tensor: 1, experts: 2, zero: false },
+    Mesh { pipeline: 1, data: 4, tensor: 1, experts: 2, zero: true },
+    Mesh { pipeline: 1, data: 4, tensor: 1, experts: 4, zero: false },
+];
+
+#[test]
+fn ranks_that_send_rows_compute_the_bits_of_one() {
+    MESHES.into_iter().for_each(|mesh| check(false, mesh));
+}
+
+#[test]
+fn so_they_do_in_codes() {
+    MESHES.into_iter().for_each(|mesh| check(true, mesh));
+}
