@@ -1,5 +1,6 @@
 //! The `weft` command: one file a subcommand, no compiler logic.
 
+mod bench_gpu;
 mod check;
 mod compare;
 mod compile;
@@ -40,6 +41,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    BenchGpu(bench_gpu::Args),
     Check(check::Args),
     Fmt(fmt::Args),
     Explain(explain::Args),
@@ -59,6 +61,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::BenchGpu(args) => bench_gpu::run(args),
         Command::Check(args) => check::run(args),
         Command::Fmt(args) => fmt::run(args),
         Command::Explain(args) => explain::run(args),

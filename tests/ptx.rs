@@ -184,3 +184,46 @@ fn graphs_hold_ptx() {
         .filter(|f| f.as_ref().is_ok_and(|f| f.path().extension().is_some_and(|e| e == "ptx")));
     assert!(ptx.count() > 10);
 }
+
+/// Kernels are checked against the reference interpreter wherever PTX runs, and timed by a device's
+/// own clock.
+#[test]
+fn kernels_are_checked_and_timed() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let bench = |device: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.args(["bench-gpu", "--device", device]).args(more);
+        command.env("LD_LIBRARY_PATH", driver(dir.path()));
+        let output = done(command);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let checked = bench("ptx", &[]);
+    assert_eq!(checked.matches(": off by ").count(), 10, "{checked}");
+    let file = dir.path().join("table.md");
+    let small = ["--small", "--runs", "2", "--only", "attention", "-o"];
+    let timed = bench("cuda", &[&small[..], &[file.to_str().expect("a name")]].concat());
+    let written = std::fs::read_to_string(&file).expect("the table was written");
+    for kernel in ["_dq`", "_dkv_wpw`", "latent_attention_64_8_causal_offset_split`", "combine"] {
+        let line = written.lines().find(|line| line.contains(kernel));
+        let line = line.unwrap_or_else(|| panic!("{kernel}: {written}"));
+        assert!(timed.contains(line), "{timed}");
+        let micros: f64 = line.split('|').nth(3).and_then(|t| t.trim().parse().ok()).expect("µs");
+        assert!(micros > 0.0, "{line}");
+    }
+}
+
+/// Without a GPU the reason is the whole answer.
+#[test]
+fn nothing_is_timed_without_a_gpu() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.arg("bench-gpu").env("LD_LIBRARY_PATH", dir.path());
+    let output = command.output().expect("weft runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // On a machine with a GPU there is nothing to see here.
+    if output.status.success() {
+        println!("skipped: there is a GPU here");
+        return;
+    }
+    assert!(said.contains("nothing was checked or timed"), "{said}");
+}

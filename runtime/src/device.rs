@@ -6,6 +6,7 @@
 use crate::elf::ElfError;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 use weft_graph::{Graph, KernelId};
 
@@ -130,10 +131,24 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         Err(DeviceError::Failed { device: "device", reason: "it records nothing".into() })
     }
 
+    /// A clock in the device's own order of work, if it has one: else the host's, with a wait, is
+    /// as good.
+    fn clock(&self) -> Result<Option<Box<dyn Clock>>, DeviceError> {
+        Ok(None)
+    }
+
     /// Whether addresses are the host's own, so that ranks can exchange what lies there.
     fn is_host(&self) -> bool {
         false
     }
+}
+
+/// Times work on a device between two moments.
+pub trait Clock {
+    fn start(&mut self) -> Result<(), DeviceError>;
+
+    /// Waits for what was done since `start`, and says how long it took.
+    fn stop(&mut self) -> Result<Duration, DeviceError>;
 }
 
 /// Launches and copies with their arguments, to be done as often as one likes.

@@ -4,12 +4,12 @@
 //! addresses and moves them.
 
 use super::{ExecError, Profile};
-use crate::device::Kernels;
+use crate::device::{Clock, Kernels};
 use crate::ranks::Rank;
 use crate::ranks::collective::{self, Blocks};
 use crate::ranks::exchange::Offsets;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use weft_graph::{
     Arg, Collective, CollectiveKind, Entry, Group, KernelId, Launch, Scalar, Step, offset_range,
 };
@@ -118,11 +118,16 @@ impl Flat {
         rank: Option<&Rank>,
         profile: Option<&mut Profile>,
     ) -> Result<(), ExecError> {
+        let clock = match profile {
+            Some(_) => kernels.clock()?,
+            None => None,
+        };
         let mut run = Run {
             flat: self,
             kernels,
             rank,
             profile,
+            clock,
             indices: Vec::new(),
             buffers: Vec::new(),
             scalars: Vec::new(),
@@ -299,6 +304,8 @@ struct Run<'a> {
     kernels: &'a dyn Kernels,
     rank: Option<&'a Rank>,
     profile: Option<&'a mut Profile>,
+    /// The device's, where steps are measured and it has one.
+    clock: Option<Box<dyn Clock>>,
     /// Of the enclosing loops.
     indices: Vec<i64>,
     /// Addresses and scalars of the launch at hand, where a loop moves them.
@@ -307,36 +314,61 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// When a step begins, if steps are measured.
+    fn start(&mut self) -> Result<Option<Instant>, ExecError> {
+        if let Some(clock) = &mut self.clock {
+            clock.start()?;
+        }
+        Ok(self.profile.is_some().then(Instant::now))
+    }
+
+    /// How long the device worked since then.
+    fn elapsed(&mut self, start: Instant) -> Result<Duration, ExecError> {
+        match &mut self.clock {
+            Some(clock) => Ok(clock.stop()?),
+            None => {
+                self.kernels.wait()?;
+                Ok(start.elapsed())
+            }
+        }
+    }
+
+    fn note(&mut self, row: usize, time: Duration, flops: i64, bytes: i64) {
+        if let Some(profile) = &mut self.profile {
+            profile.add(row, time, flops, bytes);
+        }
+    }
+
     /// # Safety
     /// As `Flat::run`.
     unsafe fn steps(&mut self, range: Range<usize>) -> Result<(), ExecError> {
         let flat = self.flat;
         let mut at = range.start;
         while at < range.end {
-            let start = self.profile.is_some().then(Instant::now);
+            let start = self.start()?;
             match &flat.steps[at] {
                 FlatStep::Launch(launch) => {
                     // SAFETY: the caller's promise.
                     unsafe { self.launch(launch) }?;
-                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
-                        self.kernels.wait()?;
-                        profile.add(launch.row, start.elapsed(), launch.flops, launch.bytes);
+                    if let Some(start) = start {
+                        let time = self.elapsed(start)?;
+                        self.note(launch.row, time, launch.flops, launch.bytes);
                     }
                 }
                 FlatStep::Copy(copy) => {
                     // SAFETY: the caller's promise.
                     unsafe { self.copy(copy) }?;
-                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
-                        self.kernels.wait()?;
-                        profile.add(copy.row, start.elapsed(), 0, 2 * copy.bytes);
+                    if let Some(start) = start {
+                        let time = self.elapsed(start)?;
+                        self.note(copy.row, time, 0, 2 * copy.bytes);
                     }
                 }
                 FlatStep::Collective(collective) => {
                     // SAFETY: the caller's promise.
                     unsafe { self.collective(collective) }?;
-                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                    if let Some(start) = start {
                         let bytes = collective.from_bytes + collective.to_bytes;
-                        profile.add(collective.row, start.elapsed(), 0, bytes as i64);
+                        self.note(collective.row, start.elapsed(), 0, bytes as i64);
                     }
                 }
                 &FlatStep::Loop { count, reverse, end } => {

@@ -132,6 +132,43 @@ pub extern "C" fn cuStreamDestroy_v2(stream: Handle) -> i32 {
     with_context(|s| s.on(stream as usize, |_| result::SUCCESS))
 }
 
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventCreate(event: *mut Handle, _flags: c_uint) -> i32 {
+    // SAFETY: the caller's promise.
+    with_context(|s| unsafe { give(event, s.new_event() as Handle) })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> i32 {
+    with_context(|s| s.at_once(stream as usize, |s| s.record_event(event as usize)))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventSynchronize(event: Handle) -> i32 {
+    with_context(|s| match s.event(event as usize) {
+        Some(_) => result::SUCCESS,
+        None => result::INVALID_HANDLE,
+    })
+}
+
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, start: Handle, end: Handle) -> i32 {
+    with_context(|s| match [start, end].map(|event| s.event(event as usize)) {
+        // SAFETY: the caller's promise.
+        [Some(start), Some(end)] => unsafe { give(ms, (end - start).as_secs_f32() * 1e3) },
+        _ => result::INVALID_HANDLE,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventDestroy_v2(event: Handle) -> i32 {
+    with_context(|s| s.drop_event(event as usize))
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: Handle) -> i32 {
     with_context(|s| s.at_once(stream as usize, |_| result::SUCCESS))

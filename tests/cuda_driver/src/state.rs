@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use ptx_sim::{Arg, Device, Launch, Module};
 
@@ -46,6 +47,8 @@ pub struct State {
     functions: BTreeMap<usize, Function>,
     recorded: BTreeMap<usize, Vec<Deed>>,
     capture: Option<Vec<Deed>>,
+    /// When each was last recorded: work is done when it is asked for.
+    events: BTreeMap<usize, Option<Instant>>,
     n_handles: usize,
 }
 
@@ -104,6 +107,32 @@ impl State {
         match self.capture {
             Some(_) => result::STREAM_CAPTURE_UNSUPPORTED,
             None => self.on(stream, f),
+        }
+    }
+
+    pub fn new_event(&mut self) -> usize {
+        let handle = self.handle();
+        self.events.insert(handle, None);
+        handle
+    }
+
+    pub fn record_event(&mut self, event: usize) -> i32 {
+        match self.events.get_mut(&event) {
+            Some(at) => *at = Some(Instant::now()),
+            None => return result::INVALID_HANDLE,
+        }
+        result::SUCCESS
+    }
+
+    /// When it was recorded, if it is one and was.
+    pub fn event(&self, event: usize) -> Option<Instant> {
+        *self.events.get(&event)?
+    }
+
+    pub fn drop_event(&mut self, event: usize) -> i32 {
+        match self.events.remove(&event) {
+            Some(_) => result::SUCCESS,
+            None => result::INVALID_HANDLE,
         }
     }
 

@@ -3,13 +3,14 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUresult, CUstream};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUresult, CUstream};
 use weft_graph::Graph;
 
 use super::kernels::Loaded;
 use super::{NoCuda, probe};
-use crate::device::{Device, DeviceError, Kernels, Memory};
+use crate::device::{Clock, Device, DeviceError, Kernels, Memory};
 
 /// What a call of the driver says, as an error of the device.
 pub(super) fn check(call: &'static str, code: CUresult) -> Result<(), DeviceError> {
@@ -62,6 +63,62 @@ impl Context {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+}
+
+/// Two events of a stream.
+pub(super) struct Events {
+    context: Arc<Context>,
+    start: CUevent,
+    stop: CUevent,
+}
+
+impl Events {
+    pub fn new(context: &Arc<Context>) -> Result<Events, DeviceError> {
+        context.enter()?;
+        let null = std::ptr::null_mut();
+        let mut made = Events { context: Arc::clone(context), start: null, stop: null };
+        for event in [&mut made.start, &mut made.stop] {
+            // SAFETY: the context is this thread's; writes one handle.
+            check("cuEventCreate", unsafe { sys::cuEventCreate(event, 0) })?;
+        }
+        Ok(made)
+    }
+
+    fn record(&self, event: CUevent) -> Result<(), DeviceError> {
+        self.context.enter()?;
+        // SAFETY: event and stream live as long as `self`.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(event, self.context.stream) })
+    }
+}
+
+impl Clock for Events {
+    fn start(&mut self) -> Result<(), DeviceError> {
+        self.record(self.start)
+    }
+
+    fn stop(&mut self) -> Result<Duration, DeviceError> {
+        self.record(self.stop)?;
+        // SAFETY: the event lives as long as `self`.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.stop) })?;
+        let mut milliseconds = 0f32;
+        // SAFETY: both were recorded; writes one number.
+        check("cuEventElapsedTime", unsafe {
+            sys::cuEventElapsedTime_v2(&mut milliseconds, self.start, self.stop)
+        })?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if self.context.enter().is_err() {
+            return;
+        }
+        for event in [self.start, self.stop].into_iter().filter(|event| !event.is_null()) {
+            // SAFETY: made in `new`, used by nothing after.
+            let _ = unsafe { sys::cuEventDestroy_v2(event) };
+        }
     }
 }
 

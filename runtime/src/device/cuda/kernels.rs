@@ -9,12 +9,16 @@ use cudarc::driver::sys::{
 };
 use weft_graph::{Graph, KernelId, MapElement, PtxCode, TensorMap};
 
-use super::context::{Context, check};
+use super::context::{Context, Events, check};
+use super::{Version, probe};
 use crate::device::tensor_map::Tensor;
-use crate::device::{DeviceError, Kernels, Recording};
+use crate::device::{Clock, DeviceError, Kernels, Recording};
 
 /// Shared memory that a launch may ask for without saying so before.
 const DYNAMIC_SHARED_PLAIN_BYTES: u32 = 48 << 10;
+
+/// The CUDA version whose driver has `cuEventElapsedTime_v2`.
+const CLOCK_VERSION_MIN: Version = Version { major: 12, minor: 8 };
 
 /// What the driver's assembler may say of a module.
 const LOG_BYTES: usize = 16 << 10;
@@ -256,6 +260,16 @@ impl Kernels for Loaded {
 
     fn wait(&self) -> Result<(), DeviceError> {
         self.context.wait()
+    }
+
+    fn clock(&self) -> Result<Option<Box<dyn Clock>>, DeviceError> {
+        // The driver's call that reads it is younger than what kernels ask for.
+        let found = probe()?.version;
+        if found < CLOCK_VERSION_MIN {
+            let reason = format!("times need a driver of CUDA {CLOCK_VERSION_MIN}; it is {found}");
+            return Err(DeviceError::Failed { device: "cuda", reason });
+        }
+        Ok(Some(Box::new(Events::new(&self.context)?)))
     }
 
     fn start_recording(&self) -> Result<bool, DeviceError> {

@@ -1,0 +1,252 @@
+//! What is checked and timed: functions of the IR, at small sizes that fill no tile, and at those
+//! of DeepSeek-V3 (4,096 tokens; up to 128 requests of 4,096 tokens each to decode).
+
+/// A function at some sizes.
+pub struct Problem {
+    /// For people.
+    pub sizes: String,
+    /// Of a module; its entry is `@f`.
+    pub text: String,
+    /// Values of integer parameters, by name; others are drawn.
+    pub ints: Vec<(&'static str, Vec<i64>)>,
+}
+
+pub struct Case {
+    pub name: &'static str,
+    pub small: Problem,
+    pub large: Vec<Problem>,
+    /// `‖found - expected‖ / ‖expected‖` of each result at most.
+    pub tolerance: f64,
+}
+
+impl Case {
+    /// What is timed: all large problems, or the small one.
+    pub fn problems(&self, large: bool) -> &[Problem] {
+        if large { &self.large } else { std::slice::from_ref(&self.small) }
+    }
+}
+
+/// Results of bf16 round by half a unit in the last place; what goes into them may be rounded once
+/// more.
+const BF16: f64 = 1.0 / 128.0;
+/// Chains of f32 in another order.
+const F32: f64 = 4e-6;
+
+pub fn all() -> Vec<Case> {
+    vec![
+        copy(),
+        Case {
+            name: "bf16 product",
+            small: product([200, 136, 96]),
+            large: products(product),
+            tolerance: BF16,
+        },
+        Case {
+            name: "e4m3 product",
+            small: codes([130, 136, 200]),
+            large: products(codes),
+            tolerance: BF16,
+        },
+        experts(),
+        attention(),
+        derivative(),
+        latent(),
+        norm(),
+        swiglu(),
+        loss(),
+    ]
+}
+
+/// Rows, columns and terms of the products of a layer.
+fn products(of: fn([usize; 3]) -> Problem) -> Vec<Problem> {
+    let shapes =
+        [[2112, 7168], [24_576, 1536], [32_768, 512], [7168, 16_384], [4096, 7168], [7168, 2048]];
+    let mut all: Vec<Problem> = shapes.into_iter().map(|[n, k]| of([4096, n, k])).collect();
+    all.push(of([8192, 8192, 8192]));
+    all
+}
+
+fn problem(sizes: String, text: String) -> Problem {
+    Problem { sizes, text, ints: vec![] }
+}
+
+/// Reads and writes memory, and does nothing else.
+pub fn copy() -> Case {
+    Case { name: "copy", small: flush(1000), large: vec![flush(1 << 28)], tolerance: 0.0 }
+}
+
+/// The same of `n` elements of f32: whatever a cache held is gone.
+pub fn flush(n: usize) -> Problem {
+    let text = format!(
+        "func @f(%x: f32[{n}]) -> (y: f32[{n}]) {{\n  %y = neg %x : f32[{n}]\n  return %y\n}}"
+    );
+    problem(format!("{n}"), text)
+}
+
+fn product([m, n, k]: [usize; 3]) -> Problem {
+    let text = format!(
+        "func @f(%x: bf16[{m}, {k}], %w: bf16[{n}, {k}]) -> (y: bf16[{m}, {n}]) {{
+  %y = matmul %x, %w {{ty = true}} : bf16[{m}, {n}]
+  return %y
+}}"
+    );
+    problem(format!("{m}x{n}x{k}"), text)
+}
+
+/// The quantizers are rows of their own, beside the product's.
+fn codes([m, n, k]: [usize; 3]) -> Problem {
+    let text = format!(
+        "func @f(%x: bf16[{m}, {k}], %w: bf16[{n}, {k}]) -> (y: bf16[{m}, {n}]) {{
+  %xq = quantize %x {{dtype = e4m3, group = [1, 128], scale = f32}} : e4m3<1x128, f32>[{m}, {k}]
+  %wq = quantize %w {{dtype = e4m3, group = [128, 128], scale = f32}} : e4m3<128x128, f32>[{n}, {k}]
+  %y = matmul %xq, %wq {{ty = true, dtype = bf16, promote = 128}} : bf16[{m}, {n}]
+  return %y
+}}"
+    );
+    problem(format!("{m}x{n}x{k}"), text)
+}
+
+/// Products of rows by group.
+fn experts() -> Case {
+    let of = |groups: usize, rows: usize, [n, k]: [usize; 2]| {
+        let m = groups * rows;
+        let text = format!(
+            "func @f(%x: bf16[{m}, {k}], %w: bf16[{groups}, {n}, {k}], %o: i32[{}])
+    -> (y: bf16[{m}, {n}]) {{
+  %y = grouped_matmul %x, %w, %o {{ty = true}} : bf16[{m}, {n}]
+  return %y
+}}",
+            groups + 1
+        );
+        let offsets = (0..=groups).map(|e| (e * rows) as i64).collect();
+        let sizes = format!("{groups} of {rows}x{n}x{k}");
+        Problem { sizes, text, ints: vec![("o", offsets)] }
+    };
+    let large = vec![of(4, 8192, [4096, 7168]), of(4, 8192, [7168, 2048])];
+    Case { name: "products by expert", small: of(3, 40, [72, 64]), large, tolerance: BF16 }
+}
+
+/// The types of latent attention's operands before absorption, q, k and v, and of its output.
+fn heads([batch, rows, heads]: [usize; 3], [nope, rope, v]: [usize; 3]) -> [String; 6] {
+    let of = |heads: usize, width: usize| format!("bf16[{batch}, {rows}, {heads}, {width}]");
+    let lse = format!("f32[{batch}, {heads}, {rows}]");
+    [of(heads, nope), of(heads, rope), of(heads, nope), of(1, rope), of(heads, v), lse]
+}
+
+fn attention() -> Case {
+    let of = |sizes: [usize; 3], widths: [usize; 3]| {
+        let [q, qr, k, kr, v, lse] = heads(sizes, widths);
+        let text = format!(
+            "func @f(%q: {q}, %qr: {qr}, %k: {k}, %kr: {kr}, %v: {v}) -> (o: {v}, lse: {lse}) {{
+  %o, %lse = attention %q, %qr, %k, %kr, %v {{parts = 2, scale = 0.07, causal = true}} : {v}, {lse}
+  return %o, %lse
+}}"
+        );
+        problem(format!("{sizes:?}"), text)
+    };
+    let large = vec![of([1, 4096, 128], [128, 64, 128])];
+    Case { name: "attention", small: of([1, 70, 2], [24, 8, 40]), large, tolerance: BF16 }
+}
+
+fn derivative() -> Case {
+    let of = |sizes: [usize; 3], widths: [usize; 3]| {
+        let [q, qr, k, kr, v, lse] = heads(sizes, widths);
+        let how = "{parts = 2, scale = 0.07, causal = true}";
+        let text = format!(
+            "func @f(%q: {q}, %qr: {qr}, %k: {k}, %kr: {kr}, %v: {v}, %do: {v})
+    -> (dq: {q}, dqr: {qr}, dk: {k}, dkr: {kr}, dv: {v}) {{
+  %o, %lse = attention %q, %qr, %k, %kr, %v {how} : {v}, {lse}
+  %dq, %dqr, %dk, %dkr, %dv = attention_grad %q, %qr, %k, %kr, %v, %o, %lse, %do {how}
+    : {q}, {qr}, {k}, {kr}, {v}
+  return %dq, %dqr, %dk, %dkr, %dv
+}}"
+        );
+        problem(format!("{sizes:?}"), text)
+    };
+    let large = vec![of([1, 4096, 128], [128, 64, 128])];
+    Case {
+        name: "attention and its derivative",
+        small: of([1, 70, 2], [24, 8, 40]),
+        large,
+        tolerance: BF16,
+    }
+}
+
+/// A token of each request over its latents.
+fn latent() -> Case {
+    let of = |[batch, heads, keys]: [usize; 3], [latent, rope]: [usize; 2]| {
+        let text = format!(
+            "func @f(%q: bf16[{batch}, 1, {heads}, {latent}],
+        %qr: bf16[{batch}, 1, {heads}, {rope}], %c: bf16[{batch}, {keys}, 1, {latent}], %kr: bf16[{batch}, {keys}, 1, {rope}],
+        %start: i32[{batch}])
+    -> (o: bf16[{batch}, 1, {heads}, {latent}], lse: f32[{batch}, {heads}, 1]) {{
+  %o, %lse = attention %q, %qr, %c, %kr, %c, %start
+    {{parts = 2, scale = 0.07, causal = true, offset = true}}
+    : bf16[{batch}, 1, {heads}, {latent}], f32[{batch}, {heads}, 1]
+  return %o, %lse
+}}"
+        );
+        let sizes = format!("{batch} requests, {heads} heads, {keys} keys");
+        Problem { sizes, text, ints: vec![("start", vec![keys as i64 - 1; batch])] }
+    };
+    let large = vec![
+        of([1, 128, 4096], [512, 64]),
+        of([16, 128, 4096], [512, 64]),
+        of([128, 128, 4096], [512, 64]),
+    ];
+    let small = of([2, 70, 300], [64, 8]);
+    Case { name: "latent attention", small, large, tolerance: BF16 }
+}
+
+fn norm() -> Case {
+    let of = |m: usize, n: usize| {
+        let text = format!(
+            "func @f(%x: bf16[{m}, {n}], %g: f32[{n}]) -> (y: bf16[{m}, {n}]) {{
+  %xf = convert %x {{dtype = f32}} : f32[{m}, {n}]
+  %yf, %r = rms_norm %xf, %g {{eps = 1e-6}} : f32[{m}, {n}], f32[{m}]
+  %y = convert %yf {{dtype = bf16}} : bf16[{m}, {n}]
+  return %y
+}}"
+        );
+        problem(format!("{m}x{n}"), text)
+    };
+    Case { name: "norm", small: of(5, 136), large: vec![of(4096, 7168)], tolerance: BF16 }
+}
+
+fn swiglu() -> Case {
+    let of = |m: usize, n: usize| {
+        let ty = format!("f32[{m}, {n}]");
+        let text = format!(
+            "func @f(%gate: bf16[{m}, {n}], %up: bf16[{m}, {n}]) -> (y: bf16[{m}, {n}]) {{
+  %g = convert %gate {{dtype = f32}} : {ty}
+  %u = convert %up {{dtype = f32}} : {ty}
+  %s = sigmoid %g : {ty}
+  %gs = mul %g, %s : {ty}
+  %yf = mul %gs, %u : {ty}
+  %y = convert %yf {{dtype = bf16}} : bf16[{m}, {n}]
+  return %y
+}}"
+        );
+        problem(format!("{m}x{n}"), text)
+    };
+    Case { name: "swiglu", small: of(5, 136), large: vec![of(32_768, 2048)], tolerance: BF16 }
+}
+
+fn loss() -> Case {
+    let of = |m: usize, n: usize| {
+        let text = format!(
+            "func @f(%logits: f32[{m}, {n}], %targets: i32[{m}]) -> (loss: f32[{m}]) {{
+  %loss, %lse = cross_entropy %logits, %targets : f32[{m}], f32[{m}]
+  return %loss
+}}"
+        );
+        let targets = (0..m).map(|i| (i * 7919 % n) as i64).collect();
+        Problem { sizes: format!("{m}x{n}"), text, ints: vec![("targets", targets)] }
+    };
+    Case {
+        name: "cross entropy",
+        small: of(5, 300),
+        large: vec![of(4096, 129_280)],
+        tolerance: F32,
+    }
+}

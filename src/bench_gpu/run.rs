@@ -1,0 +1,216 @@
+//! A case compiled, run, compared with the reference interpreter, and timed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use half::bf16;
+use weft_backend_cuda::compile::{Options, compile};
+use weft_graph::{DType, Role};
+use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
+use weft_ir::module::{FuncId, Module, Span};
+use weft_passes::{PassCx, by_name, run_pass};
+use weft_runtime::device::Device;
+use weft_runtime::exec::{Program, Session, Store};
+
+use super::cases::{self, Case, Problem};
+
+/// The entry of every problem.
+const ENTRY: &str = "f";
+
+/// What is left of the pipeline for a function that is not a model.
+const PASSES: [&str; 4] = ["split_quantized", "cse", "dce", "fuse"];
+
+/// More than a GPU keeps of what it read last.
+const FLUSHED_ELEMENTS: usize = 64 << 20;
+
+/// The times of a launch over the runs.
+pub struct Timed {
+    pub kernel: String,
+    pub flops: f64,
+    pub bytes: f64,
+    /// In order.
+    times: Vec<Duration>,
+}
+
+impl Timed {
+    pub fn median(&self) -> Duration {
+        self.tenth(5)
+    }
+
+    /// The time that `n` tenths of the runs do not exceed.
+    pub fn tenth(&self, n: usize) -> Duration {
+        self.times[(self.times.len() - 1) * n / 10]
+    }
+}
+
+/// How far the worst result is off at the small sizes.
+pub fn check(case: &Case, device: &Arc<dyn Device>) -> Result<f64> {
+    let module = module(&case.small)?;
+    let f = entry(&module)?;
+    let args = arguments(&module, f, &case.small)?;
+    let interpreter = Interp::new(&module, Precision::Stated);
+    let expected = interpreter.run_sized(f, args.clone(), &Sizes::new())?;
+    let mut session = session(module, device)?;
+    let buffers = session.entry().buffers.clone();
+    for (buffer, arg) in buffers.iter().filter(|b| b.role == Role::Input).zip(&args) {
+        write(&mut session, &buffer.name, buffer.dtype, &arg.numbers())?;
+    }
+    session.run()?;
+    let mut worst = 0f64;
+    for (buffer, expected) in buffers.iter().filter(|b| b.role == Role::Output).zip(&expected) {
+        let found = read(&session, &buffer.name, buffer.dtype)?;
+        worst = worst.max(distance(&found, &expected.numbers()));
+    }
+    Ok(worst)
+}
+
+/// How times are taken.
+#[derive(Clone, Copy)]
+pub struct Timing {
+    pub runs: usize,
+    /// Whether caches are emptied before each run.
+    pub flushes: bool,
+}
+
+/// The launches of a problem in order, each over all runs.
+pub fn time(
+    case: &Case,
+    problem: &Problem,
+    device: &Arc<dyn Device>,
+    how: Timing,
+) -> Result<Vec<Timed>> {
+    let what = || format!("{} {}", case.name, problem.sizes);
+    let mut timed = session(module(problem)?, device).with_context(what)?;
+    for buffer in timed.entry().buffers.clone() {
+        if buffer.role == Role::Input {
+            let given = problem.ints.iter().find(|(name, _)| *name == buffer.name);
+            let n = timed.len_of(&buffer.name)?;
+            match given {
+                Some((_, values)) => {
+                    let values: Vec<f64> = values.iter().map(|v| *v as f64).collect();
+                    write(&mut timed, &buffer.name, buffer.dtype, &values)?;
+                }
+                None => write(&mut timed, &buffer.name, buffer.dtype, &noise(n))?,
+            }
+        }
+    }
+    let flush = || session(module(&cases::flush(FLUSHED_ELEMENTS))?, device);
+    let mut flush = how.flushes.then(flush).transpose()?;
+    // Once to bring clocks and code up.
+    timed.run()?;
+    let mut rows: Vec<Timed> = vec![];
+    for _ in 0..how.runs {
+        if let Some(flush) = &mut flush {
+            flush.run()?;
+        }
+        timed.start_profile();
+        timed.run().with_context(what)?;
+        let profile = timed.take_profile().ok_or_else(|| anyhow!("nothing was measured"))?;
+        if rows.is_empty() {
+            let row = |row: &weft_runtime::exec::ProfileRow| Timed {
+                kernel: row.kernel.clone(),
+                flops: row.flops,
+                bytes: row.bytes,
+                times: vec![],
+            };
+            rows = profile.rows.iter().map(row).collect();
+        }
+        for (row, measured) in rows.iter_mut().zip(&profile.rows) {
+            row.times.push(measured.time);
+        }
+    }
+    rows.iter_mut().for_each(|row| row.times.sort());
+    Ok(rows)
+}
+
+/// The module that a text describes, with a place for each op.
+fn module(problem: &Problem) -> Result<Module> {
+    let text = format!("weft-ir 1\nmodule Bench\n{}", problem.text);
+    let mut module = weft_ir::text::parse(&text).map_err(|e| anyhow!("{}", e[0]))?;
+    module.files.push("bench".into());
+    for func in &mut module.funcs {
+        for id in func.body.clone() {
+            func.op_mut(id).spans.push(Span { file: 0, line: id.0 + 1, col: 1 });
+        }
+    }
+    weft_ir::verify::verify(&module).map_err(|e| anyhow!("{}", e[0]))?;
+    Ok(module)
+}
+
+fn entry(module: &Module) -> Result<FuncId> {
+    module.find(ENTRY).context("a problem has an entry")
+}
+
+fn session(mut module: Module, device: &Arc<dyn Device>) -> Result<Session> {
+    for (i, name) in PASSES.into_iter().enumerate() {
+        let pass = by_name(name).with_context(|| format!("there is no pass {name}"))?;
+        run_pass(i + 1, pass, &mut module, &PassCx::default())?;
+    }
+    let options = Options { threads: 1, source: "bench".into(), command: String::new() };
+    let graph = compile(&module, &[ENTRY], &options, &mut |_| {})?;
+    let program = Program::load(graph, Arc::clone(device))?;
+    Ok(Session::new(&program, ENTRY, &Store::new(Arc::clone(device)))?)
+}
+
+fn arguments(module: &Module, f: FuncId, problem: &Problem) -> Result<Vec<Tensor>> {
+    let range = |_: usize, _: &weft_ir::ty::Type| Range { low: -1.0, high: 1.0 };
+    let drawn = random_args(module, f, &Sizes::new(), 1, &range);
+    let mut args = drawn.map_err(|e| anyhow!(e))?;
+    let func = module.func(f);
+    for (p, arg) in func.params.iter().zip(&mut args) {
+        let name = &func.value(*p).name;
+        let given = problem.ints.iter().find(|(given, _)| name.as_deref() == Some(*given));
+        if let Some((_, values)) = given {
+            arg.data = Data::Int(values.clone());
+        }
+    }
+    Ok(args)
+}
+
+fn write(session: &mut Session, name: &str, dtype: DType, values: &[f64]) -> Result<()> {
+    match dtype {
+        DType::F32 => {
+            session.write_input(name, &values.iter().map(|v| *v as f32).collect::<Vec<_>>())?;
+        }
+        DType::Bf16 => {
+            let values: Vec<bf16> = values.iter().map(|v| bf16::from_f64(*v)).collect();
+            session.write_input(name, &values)?;
+        }
+        DType::I32 => {
+            session.write_input(name, &values.iter().map(|v| *v as i32).collect::<Vec<_>>())?;
+        }
+        other => bail!("{name} is of {other}, which no case has"),
+    }
+    Ok(())
+}
+
+fn read(session: &Session, name: &str, dtype: DType) -> Result<Vec<f64>> {
+    Ok(match dtype {
+        DType::F32 => session.read_output::<f32>(name)?.into_iter().map(f64::from).collect(),
+        DType::Bf16 => session.read_output::<bf16>(name)?.into_iter().map(f64::from).collect(),
+        other => bail!("{name} is of {other}, which no case has"),
+    })
+}
+
+/// Numbers in -1..1 that no clock is spared by.
+fn noise(n: usize) -> Vec<f64> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f64 / f64::from(1u32 << 23) - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// `‖a - b‖ / ‖b‖`; infinite where their lengths differ.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let norm = |it: &mut dyn Iterator<Item = f64>| it.map(|x| x * x).sum::<f64>().sqrt();
+    let off = norm(&mut a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { a - b }));
+    if off == 0.0 { 0.0 } else { off / norm(&mut b.iter().copied()).max(1e-12) }
+}
