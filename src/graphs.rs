@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use weft_backend_cpu::compile::{self as cpu, Options};
 use weft_backend_cuda::compile as cuda;
+use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
 use weft_ir::module::{Axis, FuncId, Module};
 use weft_ir::ty::AxisId;
@@ -379,7 +380,7 @@ fn compile(
     let cache = if way.show.wants_stages() { None } else { Cache::of_user() };
     let graph = match target {
         Target::Cuda => {
-            let options = cuda::Options { threads, source, command };
+            let options = cuda::Options { threads, budget: Budget::WHOLE, source, command };
             cuda::compile_cached(cache.as_ref(), module, entries, &options, observe)?
         }
         Target::Here | Target::Any => {
@@ -400,7 +401,7 @@ pub fn compiled(module: &Module, entries: &[&str], target: Target) -> Result<Gra
     Ok(match target {
         Target::Cuda => {
             let (source, command) = (String::new(), String::new());
-            let options = cuda::Options { threads, source, command };
+            let options = cuda::Options { threads, budget: Budget::WHOLE, source, command };
             cuda::compile(module, entries, &options, &mut |_| {})?
         }
         Target::Here | Target::Any => cpu::compile(module, entries, &Options::native(threads))?,

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use weft_backend_cpu::Cpu;
 use weft_backend_cuda::Cuda;
+use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{CpuVariant, Graph};
 use weft_ir::module::Module;
 use weft_lower::listing::listings;
@@ -32,7 +33,7 @@ pub fn write(
     let (kernels, assembly) = match target {
         Target::Cuda => {
             let target = weft_backend_cuda::target::hopper();
-            (listings(&Cuda, &target, module, entries, threads)?, "ptx")
+            (listings(&Cuda { budget: Budget::WHOLE }, &target, module, entries, threads)?, "ptx")
         }
         Target::Here | Target::Any => {
             let best = CpuVariant::best_here().unwrap_or(CpuVariant::Avx2);

@@ -13,6 +13,7 @@ use weft_lower::cache::{self, Cache, Cached};
 use weft_lower::compile::{CompileError, Observe, Stage};
 
 use crate::Cuda;
+use crate::gemm::select::Budget;
 use crate::target::hopper;
 
 /// What a graph is compiled with.
@@ -20,6 +21,8 @@ use crate::target::hopper;
 pub struct Options {
     /// Threads that compile; the graph does not depend on them.
     pub threads: usize,
+    /// Multiprocessors that a persistent kernel takes.
+    pub budget: Budget,
     /// The file compiled, as the user named it.
     pub source: String,
     /// The command that compiles it again.
@@ -34,7 +37,8 @@ pub fn compile(
     options: &Options,
     observe: Observe,
 ) -> Result<Graph, CompileError> {
-    let (entries, kernels) = weft_lower::compile::entries(&Cuda, module, entries, observe)?;
+    let (entries, kernels) =
+        weft_lower::compile::entries(&Cuda { budget: options.budget }, module, entries, observe)?;
     let start = Instant::now();
     let code = code(&kernels, options.threads)?;
     observe(Stage::emit_kernels(start.elapsed(), &code, None));
@@ -50,7 +54,8 @@ pub fn compile_cached(
     options: &Options,
     observe: Observe,
 ) -> Result<Cached, CompileError> {
-    let asked = [hopper().name, &options.source, &options.command];
+    let sms = options.budget.sms.to_string();
+    let asked = [hopper().name, &sms, &options.source, &options.command];
     let key = cache::key(module, entries, &asked);
     cache::find_or(cache, &key, || compile(module, entries, options, observe))
 }

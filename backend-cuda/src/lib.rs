@@ -12,6 +12,7 @@ mod simt;
 pub mod target;
 pub mod tiles;
 
+use gemm::select::Budget;
 use weft_codegen::region::graph::NodeId;
 use weft_codegen::region::trace::Nest;
 use weft_codegen::region::whole::WholeKernel;
@@ -23,9 +24,12 @@ use weft_lower::describe::{attention, product};
 use weft_lower::region::schedule::Scheduled;
 use weft_lower::{Backend, WholeGrid};
 
-/// The kernels of this crate, for lowering.
+/// The kernels of this crate, for lowering: those that stay on their multiprocessors until all
+/// tiles are done take as many as the budget has.
 #[derive(Clone, Copy, Debug)]
-pub struct Cuda;
+pub struct Cuda {
+    pub budget: Budget,
+}
 
 impl Backend for Cuda {
     fn schedule(&self, nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, NodeId> {
@@ -43,7 +47,7 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<product::Planned, String> {
-        match gemm::plan::plan(gemm, dims, label) {
+        match gemm::plan::plan(gemm, self.budget, dims, label) {
             Some(planned) => Ok(planned),
             None => simt::product::plan(gemm, dims, label),
         }
@@ -55,7 +59,7 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<product::Planned, String> {
-        match gemm::plan::plan_scaled(gemm, dims, label) {
+        match gemm::plan::plan_scaled(gemm, self.budget, dims, label) {
             Some(planned) => Ok(planned),
             None => simt::product::plan_scaled(gemm, dims, label),
         }
@@ -72,8 +76,8 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<attention::Planned, String> {
-        let planned = flash::plan::plan(attention, dims, label)
-            .or_else(|| flash::decode::plan::plan(attention, dims, label));
+        let planned = flash::plan::plan(attention, self.budget, dims, label)
+            .or_else(|| flash::decode::plan::plan(attention, self.budget, dims, label));
         Ok(planned.unwrap_or_else(|| simt::attention::forward(attention, label)))
     }
 
@@ -84,7 +88,7 @@ impl Backend for Cuda {
         dims: &[DimDecl],
         label: &str,
     ) -> Result<attention::Planned, String> {
-        let planned = flash::backward::plan::plan(attention, gradients, dims, label);
+        let planned = flash::backward::plan::plan(attention, gradients, self.budget, dims, label);
         Ok(planned.unwrap_or_else(|| simt::attention::backward(attention, gradients, label)))
     }
 }

@@ -4,6 +4,7 @@
 mod machines;
 
 use machines::{Draw, check, module};
+use weft_backend_cuda::gemm::select::Budget;
 
 /// Segment numbers are drawn from three; queries and keys are of one array where segments count.
 const DRAW: Draw = Draw { low: -1.0, high: 1.0, ints: 3.0 };
@@ -235,5 +236,17 @@ func @f(%q0: bf16[B, {s}, 4, 64], %q1: bf16[B, {s}, 4, 8], %k0: bf16[B, T, 1, 64
         for kernel in ["sm90a_bf16_latent_attention_64_8", "sm90_simt_combine_4x64_256"] {
             assert!(names.iter().any(|n| n.starts_with(kernel)), "{kernel}: {names:?}");
         }
+    }
+}
+
+/// A kernel that stays on its multiprocessors takes no more of them than a step is given.
+#[test]
+fn a_budget_of_multiprocessors_bounds_every_persistent_grid() {
+    let m = module(&ON_TENSOR_CORES[0].text(true));
+    for sms in [24, 108] {
+        let graph = machines::ptx_graph_of(&m, &["f"], Budget { sms });
+        let persistent = graph.kernels.iter().filter(|k| k.name.starts_with("sm90a_"));
+        let grids: Vec<_> = persistent.map(|k| k.ptx.as_ref().and_then(|p| p.grid_max)).collect();
+        assert_eq!(grids, [Some(sms); 3]);
     }
 }

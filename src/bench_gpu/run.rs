@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use half::bf16;
 use weft_backend_cuda::compile::{Options, compile};
+use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{DType, Role};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
@@ -147,7 +148,12 @@ fn session(mut module: Module, device: &Arc<dyn Device>) -> Result<Session> {
         let pass = by_name(name).with_context(|| format!("there is no pass {name}"))?;
         run_pass(i + 1, pass, &mut module, &PassCx::default())?;
     }
-    let options = Options { threads: 1, source: "bench".into(), command: String::new() };
+    let options = Options {
+        threads: 1,
+        budget: Budget::WHOLE,
+        source: "bench".into(),
+        command: String::new(),
+    };
     let graph = compile(&module, &[ENTRY], &options, &mut |_| {})?;
     let program = Program::load(graph, Arc::clone(device))?;
     Ok(Session::new(&program, ENTRY, &Store::new(Arc::clone(device)))?)

@@ -41,14 +41,19 @@ pub fn copied(heads: &Heads) -> bool {
 }
 
 /// Plans the forward pass; `dims` are those its sizes speak of, and `label` names its source.
-pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<Planned> {
+pub fn plan(
+    of: &attention::Attention,
+    budget: Budget,
+    dims: &[DimDecl],
+    label: &str,
+) -> Option<Planned> {
     let shape = shape(of, dims)?;
     if !of.o.strides.iter().all(|s| s.is_multiple_of(2)) {
         return None;
     }
     let heads = of.parts[0].q.heads;
     let mut kernel = shape.source(label);
-    kernel.cta.grid_max = Some(Budget::WHOLE.sms);
+    kernel.cta.grid_max = Some(budget.sms);
     let signature = shape.signature();
     let arguments = signature.arguments();
     let widths: i64 = of.parts.iter().map(|p| p.q.width).sum::<i64>() + of.v.width;

@@ -14,16 +14,26 @@ use crate::tiles::shared::Major;
 const STEP_BYTES: i64 = 16;
 
 /// Plans a product of bf16.
-pub fn plan(gemm: &product::Gemm, dims: &[DimDecl], label: &str) -> Option<Planned> {
+pub fn plan(
+    gemm: &product::Gemm,
+    budget: Budget,
+    dims: &[DimDecl],
+    label: &str,
+) -> Option<Planned> {
     let is_bf16 = |m: &Matrix| m.dtype == DType::Bf16;
     if gemm.epilogue.is_some() || !is_bf16(&gemm.a) || !is_bf16(&gemm.b) {
         return None;
     }
-    planned(Kind::Bf16, gemm, None, dims, label)
+    planned(Kind::Bf16, gemm, None, budget, dims, label)
 }
 
 /// Plans a product of codes.
-pub fn plan_scaled(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Option<Planned> {
+pub fn plan_scaled(
+    gemm: &ScaledGemm,
+    budget: Budget,
+    dims: &[DimDecl],
+    label: &str,
+) -> Option<Planned> {
     let codes = gemm.codes();
     let (Some(a), Some(b)) = (&gemm.a.scales, &gemm.b.scales) else { return None };
     let is_e4m3 = |m: &Matrix| m.dtype == DType::E4m3;
@@ -49,7 +59,7 @@ pub fn plan_scaled(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Option<P
         [&a.row_stride, &a.col_stride, &a.group_stride],
         [&b.col_stride, &b.row_stride, &b.group_stride],
     ];
-    planned(Kind::E4m3, &codes, Some((of, strides)), dims, label)
+    planned(Kind::E4m3, &codes, Some((of, strides)), budget, dims, label)
 }
 
 /// An operand as TMA sees it.
@@ -79,6 +89,7 @@ fn planned(
     kind: Kind,
     gemm: &product::Gemm,
     scales: Option<([Scales; 2], ScaleStrides<'_>)>,
+    budget: Budget,
     dims: &[DimDecl],
     label: &str,
 ) -> Option<Planned> {
@@ -125,12 +136,12 @@ fn planned(
     let bound = |e: &DimExpr| e.range(dims).map_or(1, |(_, most)| most.max(1) as u64);
     let sizes =
         Sizes { m: bound(&gemm.m), n: bound(&gemm.n), k: bound(&gemm.k), groups: bound(&groups) };
-    let chosen = select(&shape, sizes, Budget::WHOLE);
+    let chosen = select(&shape, sizes, budget);
     let launch = Launch { gemm, tensors: [&a, &b], groups: &groups, kind };
     let strides = scales.map(|(_, strides)| strides);
     let scalar = |argument: &Argument| launch.scalar(argument, strides.as_ref());
     let mut kernel = chosen.source(label);
-    kernel.cta.grid_max = Some(Budget::WHOLE.sms);
+    kernel.cta.grid_max = Some(budget.sms);
     Some(Planned {
         kernel,
         scratch_bytes: 0,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use half::bf16;
 use weft_backend_cpu::compile::{Options, compile};
 use weft_backend_cuda::compile as cuda;
+use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{DType, Graph, Role};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
@@ -70,7 +71,13 @@ pub fn graph(m: &Module, entries: &[&str]) -> Graph {
 
 /// The same for GPUs.
 pub fn ptx_graph(m: &Module, entries: &[&str]) -> Graph {
-    let options = cuda::Options { threads: 2, source: String::new(), command: String::new() };
+    ptx_graph_of(m, entries, Budget::WHOLE)
+}
+
+/// The same for so many multiprocessors.
+pub fn ptx_graph_of(m: &Module, entries: &[&str], budget: Budget) -> Graph {
+    let (source, command) = (String::new(), String::new());
+    let options = cuda::Options { threads: 2, budget, source, command };
     match cuda::compile(m, entries, &options, &mut |_| {}) {
         Ok(graph) => graph,
         Err(e) => panic!("{e}\n{}", weft_ir::text::print(m)),

@@ -18,6 +18,7 @@ const STATISTICS: Buffer = Buffer::Workspace(0);
 pub fn plan(
     of: &attention::Attention,
     gradients: &Gradients,
+    budget: Budget,
     dims: &[DimDecl],
     label: &str,
 ) -> Option<Planned> {
@@ -80,6 +81,8 @@ pub fn plan(
         let rows = of.keys.clone().ceil_div(tile) * of.batch.clone() * units;
         launches.push(launch(of, gradients, kernel, results, rows, heads / units, label));
     }
+    // All of these are persistent.
+    launches.iter_mut().for_each(|l| l.kernel.cta.grid_max = Some(budget.sms));
     launches.extend(sums);
     Some(Planned { launches, workspaces })
 }
@@ -104,8 +107,7 @@ fn launch(
         Argument::MadeStride(i, dim) => Some(Scalar::Dim(made[*i].1.strides[*dim].clone())),
         _ => common_scalar(of, Some(&gradients.d_o), argument),
     };
-    let mut source = kernel.source(label);
-    source.cta.grid_max = Some(Budget::WHOLE.sms);
+    let source = kernel.source(label);
     let widths = |width: &u32| i64::from(*width);
     let x: i64 = kernel.of.parts.iter().map(widths).sum();
     let y = i64::from(kernel.of.v_width);

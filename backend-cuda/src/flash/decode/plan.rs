@@ -14,7 +14,12 @@ use crate::simt::combine;
 const CHUNK_MIN: i64 = 256;
 
 /// Plans it; `None` leaves it to other kernels.
-pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<Planned> {
+pub fn plan(
+    of: &attention::Attention,
+    budget: Budget,
+    dims: &[DimDecl],
+    label: &str,
+) -> Option<Planned> {
     let q = of.parts.iter().map(|p| &p.q);
     let k = of.parts.iter().map(|p| &p.k);
     let shared = k.clone().all(|k| k.heads == 1) && of.v_is_k;
@@ -29,7 +34,7 @@ pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<
     let tiles = most(&of.batch)?
         .checked_mul(most(&of.queries)?)?
         .checked_mul((heads as u64).div_ceil(TILE_HEADS.into()) as i64)?;
-    let chunk = chunk(most(&of.keys)?, tiles, Budget::WHOLE);
+    let chunk = chunk(most(&of.keys)?, tiles, budget);
     let width = |w: i64| u32::try_from(w).ok();
     let kernel = Decode {
         parts: of.parts.iter().map(|p| width(p.q.width)).collect::<Option<_>>()?,
@@ -41,7 +46,9 @@ pub fn plan(of: &attention::Attention, dims: &[DimDecl], label: &str) -> Option<
 
     let mut planned = Planned { launches: vec![], workspaces: vec![] };
     let pieces = if kernel.split { of.keys.clone().ceil_div(chunk) } else { 1.into() };
-    planned.launches.push(launch(of, &kernel, chunk, pieces.clone(), label));
+    let mut first = launch(of, &kernel, chunk, pieces.clone(), label);
+    first.kernel.cta.grid_max = Some(budget.sms);
+    planned.launches.push(first);
     if kernel.split {
         let lines = pieces * of.batch.clone() * of.queries.clone() * heads;
         let width = i64::from(kernel.v_width());
@@ -77,8 +84,7 @@ fn launch(
         Argument::Chunk => Some(Scalar::Dim(chunk.into())),
         _ => common_scalar(of, None, argument),
     };
-    let mut source = kernel.source(label);
-    source.cta.grid_max = Some(Budget::WHOLE.sms);
+    let source = kernel.source(label);
     let heads = of.parts[0].q.heads;
     let width: i64 = of.parts.iter().map(|p| p.q.width).sum();
     let v_width = i64::from(kernel.v_width());
