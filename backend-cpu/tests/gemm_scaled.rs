@@ -386,6 +386,34 @@ fn odd_sizes() {
     }
 }
 
+/// Few rows, with and without words and vectors that are not full; one kernel has them all in it.
+#[test]
+fn few_rows() {
+    for (m, n, k) in [(1, 80, 256), (2, 33, 300), (3, 5, 129), (4, 40, 1000), (1, 1, 1)] {
+        let case = Case::new(m, n, k);
+        let data = [case.operand(0), case.operand(1), case.operand(2)];
+        let planned = plan(&case.gemm(&data), &[], "test").unwrap();
+        assert!(planned.kernel.name.contains("gemv"), "{}", planned.kernel.name);
+        case.clone().check();
+        Case { wild: true, c: DType::Bf16, ..case }.check();
+    }
+    let mut mixed = Case { accumulate: true, ..Case::new(2, 50, 200) };
+    (mixed.a.dtype, mixed.a.scale, mixed.b.scale) = (DType::E5m2, DType::Ue8m0, DType::Ue8m0);
+    mixed.check();
+    Case { kind: Kind::Batch(3), ..Case::new(1, 40, 200) }.check();
+    let kind = Kind::Rows(vec![0, 0, 3, 4, 4, 12]);
+    let mut rows = Case { kind, ..Case::new(12, 40, 200) };
+    rows.clone().check();
+    rows.b.group = Some([128, 16]);
+    rows.check();
+    // Sums of other kinds go through the kernel for many rows.
+    for promote in [Some(32), None] {
+        let mut other = Case { promote, ..Case::new(1, 40, 200) };
+        other.a.group = Some([1, 32]);
+        other.check();
+    }
+}
+
 #[test]
 fn layouts() {
     for (a, b) in [('n', 'n'), ('t', 'n'), ('n', 't'), ('t', 't')] {

@@ -58,8 +58,12 @@ pub fn decode<'c>(cg: &Cg<'c>, codes: Val<'c>, format: Format) -> Val<'c> {
 
 /// The bf16 that codes of at most 8 bits, in i8 lanes, stand for.
 pub fn decode_bf16<'c>(cg: &Cg<'c>, codes: Val<'c>, format: Format) -> Val<'c> {
+    decode_bf16_wide(cg, cg.zext(codes, Elem::I16), format)
+}
+
+/// The same of codes in i16 lanes, whose upper bytes are zero.
+pub fn decode_bf16_wide<'c>(cg: &Cg<'c>, wide: Val<'c>, format: Format) -> Val<'c> {
     let bits = magnitude_bits(format);
-    let wide = cg.zext(codes, Elem::I16);
     let magnitude = cg.and(wide, (1i64 << bits) - 1);
     let placed = cg.shl(magnitude, i64::from(BF16_MANTISSA - format.mantissa_bits));
     let rebias = i64::from(F32_BIAS - bias(format)) << BF16_MANTISSA;

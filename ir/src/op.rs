@@ -271,9 +271,9 @@ ops! {
   /// multiplied by the scales of both groups and added in f32. With `accumulate = hopper14` a block
   /// is summed as a Hopper tensor core does (`interp/scaled.rs`); without `promote` that is all of
   /// k, and scales enter the products. After `split_quantized` codes and scales are values of their
-  /// own: the scales of x and of y stand last, and `x_group`, `y_group` say what has one. `site`
-  /// names the product in the model and `role` which of the three products of a linear map it is:
-  /// what a `precision` block's rules speak of.
+  /// own, codes of e5m6 widened to bf16: the scales of x and of y stand last, and `x_group`,
+  /// `y_group` say what has one. `site` names the product in the model and `role` which of the
+  /// three products of a linear map it is: what a `precision` block's rules speak of.
   Matmul "matmul" ("x" "y" "..")
     {; tx: Bool, ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints,
      y_group: Ints, site: Name, role: ROLES} matmul [Pure Contraction] CostRule::Matmul;

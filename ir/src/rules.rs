@@ -291,8 +291,11 @@ fn factors<'a>(cx: &'a RuleCx, n: usize) -> Result<(&'a Type, &'a Type), TypeErr
     cx.check(y.quant.is_some() == quantized, "one operand is quantized and the other is not")?;
     if quantized || split {
         cx.check(!(quantized && split), "a quantized operand has its scales in it")?;
-        let codes = |ty: &Type| matches!(ty.dtype, DType::E4m3 | DType::E5m2);
-        cx.check(codes(x) && codes(y), "codes that are multiplied are e4m3 or e5m2")?;
+        // Codes of 12 bits are multiplied as the bf16 that hold them.
+        let wide = if split { DType::Bf16 } else { DType::E5m6 };
+        let codes = |ty: &Type| matches!(ty.dtype, DType::E4m3 | DType::E5m2) || ty.dtype == wide;
+        let why = format!("codes that are multiplied are e4m3, e5m2 or {}", wide.name());
+        cx.check(codes(x) && codes(y), &why)?;
         cx.check(cx.attrs.get_dtype("dtype").is_some(), "a product of codes needs `dtype`")?;
         if let Some(n) = cx.attrs.get_int("promote") {
             cx.check(n > 0, "`promote` must be positive")?;
@@ -369,7 +372,12 @@ pub fn encode(cx: &RuleCx) -> Types {
     let whole = quantize(cx)?.remove(0);
     let Some(quant) = &whole.quant else { return cx.err("codes have scales") };
     let Some(dims) = grid(&whole.dims, quant.group.map(u64::from)) else {
-        return cx.err("groups cut a dim of no fixed size; give batch and sequence as numbers");
+        let [rows, cols] = quant.group;
+        return cx.err(format!(
+            "groups of {rows}x{cols} cut a dim of no fixed size; give batch and sequence as \
+             numbers, or groups within what is fixed, such as 1x{}",
+            rows.max(cols)
+        ));
     };
     let scales = Type::new(quant.scale, dims);
     Ok(vec![Type { quant: None, ..whole }, scales])

@@ -124,6 +124,43 @@ fn experts_forward_and_backward() {
     ));
 }
 
+/// Codes of 12 bits in the three products, beside codes of 8.
+#[test]
+fn e5m6_as_an_operand() {
+    let q = |x: &str, dtype: &str, group: &str, shape: &str| {
+        let ty = group.trim_matches(['[', ']']).replace(", ", "x");
+        format!(
+            "quantize {x} {{dtype = {dtype}, group = {group}, scale = ue8m0}} : \
+             {dtype}<{ty}, ue8m0>[{shape}]"
+        )
+    };
+    for (x, w) in [("e5m6", "e5m6"), ("e5m6", "e4m3"), ("e4m3", "e5m6")] {
+        for rows in [1, 20] {
+            let xq = q("%x", x, "[1, 128]", &format!("{rows}, 200"));
+            let wq = q("%w", w, "[128, 128]", "60, 200");
+            let dyq = q("%dy", w, "[1, 128]", &format!("{rows}, 60"));
+            let (xt, dyt) = (
+                q("%x", x, "[128, 1]", &format!("{rows}, 200")),
+                q("%dy", w, "[128, 1]", &format!("{rows}, 60")),
+            );
+            check(&format!(
+                "func @f(%x: f32[{rows}, 200], %w: f32[60, 200], %dy: f32[{rows}, 60])
+                    -> (y: f32[{rows}, 60], dx: f32[{rows}, 200], dw: f32[60, 200]) {{
+                  %xq = {xq}
+                  %wq = {wq}
+                  %dyq = {dyq}
+                  %xt = {xt}
+                  %dyt = {dyt}
+                  %y = matmul %xq, %wq {{ty = true, dtype = f32, promote = 128}} : f32[{rows}, 60]
+                  %dx = matmul %dyq, %wq {{dtype = f32, promote = 128}} : f32[{rows}, 200]
+                  %dw = matmul %dyt, %xt {{tx = true, dtype = f32, promote = 128}} : f32[60, 200]
+                  return %y, %dx, %dw
+                }}"
+            ));
+        }
+    }
+}
+
 #[test]
 fn what_is_dequantized_again() {
     for dtype in ["e4m3", "e5m2", "e5m6"] {
@@ -206,14 +243,20 @@ fn attention_that_ends_in_codes() {
 /// Without instructions that add in pairs, a kernel's sums are the interpreter's to the last bit.
 #[test]
 fn sums_are_the_interpreters_bit_for_bit() {
-    let before = module(
-        "func @f(%x: bf16[9, 300], %w: f32[40, 300]) -> (y: f32[9, 40]) {
-           %q = quantize %x {dtype = e4m3, group = [1, 128], scale = f32} : e4m3<1x128, f32>[9, 300]
-           %r = quantize %w {dtype = e4m3, group = [128, 128], scale = f32} : e4m3<128x128, f32>[40, 300]
-           %y = matmul %q, %r {ty = true, dtype = f32, promote = 128} : f32[9, 40]
+    for (rows, dtype) in [(9, "e4m3"), (1, "e4m3"), (3, "e4m3"), (9, "e5m6"), (1, "e5m6")] {
+        sums_are_the_interpreters(rows, dtype);
+    }
+}
+
+fn sums_are_the_interpreters(rows: u64, dtype: &str) {
+    let before = module(&format!(
+        "func @f(%x: bf16[{rows}, 300], %w: f32[40, 300]) -> (y: f32[{rows}, 40]) {{
+           %q = quantize %x {{dtype = {dtype}, group = [1, 128], scale = f32}} : {dtype}<1x128, f32>[{rows}, 300]
+           %r = quantize %w {{dtype = e4m3, group = [128, 128], scale = f32}} : e4m3<128x128, f32>[40, 300]
+           %y = matmul %q, %r {{ty = true, dtype = f32, promote = 128}} : f32[{rows}, 40]
            return %y
-         }",
-    );
+         }}"
+    ));
     let f = before.find("f").expect("the entry");
     let draw = Draw { low: -3.0, high: 3.0, ints: 4.0 };
     let args = arguments(&before, f, &Default::default(), 3, draw);

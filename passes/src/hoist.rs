@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_ir::module::{Def, Func, FuncId, Module, OpData, Store, StoreKind, ValueId};
 use weft_ir::op::Op;
-use weft_ir::ty::Type;
+use weft_ir::ty::{DType, Type};
 
 use crate::rewrite::{Copier, callee, carry, stacked};
 use crate::{Pass, PassCx, PassError, Stats};
@@ -241,7 +241,9 @@ fn store_narrow(module: &mut Module) -> usize {
         };
         let names: Vec<String> = works.iter().map(named).collect();
         let unlike = names.iter().collect::<BTreeSet<_>>().len() == names.len();
-        if works.is_empty() || !unlike {
+        // Two codes of 12 bits share a byte: what is loaded is of whole bytes.
+        let packed = works.iter().any(|work| work.ty.dtype == DType::E5m6);
+        if works.is_empty() || !unlike || packed {
             continue;
         }
         for i in 0..module.funcs.len() {

@@ -107,6 +107,13 @@ pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId,
     if format.floor > 0.0 {
         attrs = attrs.float("floor", format.floor);
     }
+    let odd = b.dims(x).last().and_then(|n| n.as_fixed()).filter(|n| n % 2 == 1);
+    if let (DType::E5m6, Some(n)) = (format.dtype, odd) {
+        return Err(PassError::new(format!(
+            "rows of {n} values cannot be kept as e5m6, of which two take three bytes: an even \
+             number can, or e4m3"
+        )));
+    }
     let source = master(b, x).unwrap_or(x);
     Ok(b.emit(Op::Quantize, &[source], attrs)?)
 }

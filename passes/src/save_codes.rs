@@ -119,15 +119,6 @@ fn with_rounded(
 /// `x` as its codes have it.
 fn through_codes(b: &mut Builder, x: ValueId, saved: &Saved) -> Result<ValueId, PassError> {
     let (dtype, dims) = (b.ty(x).dtype, b.dims(x));
-    let odd = |n: Dim| n.as_fixed().is_some_and(|n| n % 2 == 1);
-    if let (DType::E5m6, Some(last)) = (saved.format.dtype, saved.dims.last().filter(|n| odd(**n)))
-    {
-        return Err(PassError::new(format!(
-            "rows of {} values cannot be saved as e5m6, of which two take three bytes: an even \
-             number can, or e4m3",
-            last.as_fixed().unwrap_or(0)
-        )));
-    }
     let rows = b.reshape(x, &saved.dims)?;
     let codes = quantize(b, rows, &saved.format)?;
     let attrs = Attrs::new().with("dtype", Attr::DType(dtype));

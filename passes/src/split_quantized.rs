@@ -10,7 +10,8 @@
 //!
 //! Why: from here on a quantized value is two ordinary ones, so that regions compute them where
 //! their source is made, and loops, calls and buffers need to know nothing of groups. Ragged dims
-//! whose total is a number become that number, since groups of rows count from the first.
+//! whose total is a number become that number, since groups of rows count from the first. No
+//! machine multiplies codes of 12 bits: a product's are widened to bf16, which holds each of them.
 //! Cost: one walk. Requires: `quantize` has run.
 
 use weft_ir::attr::Attrs;
@@ -195,6 +196,9 @@ impl<'a> Splitter<'a> {
         for (i, name) in ["x_group", "y_group"].into_iter().enumerate() {
             let quant = &self.from.ty(op.operands[i]).quant;
             if let (Some(scales), Some(quant)) = (all[i].1, quant) {
+                if self.to.ty(operands[i]).dtype == DType::E5m6 {
+                    operands[i] = self.to.convert(operands[i], DType::Bf16)?;
+                }
                 operands.push(scales);
                 attrs = attrs.ints(name, quant.group.map(i64::from));
             }

@@ -72,7 +72,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("fp8", site) => {
                 cx.policy.insert(site.into(), fp8());
             }
-            // As `fp8`, but its forward product is asked to read E5M6.
+            // As `fp8`, but its forward product reads E5M6.
             ("e5m6", site) => {
                 let mut recipe = fp8();
                 recipe.forward.operands.iter_mut().flatten().for_each(|f| f.dtype = DType::E5m6);

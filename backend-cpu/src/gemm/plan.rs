@@ -18,11 +18,7 @@ pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Planned {
     let max = |e: &DimExpr| e.range(dims).map_or(i64::MAX, |(_, max)| max);
     let shape = shape(gemm);
     let (m_max, n_max) = (max(&gemm.m), max(&gemm.n));
-    let rows_max = match gemm.form {
-        Form::Rows { .. } => GEMV_ROWS_GROUPED_MAX,
-        _ => GEMV_ROWS_MAX,
-    };
-    if m_max <= rows_max && !matches!(gemm.form, Form::Inner { .. }) {
+    if is_few(m_max, &gemm.form) {
         return plan_gemv(gemm, shape, m_max, label);
     }
     let groups_max = max(&groups(&gemm.form));
@@ -38,6 +34,15 @@ pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Planned {
         grid,
         flops: flops(gemm),
         bytes: bytes(gemm),
+    }
+}
+
+/// Are rows so few that B is read once, as it lies?
+pub fn is_few(m_max: i64, form: &Form) -> bool {
+    match form {
+        Form::Inner { .. } => false,
+        Form::Rows { .. } => m_max <= GEMV_ROWS_GROUPED_MAX,
+        _ => m_max <= GEMV_ROWS_MAX,
     }
 }
 

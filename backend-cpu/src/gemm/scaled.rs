@@ -15,11 +15,14 @@
 //! [`Sum::Hopper14`] does what a Hopper tensor core does instead (`hopper.rs`). Without promotion
 //! its accumulator runs over all of k, so that scales enter the products.
 //!
+//! A few rows take a kernel that packs nothing (`gemv.rs`), with the same chains.
+//!
 //! Envelope: the micro-kernels of the plain product, whose partial sums are folded into sums in the
 //! second-level cache once a block: about 4 vector operations for 128 steps. Decoding a code while
 //! it is packed is about 10 operations a vector.
 
 mod emit;
+mod gemv;
 mod hopper;
 mod plan;
 

@@ -256,16 +256,10 @@ fn promote(keys: &mut Keys, entry: &Entry) -> Option<Value> {
     }
 }
 
-/// The format of an operand; a unit multiplies 8-bit codes.
+/// The format of an operand.
 fn operand(keys: &mut Keys, (role, i): (Role, usize), entry: &Entry) -> Option<Value> {
     let format = format(keys, entry)?;
     if let Some(f) = format {
-        if !matches!(f.dtype, DType::E4m3 | DType::E5m2) {
-            let why = format!("no product multiplies {}", f.dtype.name());
-            let hint = "operands are e4m3 or e5m2; `saved_input` and `saved_output` may be e5m6";
-            keys.diags.push(Diag::error(entry.span, why).hint(hint));
-            return None;
-        }
         if f.floor > 0.0 && (role, i) != (Role::Forward, 0) {
             let what = format!("{} of `{}`", role.operands()[i], role.name());
             let why = format!("a floor is for activations, not for {what}");

@@ -96,10 +96,10 @@ struct Scratch<'c> {
 
 /// Where an operand's scales lie: the first, and their strides along the free dim and along k.
 #[derive(Clone, Copy)]
-struct ScaleSource<'c> {
-    ptr: Val<'c>,
-    free_stride: Val<'c>,
-    k_stride: Val<'c>,
+pub(super) struct ScaleSource<'c> {
+    pub ptr: Val<'c>,
+    pub free_stride: Val<'c>,
+    pub k_stride: Val<'c>,
 }
 
 /// One piece: its place in the chunk and its terms, counted in the group.
@@ -170,7 +170,7 @@ fn each_group_tile<'c>(
     });
 }
 
-fn packing(cg: &Cg, s: &ScaledShape) -> Packing {
+pub(super) fn packing(cg: &Cg, s: &ScaledShape) -> Packing {
     let pairs = cg.target.bf16_dot && s.is_narrow() && s.sum == Sum::F32;
     Packing { k_per_word: if pairs { 2 } else { 1 }, ..Packing::new(&cg.target, &s.shape) }
 }
@@ -203,7 +203,7 @@ fn first_term<'c>(cg: &Cg<'c>, s: &ScaledShape, args: &Args<'c>, group: &Group<'
 }
 
 /// Scales of an operand that the form segments are those of the whole array.
-fn scale_sources<'c>(
+pub(super) fn scale_sources<'c>(
     cg: &Cg<'c>,
     s: &ScaledShape,
     kernel: &Kernel<'c>,

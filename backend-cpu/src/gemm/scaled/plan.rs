@@ -8,7 +8,7 @@ use weft_lower::describe::product::{bytes, flops, groups};
 
 use super::super::plan as plain;
 use super::super::{Planned, Shape};
-use super::{Coded, Grouped, Operand, ScaledGemm, ScaledShape, Scales, Sum, emit};
+use super::{Coded, Grouped, Operand, ScaledGemm, ScaledShape, Scales, Sum, emit, gemv};
 
 /// Plans a product; `dims` are those its sizes speak of, and `label` names its source. Buffers: A,
 /// B, C, the scales of A, of B, the offsets of a grouped product, as far as there are any.
@@ -16,15 +16,16 @@ pub fn plan(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Result<Planned,
     let shape = shape(gemm)?;
     let max = |e: &DimExpr| e.range(dims).map_or(i64::MAX, |(_, max)| max);
     let codes = gemm.codes();
-    let groups_max = max(&groups(&gemm.form));
-    let tile = plain::tile_size(max(&gemm.m), max(&gemm.n), max(&gemm.k), groups_max, &gemm.form);
-    let grid = plain::tiles_grid(&codes, tile);
-    let mut scalars = plain::scalars(&codes, tile, &grid);
-    for scales in [&gemm.a.scales, &gemm.b.scales].into_iter().flatten() {
-        let strides = [&scales.row_stride, &scales.col_stride, &scales.group_stride];
-        scalars.extend(strides.map(|s| Scalar::Dim(s.clone())));
+    let (m_max, k_max) = (max(&gemm.m), max(&gemm.k));
+    let rows = m_max.clamp(1, ROWS_MAX);
+    if plain::is_few(m_max, &gemm.form) && gemv::takes(&shape, k_max, rows) {
+        return Ok(plan_gemv(gemm, shape, (rows as u32, k_max), label));
     }
-    let name = name(gemm, &shape);
+    let groups_max = max(&groups(&gemm.form));
+    let tile = plain::tile_size(m_max, max(&gemm.n), k_max, groups_max, &gemm.form);
+    let grid = plain::tiles_grid(&codes, tile);
+    let scalars = all_scalars(gemm, tile, &grid);
+    let name = name(gemm, &shape, "gemm_scaled");
     let emitted = name.clone();
     Ok(Planned {
         kernel: KernelSource::new(name, label, move |cg| emit::emit(cg, &emitted, &shape)),
@@ -34,6 +35,41 @@ pub fn plan(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Result<Planned,
         flops: flops(&codes),
         bytes: bytes(&codes),
     })
+}
+
+/// Rows that share what is decoded of B.
+const ROWS_MAX: i64 = 4;
+
+fn plan_gemv(
+    gemm: &ScaledGemm,
+    shape: ScaledShape,
+    (rows, k_max): (u32, i64),
+    label: &str,
+) -> Planned {
+    let codes = gemm.codes();
+    let grid = gemm.n.clone().ceil_div(gemv::BLOCK_COLS);
+    let name = format!("{}_k{k_max}", name(gemm, &shape, &format!("gemv{rows}_scaled")));
+    let emitted = name.clone();
+    Planned {
+        scalars: all_scalars(gemm, (0, 0), &grid),
+        kernel: KernelSource::new(name, label, move |cg| {
+            gemv::emit(cg, &emitted, &shape, k_max, rows);
+        }),
+        scratch_bytes: gemv::scratch_bytes(k_max, rows),
+        grid,
+        flops: flops(&codes),
+        bytes: bytes(&codes),
+    }
+}
+
+/// Those of the plain product, then the strides of the scales.
+fn all_scalars(gemm: &ScaledGemm, tile: (i64, i64), grid: &DimExpr) -> Vec<Scalar> {
+    let mut scalars = plain::scalars(&gemm.codes(), tile, grid);
+    for scales in [&gemm.a.scales, &gemm.b.scales].into_iter().flatten() {
+        let strides = [&scales.row_stride, &scales.col_stride, &scales.group_stride];
+        scalars.extend(strides.map(|s| Scalar::Dim(s.clone())));
+    }
+    scalars
 }
 
 fn shape(gemm: &ScaledGemm) -> Result<ScaledShape, String> {
@@ -100,9 +136,9 @@ fn coded(x: &Operand, k_dim: usize) -> Result<Coded, String> {
 
 /// `e4m3_e4m3_f32_gemm_scaled_nt_a1x128_b128x128e_p128_hopper14_add`: groups as free dim by k, `e`
 /// for scales of ue8m0.
-fn name(gemm: &ScaledGemm, s: &ScaledShape) -> String {
+fn name(gemm: &ScaledGemm, s: &ScaledShape, op: &str) -> String {
     let dtypes = [&gemm.a.codes, &gemm.b.codes, &gemm.c].map(|x| x.dtype.name());
-    let mut parts = vec![dtypes.join("_"), plain::name_of_form("gemm_scaled", &s.shape)];
+    let mut parts = vec![dtypes.join("_"), plain::name_of_form(op, &s.shape)];
     for (letter, x) in ["a", "b"].into_iter().zip(s.operands()) {
         if let Some(g) = x.scales {
             let power = if g.elem == Elem::I8 { "e" } else { "" };
