@@ -95,7 +95,9 @@ fn planned(path: &str) -> Module {
 /// Steps, and how many are carried out.
 fn count(steps: &[Step]) -> (usize, i64) {
     steps.iter().fold((0, 0), |(n, done), step| match step {
-        Step::Launch(_) | Step::Copy(_) | Step::Collective(_) => (n + 1, done + 1),
+        Step::Launch(_) | Step::Copy(_) | Step::Collective(_) | Step::Message(_) => {
+            (n + 1, done + 1)
+        }
         Step::Loop(repeat) => {
             let (inner, each) = count(&repeat.body);
             (n + inner, done + each * repeat.count.as_constant().unwrap_or(1))

@@ -56,6 +56,9 @@ pub struct Args {
     after: Option<String>,
     #[command(flatten)]
     mesh: MeshArgs,
+    /// The rank whose program it is, where they differ: those along pipeline
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    rank: usize,
     #[command(flatten)]
     show: ShowArgs,
 }
@@ -142,7 +145,7 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             args.block.as_deref(),
             checkpoint.map(Taken::Dims),
             &[],
-            (&args.mesh, None),
+            (&args.mesh, None, args.rank),
             target,
             &way,
         )?,

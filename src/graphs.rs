@@ -22,12 +22,12 @@ use weft_lang::settings::{self, Recompute, TrainSettings};
 use weft_lower::cache::Cache;
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
-use weft_passes::{PassCx, Save, Train};
+use weft_passes::{Mesh, PassCx, Pipeline, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::device::DeviceKind;
 use weft_runtime::generate::{self, CONTEXT};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
-use weft_runtime::train::settings::{CONFIG, MESH, MODEL, TRAIN, VOCAB};
+use weft_runtime::train::settings::{CONFIG, MESH, MODEL, PIPELINE, TRAIN, VOCAB};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
@@ -88,7 +88,7 @@ pub fn for_training(
     block: Option<&str>,
     checkpoint: Option<Taken>,
     watch: &[String],
-    (mesh, ranks): (&MeshArgs, Option<usize>),
+    (mesh, ranks, rank): (&MeshArgs, Option<usize>, usize),
     target: Target,
     way: &Way,
 ) -> Result<Graph> {
@@ -106,7 +106,7 @@ pub fn for_training(
     }
 
     let chosen = mesh.chosen();
-    let mesh = mesh.mesh(ranks, &source, &tree, &train)?;
+    let (mesh, table) = mesh.mesh(ranks, &source, &tree, &train)?.unzip();
     if let Some(mesh) = &mesh {
         mesh::check_batch(mesh, &train)?;
         if !watch.is_empty() {
@@ -136,7 +136,13 @@ pub fn for_training(
     recorder.input("lower", &module)?;
     let batch = train.batch.ends().fold(0.0, f64::max) as u64;
     let n_micro = (batch / train.micro_batch).max(1);
+    let pipeline = match (&mesh, table.flatten()) {
+        (Some(mesh), Some(table)) => Some(Pipeline { place: place(mesh, rank)?, table }),
+        _ => None,
+    };
     let cx = PassCx {
+        apart: pipeline.as_ref().is_some_and(splits_backward),
+        pipeline,
         train: Some(Train {
             micro_batches: n_micro,
             micro_batches_vary: train.batch.as_constant().is_none(),
@@ -153,12 +159,16 @@ pub fn for_training(
         mesh,
         ..PassCx::default()
     };
+    let in_pipeline = cx.pipeline.is_some();
     let from = (way.from.as_ref(), &[LOSS, STEP][..]);
     pipeline::run(&mut module, &cx, None, from, &mut recorder)?;
     let mut entries = vec![STEP];
     if train.held_out > 0.0 {
-        let loss = module.find(LOSS).context("the module has no @loss")?;
-        keep_results(&mut module, loss, &|name| name.starts_with("metric."));
+        // In a pipeline every rank has the same, and sends others what they read.
+        if !in_pipeline {
+            let loss = module.find(LOSS).context("the module has no @loss")?;
+            keep_results(&mut module, loss, &|name| name.starts_with("metric."));
+        }
         entries.push(LOSS);
     }
     let command = command(model, "train", block);
@@ -185,6 +195,31 @@ pub fn for_training(
         entry.meta.extend(vocab.map(|n| (VOCAB.to_string(), n.into())));
     }
     Ok(graph)
+}
+
+/// The place along `pipeline` of a rank.
+fn place(mesh: &Mesh, rank: usize) -> Result<usize> {
+    let n = usize::try_from(mesh.n_ranks())?;
+    if rank >= n {
+        bail!("--rank {rank}: there are {n} ranks, from 0 on");
+    }
+    Ok(rank / (n / usize::try_from(mesh.pipeline)?))
+}
+
+/// Whether somewhere the halves of a backward stand apart.
+fn splits_backward(pipeline: &Pipeline) -> bool {
+    let mut actions = pipeline.table.rows.iter().flatten().flat_map(|cell| cell.actions());
+    actions.any(|a| a.op == weft_schedule::Op::BackwardInput)
+}
+
+/// The ranks whose programs differ: the first of each place along `pipeline`.
+pub fn first_of_stages(graph: &Graph) -> Result<Vec<usize>> {
+    let step = graph.entry(STEP).context("the graph has no step")?;
+    let (n_ranks, n_places) = {
+        let mesh = weft_runtime::train::settings::Mesh::of(step)?;
+        (mesh.n_ranks(), mesh.place(PIPELINE, 0).0)
+    };
+    Ok((0..n_ranks).step_by(n_ranks / n_places).collect())
 }
 
 /// Reading a prompt and continuing it, over a cache of `context` positions.

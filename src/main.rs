@@ -23,6 +23,7 @@ mod policy;
 mod precision_table;
 mod published;
 mod schedule;
+mod stages;
 mod train;
 mod verify_passes;
 mod weights;

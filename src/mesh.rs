@@ -4,15 +4,17 @@ use anyhow::{Result, bail};
 use weft_lang::elaborate::Tree;
 use weft_lang::settings::{self, Parallel, TrainSettings};
 use weft_passes::Mesh;
+use weft_schedule::Table;
 
 use crate::frontend::{self, Source};
+use crate::stages::StagesArgs;
 
 /// The ranks that a step is compiled for.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct MeshArgs {
     /// Ranks along each axis of the mesh. `data`: each has its part of the micro-batches [default:
     /// all --ranks along data]; `experts`: so many neighbours along data have the experts of a
-    /// layer between them
+    /// layer between them; `pipeline`: each has stages of the model
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
@@ -23,13 +25,16 @@ pub struct MeshArgs {
     #[arg(long, value_name = "STAGE", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=1))]
     zero: u8,
+    #[command(flatten)]
+    stages: StagesArgs,
 }
 
-const AXES: &[&str] = &["data", "experts"];
+const AXES: &[&str] = &["data", "experts", "pipeline"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
-        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0
+        let stages = self.stages.is_given();
+        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0 || stages
     }
 
     /// The parallel block that is to be used.
@@ -37,15 +42,16 @@ impl MeshArgs {
         self.parallel.as_deref()
     }
 
-    /// The mesh, where there is more than one rank; `ranks` is how many there will be, if the
-    /// command says so.
+    /// The mesh and the order of its pipeline, where there is more than one rank; `ranks` is how
+    /// many there will be, if the command says so.
     pub fn mesh(
         &self,
         ranks: Option<usize>,
         source: &Source,
         tree: &Tree,
         train: &TrainSettings,
-    ) -> Result<Option<Mesh>> {
+    ) -> Result<Option<(Mesh, Option<Table>)>> {
+        let mut block = None;
         let mut mesh = Mesh { zero: self.zero > 0, ..Mesh::default() };
         if let Some(name) = &self.parallel {
             let mut diags = vec![];
@@ -53,6 +59,7 @@ impl MeshArgs {
             frontend::show(&source.map, &diags)?;
             if let Some(layout) = layout {
                 mesh = runnable(&layout, train)?;
+                block = Some(layout);
             }
         } else if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
             mesh.data = n.max(1) as u64;
@@ -72,6 +79,7 @@ impl MeshArgs {
             match axis {
                 "data" => mesh.data = n,
                 "experts" => mesh.experts = n,
+                "pipeline" => mesh.pipeline = n,
                 _ => bail!("--mesh {text}: no axis {axis}; there are: {}", AXES.join(", ")),
             }
         }
@@ -82,8 +90,14 @@ impl MeshArgs {
                 self.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
                 mesh.n_ranks()
             ),
-            _ => Ok((mesh.n_ranks() > 1).then_some(mesh)),
+            _ => {}
         }
+        let with_pipeline = [("--zero 1", mesh.zero), ("ranks along experts", mesh.experts > 1)];
+        if let Some((what, _)) = with_pipeline.iter().find(|(_, on)| *on && mesh.pipeline > 1) {
+            bail!("not available yet: {what} with ranks along pipeline; leave one of them out");
+        }
+        let table = self.stages.table(&mesh, block.as_ref(), train)?;
+        Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
     }
 }
 
@@ -108,8 +122,8 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
             );
         }
     }
-    let (data, experts) = (layout.data, layout.experts);
-    Ok(Mesh { data, experts, zero: layout.zero > 0, ..Mesh::default() })
+    let (data, experts, pipeline) = (layout.data, layout.experts, layout.pipeline);
+    Ok(Mesh { pipeline, data, experts, zero: layout.zero > 0, ..Mesh::default() })
 }
 
 /// Refuses ranks along experts that are not among those along data.

@@ -308,7 +308,7 @@ fn agrees(
 }
 
 /// The order of the pipeline, proved.
-fn table(parallel: &Parallel, train: &TrainSettings) -> Result<Table> {
+pub fn table(parallel: &Parallel, train: &TrainSettings) -> Result<Table> {
     let table = match (&parallel.schedule, parallel.generated()) {
         (Some(Order::File(path)), _) => {
             let text =

@@ -1,6 +1,7 @@
 //! `weft train`: a model, or a graph compiled from one, on text.
 
 use anyhow::Result;
+use weft_runtime::ranks;
 use weft_runtime::train::command::{self, RunArgs};
 
 use crate::frontend::ModelArgs;
@@ -32,25 +33,37 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
-    let graph = if graphs::is_graph(path) {
+    let graphs = if graphs::is_graph(path) {
         let options = [
             ("--train", args.block.is_some()),
             ("--watch", !args.watch.is_empty()),
             ("--mesh", args.mesh.is_given()),
         ];
-        graphs::open(&args.model, &options)?
+        vec![graphs::open(&args.model, &options)?]
     } else {
         let weights = args.run.weights.as_deref().map(Taken::Weights);
-        graphs::for_training(
-            &args.model,
-            args.block.as_deref(),
-            weights,
-            &args.watch,
-            (&args.mesh, Some(args.run.n_ranks()?)),
-            args.run.device.into(),
-            &Way::from(&args.show),
-        )?
+        let n_ranks = args.run.n_ranks()?;
+        let compiled = |rank: usize, way: &Way| {
+            graphs::for_training(
+                &args.model,
+                args.block.as_deref(),
+                weights,
+                &args.watch,
+                (&args.mesh, Some(n_ranks), rank),
+                args.run.device.into(),
+                way,
+            )
+        };
+        // A process of its own compiles its own program, threads share what is compiled here.
+        let own = ranks::own_number();
+        let mut all = vec![compiled(own.unwrap_or(0), &Way::from(&args.show))?];
+        if own.is_none() {
+            for rank in graphs::first_of_stages(&all[0])?.into_iter().skip(1) {
+                all.push(compiled(rank, &Way::default())?);
+            }
+        }
+        all
     };
-    command::train(graph, &args.run)?;
+    command::train(graphs, &args.run)?;
     Ok(())
 }

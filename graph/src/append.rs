@@ -45,7 +45,7 @@ fn move_kernels(steps: &mut [Step], places: &[u32]) {
         match step {
             Step::Launch(launch) => launch.kernel = KernelId(places[launch.kernel.0 as usize]),
             Step::Loop(inner) => move_kernels(&mut inner.body, places),
-            Step::Copy(_) | Step::Collective(_) => {}
+            Step::Copy(_) | Step::Collective(_) | Step::Message(_) => {}
         }
     }
 }

@@ -4,6 +4,8 @@
 //! wait for each other for ever, or worse, add up what does not belong together: [`agree`] compares
 //! them before anything runs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{Arg, DType, DimExpr, Entry, Step};
 use serde::{Deserialize, Serialize};
 
@@ -103,70 +105,109 @@ impl Collective {
     }
 }
 
-/// Every collective of an entry in order, one line each, loops with their counts: what all ranks
-/// must have in common.
-pub fn sequence(entry: &Entry) -> Vec<String> {
+/// Every collective of an entry in order, and every end of a message, one line each: what ranks
+/// must have in common, as `rank` sees it. A line begins with the ranks it concerns, `0,2` or
+/// `0>2`.
+pub fn sequence(entry: &Entry, rank: usize) -> Vec<String> {
     let mut lines = vec![];
-    collect(entry, &entry.steps, &mut lines);
+    collect(entry, rank, &entry.steps, "", &mut lines);
     lines
 }
 
-fn collect(entry: &Entry, steps: &[Step], lines: &mut Vec<String>) {
+/// `within` says how often it is done.
+fn collect(entry: &Entry, rank: usize, steps: &[Step], within: &str, lines: &mut Vec<String>) {
     for step in steps {
         match step {
             Step::Launch(_) | Step::Copy(_) => {}
             Step::Loop(repeat) => {
-                let mut inner = vec![];
-                collect(entry, &repeat.body, &mut inner);
-                if !inner.is_empty() {
-                    let count = repeat.count.display(&entry.dims);
-                    lines.push(format!("{count} times {} {{", repeat.label));
-                    lines.append(&mut inner);
-                    lines.push("}".into());
-                }
+                let count = repeat.count.display(&entry.dims);
+                let within = format!(", {count} times in {}{within}", repeat.label);
+                collect(entry, rank, &repeat.body, &within, lines);
             }
             Step::Collective(c) => {
                 let (outer, block) = (c.outer.display(&entry.dims), c.block.display(&entry.dims));
                 let Group { axis, size, stride } = &c.group;
+                let ranks = c.group.ranks(rank);
+                let ranks = ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
                 lines.push(format!(
-                    "{} of {} over {axis} ({size}, {stride} apart), {outer} x {block} {}",
+                    "{ranks}|{} of {} over {axis} ({size}, {stride} apart), {outer} x \
+                     {block} {}{within}",
                     c.kind.name(),
                     c.label,
                     c.dtype
                 ));
             }
+            Step::Message(m) => {
+                let (from, to) = m.ranks(rank);
+                let (bytes, label) = (m.bytes.display(&entry.dims), &m.label);
+                lines.push(format!("{from}>{to}|{bytes} bytes{within}|{label}"));
+            }
         }
     }
 }
 
-/// Whether ranks do the same collectives in the same order; says where the first differs.
+/// A line of a sequence: whom it concerns, what all of them must say alike, and what it is called.
+fn parts(line: &str) -> (&str, &str, Option<&str>) {
+    let (ranks, rest) = line.split_once('|').unwrap_or(("", line));
+    match rest.split_once('|') {
+        Some((same, label)) => (ranks, same, Some(label)),
+        None => (ranks, rest, None),
+    }
+}
+
+/// Whether the ranks of each group do the same collectives in the same order, and each receives
+/// what others send to it; says where the first differs. `sequences` are by rank.
 pub fn agree(sequences: &[Vec<String>]) -> Result<(), String> {
-    let Some(first) = sequences.first() else { return Ok(()) };
-    for (rank, other) in sequences.iter().enumerate().skip(1) {
-        let n = first.len().max(other.len());
-        let differs = (0..n).find(|i| first.get(*i) != other.get(*i));
-        if let Some(i) = differs {
-            let at = |s: &[String]| s.get(i).map_or("nothing more".into(), String::clone);
-            return Err(format!(
-                "collective {i} differs between ranks: rank 0 does {}, rank {rank} does {}; \
-                 compile all ranks from one source with one version",
-                at(first),
-                at(other)
-            ));
+    // Of each rank its lines by whom they concern.
+    let sorted: Vec<BTreeMap<&str, Vec<&str>>> = sequences
+        .iter()
+        .map(|lines| {
+            let mut of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            lines.iter().for_each(|l| of.entry(parts(l).0).or_default().push(l));
+            of
+        })
+        .collect();
+    let keys: BTreeSet<&str> = sorted.iter().flat_map(|of| of.keys().copied()).collect();
+    for key in keys {
+        let ranks = key.split([',', '>']).filter_map(|r| r.parse::<usize>().ok());
+        let ranks: Vec<usize> = ranks.filter(|r| *r < sequences.len()).collect();
+        let Some((first, others)) = ranks.split_first() else { continue };
+        let of = |rank: usize| sorted[rank].get(key).map_or(&[][..], Vec::as_slice);
+        for other in others {
+            let (a, b) = (of(*first), of(*other));
+            let same = |i: &usize| a.get(*i).map(|l| parts(l).1) == b.get(*i).map(|l| parts(l).1);
+            if let Some(i) = (0..a.len().max(b.len())).find(|i| !same(i)) {
+                let what = if key.contains('>') { "message" } else { "collective" };
+                return Err(format!(
+                    "{what} {i} differs between ranks: rank {first} {}, rank {other} {}; compile \
+                     all ranks from one source with one version",
+                    told(key, a.get(i), true),
+                    told(key, b.get(i), false),
+                ));
+            }
         }
     }
     Ok(())
 }
 
+fn told(key: &str, line: Option<&&str>, first: bool) -> String {
+    let Some((_, same, label)) = line.map(|l| parts(l)) else { return "does nothing more".into() };
+    match (key.split_once('>'), label) {
+        (Some((_, to)), Some(label)) if first => format!("sends {label}, {same}, to {to}"),
+        (Some((from, _)), Some(label)) => format!("receives {label}, {same}, from {from}"),
+        _ => format!("does {same}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BufferId;
+    use crate::{BufferId, End, Message};
 
     fn sum(label: &str) -> Step {
         Step::Collective(Collective {
             kind: CollectiveKind::AllReduce,
-            group: Group { axis: "data".into(), size: 2, stride: 1 },
+            group: Group { axis: "data".into(), size: 3, stride: 1 },
             from: Arg::whole(BufferId(0)),
             to: Arg::whole(BufferId(1)),
             segments: None,
@@ -181,13 +222,45 @@ mod tests {
     #[test]
     fn a_swap_on_one_rank_is_told_with_both_collectives() {
         let entry = |labels: [&str; 3]| Entry { steps: labels.map(sum).into(), ..Entry::default() };
-        let (one, other) = (sequence(&entry(["a", "b", "c"])), sequence(&entry(["a", "c", "b"])));
+        let one = sequence(&entry(["a", "b", "c"]), 0);
+        let other = sequence(&entry(["a", "c", "b"]), 2);
         assert_eq!(agree(&[one.clone(), one.clone()]), Ok(()));
         let why = agree(&[one.clone(), one.clone(), other]).expect_err("they differ");
-        let b = "rank 0 does all_reduce of b over data (2, 1 apart), 1 x 8 f32";
+        let b = "rank 0 does all_reduce of b over data (3, 1 apart), 1 x 8 f32";
         assert!(why.contains("collective 1 differs between ranks") && why.contains(b), "{why}");
         assert!(why.contains("rank 2 does all_reduce of c"), "{why}");
         let why = agree(&[one.clone(), one[..2].to_vec()]).expect_err("one is shorter");
+        assert!(why.contains("rank 1 does nothing more"), "{why}");
+    }
+
+    #[test]
+    fn what_one_sends_another_receives_in_one_order() {
+        let end = |end: End, peer: u32, bytes: i64, label: &str| {
+            let group = Group { axis: "pipeline".into(), size: 2, stride: 1 };
+            let (at, label) = (Arg::whole(BufferId(0)), label.to_string());
+            Step::Message(Message {
+                end,
+                group,
+                peer,
+                at,
+                bytes: bytes.into(),
+                label,
+                source: vec![],
+            })
+        };
+        let of =
+            |rank: usize, steps: Vec<Step>| sequence(&Entry { steps, ..Entry::default() }, rank);
+        let sender = of(0, vec![end(End::Send, 1, 8, "x"), end(End::Send, 1, 4, "y")]);
+        let receiver = of(1, vec![end(End::Recv, 0, 8, "p"), end(End::Recv, 0, 4, "q")]);
+        assert_eq!(agree(&[sender.clone(), receiver]), Ok(()));
+        let swapped = of(1, vec![end(End::Recv, 0, 4, "q"), end(End::Recv, 0, 8, "p")]);
+        let why = agree(&[sender.clone(), swapped]).expect_err("they differ");
+        assert!(
+            why.contains("message 0 differs between ranks: rank 0 sends x, 8 bytes, to 1"),
+            "{why}"
+        );
+        assert!(why.contains("rank 1 receives q, 4 bytes, from 0"), "{why}");
+        let why = agree(&[sender, vec![]]).expect_err("nobody receives");
         assert!(why.contains("rank 1 does nothing more"), "{why}");
     }
 

@@ -6,8 +6,8 @@
 //! - **dims**: named launch arguments with a bound; every size is a [`DimExpr`] over them;
 //! - **buffers**: typed arrays with a role; temps lie at offsets of one arena planned at the
 //!   bounds;
-//! - **steps**: launches, copies, collectives of several ranks, and loops over them, in order.
-//!   Loops are never unrolled to be run.
+//! - **steps**: launches, copies, collectives of several ranks, messages between two, and loops
+//!   over them, in order. Loops are never unrolled to be run.
 //!
 //! The kernel ABI, one function per kernel and CPU variant:
 //!
@@ -33,6 +33,7 @@ mod dim;
 mod dtype;
 mod file;
 mod kernel;
+mod message;
 mod step;
 mod text;
 mod verify;
@@ -46,6 +47,7 @@ pub use file::{FORMAT_VERSION, OpenError, Reason};
 pub use kernel::{
     CpuVariant, Kernel, KernelId, KernelVariant, MapElement, ObjectId, PtxCode, TensorMap,
 };
+pub use message::{End, Message};
 pub use step::{Arg, Copy, Launch, Loop, LoopStride, Scalar, Step};
 pub use verify::{VerifyError, offset_range};
 pub use weight::{Coded, Cut, Init, Part, WeightInfo};

@@ -10,6 +10,7 @@ pub enum Step {
     Copy(Copy),
     Loop(Loop),
     Collective(crate::Collective),
+    Message(crate::Message),
 }
 
 /// One kernel over its whole grid. The next step sees everything it wrote.

@@ -10,7 +10,7 @@
 //! ```
 
 use crate::{
-    Arg, Buffer, DimDecl, DimExpr, Entry, Factor, Graph, Launch, Role, Scalar, Step, Term,
+    Arg, Buffer, DimDecl, DimExpr, End, Entry, Factor, Graph, Launch, Role, Scalar, Step, Term,
 };
 use std::fmt;
 
@@ -104,6 +104,20 @@ impl EntryText<'_> {
                     let by = by.map(|s| format!(", {} to {}", self.arg(&s.sent), self.arg(&s.got)));
                     let by = by.unwrap_or_default();
                     writeln!(f, "{} = {name}({to} <- {from}{by}) over {axis} = {size}", c.label)?;
+                }
+                Step::Message(m) => {
+                    let (at, peer, axis) = (self.arg(&m.at), m.peer, &m.group.axis);
+                    let bytes = m.bytes.display(&self.entry.dims);
+                    match m.end {
+                        End::Send => writeln!(f, "send({at}) to {peer} of {axis}, bytes {bytes}")?,
+                        End::Recv => {
+                            let label = &m.label;
+                            writeln!(
+                                f,
+                                "{label} = recv({at}) from {peer} of {axis}, bytes {bytes}"
+                            )?;
+                        }
+                    }
                 }
                 Step::Loop(repeat) => {
                     let count = repeat.count.display(&self.entry.dims);

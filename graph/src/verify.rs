@@ -10,6 +10,7 @@
 //! - A state keeps its layout when dims change: only its first dim above 1 may depend on them.
 //! - A weight or state that several entries use has one type at the bounds in all of them.
 //! - A loop index is that of an enclosing loop.
+//! - A message has a place in its group.
 //! - A collective has a group, sums f32 only, and scatters blocks that its ranks divide.
 //! - An exchange has segments that its ranks divide.
 //! - With every dim at its bound, every argument starts inside its buffer and every copy stays in
@@ -20,7 +21,7 @@
 use crate::weight::placeholders;
 use crate::{
     Arg, Buffer, BufferId, Collective, CollectiveKind, Copy, DType, DimDecl, DimExpr, Entry, Graph,
-    Init, Kernel, Launch, Loop, Role, Scalar, Step,
+    Group, Init, Kernel, Launch, Loop, Message, Role, Scalar, Step,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -221,6 +222,7 @@ impl EntryCheck<'_> {
                 Step::Launch(launch) => self.launch(launch, counts)?,
                 Step::Copy(copy) => self.copy(copy, counts)?,
                 Step::Collective(collective) => self.collective(collective, counts)?,
+                Step::Message(message) => self.message(message, counts)?,
                 Step::Loop(Loop { count, body, label, .. }) => {
                     self.finite(&format!("entry {}, loop {label}", self.entry.name), count)?;
                     counts.push(count.eval(&self.entry.dims_max()));
@@ -294,6 +296,18 @@ impl EntryCheck<'_> {
             self.arg(&place, arg, bytes.eval(&dims), counts)?;
         }
         Ok(())
+    }
+
+    fn message(&self, m: &Message, counts: &[i64]) -> Checked {
+        let place = format!("entry {}, step {}", self.entry.name, m.label);
+        let Group { size, stride, .. } = m.group;
+        ensure(stride > 0 && m.peer < size, &place, || {
+            format!("is for place {} of {size} ranks, {stride} apart", m.peer)
+        })?;
+        self.finite(&place, &m.bytes)?;
+        let bytes = m.bytes.eval(&self.entry.dims_max());
+        ensure(bytes >= 0, &place, || format!("is of {bytes} bytes"))?;
+        self.arg(&place, &m.at, bytes, counts)
     }
 
     fn arg(&self, place: &str, arg: &Arg, extent_bytes: i64, counts: &[i64]) -> Checked {

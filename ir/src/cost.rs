@@ -121,6 +121,10 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData, sizes: SizeOf) -> Result<Co
         }
         CostRule::Attention | CostRule::AttentionGrad => attention(&of, op, &operands)?,
         CostRule::Collective => collective(&of, op, operands[0], results[0])?,
+        CostRule::Message => {
+            let link_bytes = operands.first().map_or(Ok(0), |x| of.bytes(x))?;
+            Cost { link_bytes, ..Cost::default() }
+        }
         CostRule::Callee => return callee(module, op, sizes),
     };
     (cost.bytes_read, cost.bytes_written) = traffic(&of, op.op, &operands, &results)?;

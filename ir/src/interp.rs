@@ -37,6 +37,7 @@ use crate::ty::{DType, Type};
 
 use collective::Rank;
 
+pub use collective::run_programs;
 pub use random::{Range, random_args};
 pub use tensor::{Data, Tensor};
 
@@ -230,6 +231,9 @@ impl Run<'_> {
                     _ => collective::run(self, op, &xs[0]),
                 };
                 vec![Rc::new(self.rounded(y.map_err(fault)?))]
+            } else if op.op.has(Trait::Message) {
+                let x = xs.first().map(|x| (**x).clone());
+                collective::message(self, op, x).map_err(fault)?.into_iter().map(Rc::new).collect()
             } else {
                 let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
                 let operands = op.operands.iter().map(|x| f.ty(*x)).collect();
@@ -473,9 +477,13 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         Op::CacheAppend => return state::cache_append(cx, xs),
         Op::AdamW => return state::adamw(cx, xs),
 
-        Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets | Op::Exchange => {
-            Err("runs on several ranks".into())
-        }
+        Op::AllReduce
+        | Op::ReduceScatter
+        | Op::AllGather
+        | Op::ExchangeOffsets
+        | Op::Exchange
+        | Op::Send
+        | Op::Recv => Err("runs on several ranks".into()),
         Op::Call | Op::Repeat | Op::Fused => Err("runs another function".into()),
     };
     Ok(vec![y?])

@@ -15,7 +15,8 @@ pub enum Arity {
     AtLeast(usize),
 }
 
-/// What algebra and passes may assume of an op. `PURE` is implied by every other trait.
+/// What algebra and passes may assume of an op. `PURE` is implied by every other trait but those
+/// that `is_pure` asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trait {
     /// No effect but its results; may be removed, repeated and moved.
@@ -40,6 +41,8 @@ pub enum Trait {
     Calls,
     /// Every rank along a mesh axis takes part, in one order of all of them.
     Collective,
+    /// One end of a message between two ranks: stays, once, in the order of the others.
+    Message,
 }
 
 /// Which count `cost.rs` makes for an op.
@@ -59,6 +62,8 @@ pub enum CostRule {
     Callee,
     /// Bytes over the links, and a sum for what is reduced.
     Collective,
+    /// Bytes over a link, counted where they are sent.
+    Message,
 }
 
 /// An attribute's place in a row.
@@ -117,7 +122,7 @@ impl Op {
 
     /// No effect but its results.
     pub fn is_pure(self) -> bool {
-        !self.has(Trait::State) && !self.has(Trait::Calls)
+        !self.has(Trait::State) && !self.has(Trait::Calls) && !self.has(Trait::Message)
     }
 }
 
@@ -401,10 +406,16 @@ ops! {
   /// `experts`.
   Exchange "exchange" ("rows" "sent" "got") {axis: Axis; back: Bool} exchange
     [Pure Collective Blocks] CostRule::Collective;
+  /// Hands `x` to the rank at place `to` along `axis`, which receives what it is sent by a rank in
+  /// the order in which that sends it. Does not wait. Made by `schedule_pipeline`.
+  Send "send" ("x") {axis: Axis, to: Int} send [Message Blocks] CostRule::Message;
+  /// The next value from the rank at place `from` along `axis`, which is of `type`.
+  Recv "recv" () {axis: Axis, from: Int, type: Type} recv [Message Blocks] CostRule::Message;
 
   // --- control -----------------------------------------------------------------------------------
-  /// The results of `func` on the operands.
-  Call "call" ("..") {func: Func} call [Calls] CostRule::Callee;
+  /// The results of `func` on the operands. With `noinline` it stays a call, so that
+  /// what runs many times stands once.
+  Call "call" ("..") {func: Func; noinline: Bool} call [Calls] CostRule::Callee;
   /// `count` runs of `func`. Operands: `carry` values handed from run to run, then `xs` stacks
   /// whose slice i run i reads, then values all runs see. `func` takes them in that order and
   /// returns the carried values, then one slice of each stack of results. Returns the last carried

@@ -1,6 +1,10 @@
 //! Type rules: from the types of an op's operands and its attributes to the types of its results,
 //! or one sentence saying which rule is broken. The rows of the op table name them.
 
+mod message;
+
+pub use message::{recv, send};
+
 use crate::attr::Attrs;
 use crate::dim::{Dim, product};
 use crate::module::{Func, Module};

@@ -1,12 +1,46 @@
-//! What ranks do together: a step of its own, on row-major values.
+//! What ranks do together and hand each other: steps of their own, on row-major values.
 
-use weft_graph::{Collective, CollectiveKind, Group, Segments, Step};
+use weft_graph::{Collective, CollectiveKind, End, Group, Message, Segments, Step};
 use weft_ir::module::OpData;
 use weft_ir::op::Op;
 
-use super::{Fault, Frame, Lower, dims};
+use super::{Fault, Frame, Lower, dims, view};
 
 impl<'a> Lower<'a> {
+    /// The ranks along the axis that an op names.
+    fn group(&self, op: &OpData) -> Result<Group, Fault> {
+        let id = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
+        let axis = self.module.axes.get(id.0 as usize).ok_or("names no mesh axis of the module")?;
+        let sizes = (u32::try_from(axis.size), u32::try_from(self.module.stride(id)));
+        let (Ok(size), Ok(stride)) = sizes else { return Err("the mesh is too large".into()) };
+        Ok(Group { axis: axis.name.clone(), size, stride })
+    }
+
+    pub(super) fn message(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        let group = self.group(op)?;
+        let (end, peer, x) = match op.op {
+            Op::Send => (End::Send, "to", op.operands[0]),
+            _ => (End::Recv, "from", op.results[0]),
+        };
+        let peer = op.attrs.get_int(peer).and_then(|p| u32::try_from(p).ok());
+        let at = match end {
+            End::Send => self.plain(f, x)?,
+            End::Recv => self.result_room(f, x)?,
+        };
+        let ty = f.func.ty(x);
+        let bytes = view::size_bytes(&self.dims, &ty.dims, ty.dtype);
+        self.push(Step::Message(Message {
+            end,
+            group,
+            peer: peer.ok_or("names no rank")?,
+            at,
+            bytes,
+            label: f.names[x.0 as usize].trim_start_matches('%').to_string(),
+            source: self.places(op),
+        }));
+        Ok(())
+    }
+
     pub(super) fn collective(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
         let kind = match op.op {
             Op::AllReduce => CollectiveKind::AllReduce,
@@ -16,12 +50,7 @@ impl<'a> Lower<'a> {
             Op::Exchange => CollectiveKind::Exchange,
             _ => CollectiveKind::AllGather,
         };
-        let id = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
-        let axis = self.module.axes.get(id.0 as usize).ok_or("names no mesh axis of the module")?;
-        let sizes = (u32::try_from(axis.size), u32::try_from(self.module.stride(id)));
-        let (Ok(size), Ok(stride)) = sizes else { return Err("the mesh is too large".into()) };
-        let group = Group { axis: axis.name.clone(), size, stride };
-
+        let group = self.group(op)?;
         let (x, y) = (op.operands[0], op.results[0]);
         let from = self.plain(f, x)?;
         let segments = self.segments(f, op)?;

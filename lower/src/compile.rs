@@ -103,7 +103,7 @@ fn count(steps: &[Step]) -> [u64; 2] {
             [launches + inner_launches, loops + 1 + inner_loops]
         }
         Step::Launch(_) => [launches + 1, loops],
-        Step::Copy(_) | Step::Collective(_) => [launches, loops],
+        Step::Copy(_) | Step::Collective(_) | Step::Message(_) => [launches, loops],
     })
 }
 

@@ -263,6 +263,7 @@ impl<'a> Lower<'a> {
             | Op::AllGather
             | Op::ExchangeOffsets
             | Op::Exchange => self.collective(f, op),
+            Op::Send | Op::Recv => self.message(f, op),
             Op::Call => self.call(f, op),
             Op::Repeat => self.repeat(f, op),
             Op::Fused => self.fused(f, op),

@@ -128,6 +128,7 @@ impl Walk {
                     let offsets = c.segments.iter().flat_map(|s| [&s.sent, &s.got]);
                     self.touch(&[&c.from, &c.to].into_iter().chain(offsets).collect::<Vec<_>>());
                 }
+                Step::Message(m) => self.touch(&[&m.at]),
                 Step::Loop(repeat) => {
                     let id = self.loops.len() as u32;
                     self.loops.push((self.at, self.at));

@@ -12,8 +12,8 @@
 //! Cost: a fixpoint over calls; one or two rounds for each level of nesting.
 
 use weft_ir::attr::Attrs;
-use weft_ir::module::{Func, FuncId, Module, ValueId};
-use weft_ir::op::Op;
+use weft_ir::module::{Func, FuncId, Module, OpData, ValueId};
+use weft_ir::op::{Op, Trait};
 
 use crate::rewrite::{Copier, callee, carry, n_ops, retarget, stacked};
 use crate::{Pass, PassCx, PassError, Stats};
@@ -78,7 +78,7 @@ fn mark(func: &Func, id: FuncId, live: &mut [Live]) -> bool {
     };
     let mut needed = needed_results(func, &live[id.0 as usize]);
     for (_, op) in func.body_ops().rev() {
-        if !op.results.iter().any(|r| needed[r.0 as usize]) {
+        if !is_needed(op, &needed) {
             continue;
         }
         let Some(g) = callee(op).map(|g| &mut live[g.0 as usize]) else {
@@ -108,6 +108,11 @@ fn mark(func: &Func, id: FuncId, live: &mut [Live]) -> bool {
     grew
 }
 
+/// Is one of its results needed, or what it does to other ranks?
+fn is_needed(op: &OpData, needed: &[bool]) -> bool {
+    op.op.has(Trait::Message) || op.results.iter().any(|r| needed[r.0 as usize])
+}
+
 /// By value: whether it is a needed result.
 fn needed_results(func: &Func, live: &Live) -> Vec<bool> {
     let mut needed = vec![false; func.n_values()];
@@ -135,7 +140,7 @@ fn prune_func(func: &Func, mine: &Live, live: &[Live], kept: &mut [bool]) -> Fun
     let mut needed = needed_results(func, mine);
     let mut ops = vec![];
     for (id, op) in func.body_ops().rev() {
-        if !op.results.iter().any(|r| needed[r.0 as usize]) {
+        if !is_needed(op, &needed) {
             continue;
         }
         ops.push(id);

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Why: ops meet their neighbours: both halves of a backward share what they compute again, and
-//! fusion sees one region. Bodies of repeats stay functions, so nothing grows with depth.
+//! fusion sees one region. Bodies of repeats stay functions, so nothing grows with depth; so do
+//! those of calls marked `noinline`.
 //! Cost: the size of the result; a function called n times stands n times.
 
 use weft_ir::module::{Func, Module, ValueId};
@@ -28,7 +29,8 @@ fn inline(module: &Module, func: &Func, inlined: &mut usize) -> Func {
     let mut copy = Copier::new(func, &func.name);
     copy.params();
     for (id, op) in func.body_ops() {
-        let Some(g) = callee(op).filter(|_| op.op == Op::Call) else {
+        let stays = op.op != Op::Call || op.attrs.get_flag("noinline");
+        let Some(g) = callee(op).filter(|_| !stays) else {
             copy.op(id);
             continue;
         };

@@ -8,10 +8,11 @@
 //!
 //! Why: an entry serves several ends, and each graph has one. A state stays if what is kept reads
 //! it in this run and so, through its new value, in the next. Parameters that are not read any more
-//! go too. Called on a module before the pipeline or after it; callees that no one calls any more
-//! are left for `dce`.
+//! go too; messages to other ranks stay. Called on a module before the pipeline or after it;
+//! callees that no one calls any more are left for `dce`.
 
 use weft_ir::module::{FuncId, Module, ValueId};
+use weft_ir::op::Trait;
 
 use crate::rewrite::Copier;
 
@@ -25,7 +26,7 @@ pub fn keep_results(module: &mut Module, entry: FuncId, wanted: &dyn Fn(&str) ->
         let mut need = |v: &ValueId| needed[v.0 as usize] = true;
         func.results.iter().zip(&results).filter(|(_, k)| **k).for_each(|(r, _)| need(r));
         for (_, op) in func.body_ops().rev() {
-            if op.results.iter().any(|r| needed[r.0 as usize]) {
+            if op.op.has(Trait::Message) || op.results.iter().any(|r| needed[r.0 as usize]) {
                 op.operands.iter().for_each(|x| needed[x.0 as usize] = true);
             }
         }
@@ -47,7 +48,7 @@ pub fn keep_results(module: &mut Module, entry: FuncId, wanted: &dyn Fn(&str) ->
         params.push(i as u32);
     }
     for (id, op) in func.body_ops() {
-        if op.results.iter().any(|r| needed[r.0 as usize]) {
+        if op.op.has(Trait::Message) || op.results.iter().any(|r| needed[r.0 as usize]) {
             copy.op(id);
         }
     }

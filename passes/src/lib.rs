@@ -5,6 +5,7 @@
 //! back after every step.
 
 pub mod absorb;
+pub mod assign_stages;
 pub mod autodiff;
 pub mod batch_sums;
 pub mod canonicalize;
@@ -21,6 +22,7 @@ pub mod policy;
 pub mod quantize;
 pub mod rewrite;
 pub mod save_codes;
+pub mod schedule_pipeline;
 pub mod shard;
 pub mod split_quantized;
 pub mod train_step;
@@ -35,6 +37,7 @@ use weft_ir::module::{Func, Module, OpData, Span};
 use weft_ir::op::Op;
 use weft_ir::rules::TypeError;
 use weft_ir::ty::DType;
+use weft_schedule::Table;
 
 /// What holds of a module after a pass, until the pipeline's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +76,17 @@ pub struct PassCx {
     /// Run the two halves of a repeat's backward in two repeats, so that they can be scheduled
     /// apart; costs memory for what passes between them. Otherwise each run of a body does both.
     pub apart: bool,
+    /// The pipeline that the ranks along `pipeline` form.
+    pub pipeline: Option<Pipeline>,
+}
+
+/// A pipeline, as one of its ranks sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pipeline {
+    /// What each rank does; proved by `weft_schedule::check`.
+    pub table: Table,
+    /// The place along `pipeline` of the rank that is compiled for.
+    pub place: usize,
 }
 
 /// What `f.fwd` returns for the backward functions.
@@ -237,33 +251,35 @@ impl std::fmt::Display for PassError {
 
 /// The order of the passes.
 pub const PIPELINE: &[Pass] = &[
-    canonicalize::PASS,    // so that constants meet constants
-    fold::PASS,            // before `autodiff`: what is constant has no derivative
-    cse::PASS,             // before `autodiff`: a value computed twice would be saved twice
-    dce::PASS,             // leaves what the entries need
-    weigh_early::PASS,     // before `autodiff`: what gates weigh is what their derivative keeps
-    batch_sums::PASS,      // before `autodiff`: the counts of a batch are parameters of its loss
-    autodiff::PASS,        // on whole ops: their derivatives are simpler than those of their parts
-    train_step::PASS,      // around `@grad`: accumulate, clip, update
-    shard::PASS,           // before `inline`: the sums over micro-batches are loops that it cuts
-    zero::PASS,            // after `shard`: it scatters the sums over ranks
-    absorb::PASS,          // before `fuse`: the products it makes are there to be fused
-    save_codes::PASS,      // before `inline`: what is saved is what functions return
-    quantize::PASS,        // on the differentiated graph: all three products of a map are there
-    watch::PASS,           // before `hoist` and `inline`: operands stand beside their products
-    dce::PASS,             // the rounding of weights whose masters are quantized now
-    hoist::PASS,           // before `inline`: what is done to weights is done once a step
-    inline::PASS,          // both halves of a run in one body: what they share is computed once
+    canonicalize::PASS,      // so that constants meet constants
+    fold::PASS,              // before `autodiff`: what is constant has no derivative
+    cse::PASS,               // before `autodiff`: a value computed twice would be saved twice
+    dce::PASS,               // leaves what the entries need
+    weigh_early::PASS,       // before `autodiff`: what gates weigh is what their derivative keeps
+    batch_sums::PASS,        // before `autodiff`: the counts of a batch are parameters of its loss
+    assign_stages::PASS,     // before `autodiff`: each stage has halves of its own
+    autodiff::PASS, // on whole ops: their derivatives are simpler than those of their parts
+    train_step::PASS, // around `@grad`: accumulate, clip, update
+    shard::PASS,    // before `inline`: the sums over micro-batches are loops that it cuts
+    schedule_pipeline::PASS, // after `shard`: what it left of the loops is this rank's
+    zero::PASS,     // after `shard`: it scatters the sums over ranks
+    absorb::PASS,   // before `fuse`: the products it makes are there to be fused
+    save_codes::PASS, // before `inline`: what is saved is what functions return
+    quantize::PASS, // on the differentiated graph: all three products of a map are there
+    watch::PASS,    // before `hoist` and `inline`: operands stand beside their products
+    dce::PASS,      // the rounding of weights whose masters are quantized now
+    hoist::PASS,    // before `inline`: what is done to weights is done once a step
+    inline::PASS,   // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
-    fold::PASS,         // zeros and ones of cotangents
+    fold::PASS,     // zeros and ones of cotangents
     canonicalize::PASS, // sums with the zeros that are constants now
-    cse::PASS,          // what both halves of a backward compute again
-    dce::PASS,          // saved values that no one reads, functions that no one calls
-    experts::PASS,      // before `split_quantized`: a row's codes and scales are sent as one value
+    cse::PASS,      // what both halves of a backward compute again
+    dce::PASS,      // saved values that no one reads, functions that no one calls
+    experts::PASS,  // before `split_quantized`: a row's codes and scales are sent as one value
     split_quantized::PASS, // after all that looks at products; what makes codes can be fused
-    cse::PASS,          // what several quantizations of one value share
-    dce::PASS,          // what only a quantized value was read for
-    fuse::PASS,         // last: what the others match is whole ops
+    cse::PASS,      // what several quantizations of one value share
+    dce::PASS,      // what only a quantized value was read for
+    fuse::PASS,     // last: what the others match is whole ops
 ];
 
 /// Every pass by its name.

@@ -118,11 +118,17 @@ pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId,
     Ok(b.emit(Op::Quantize, &[source], attrs)?)
 }
 
-/// The f32 parameter that a value is rounded from.
+/// The f32 parameter that a value is rounded from, or a layer of it.
 fn master(b: &Builder, x: ValueId) -> Option<ValueId> {
     let op = b.func.op(b.func.def_op(x)?);
     let source = *op.operands.first()?;
-    let is_param = matches!(b.func.value(source).def, Def::Param(_));
+    let mut root = source;
+    while let Some(op) = b.func.def_op(root).map(|id| b.func.op(id))
+        && matches!(op.op, Op::Reshape | Op::Slice)
+    {
+        root = op.operands[0];
+    }
+    let is_param = matches!(b.func.value(root).def, Def::Param(_));
     let f32 = b.ty(source).dtype == DType::F32;
     (op.op == Op::Convert && is_param && f32).then_some(source)
 }

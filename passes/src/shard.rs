@@ -199,7 +199,7 @@ fn is_sum(module: &Module, func: &Func, op: &OpData) -> bool {
 }
 
 /// The one op whose results a sum's body adds to its first parameters.
-fn added(body: &Func) -> Option<weft_ir::module::OpId> {
+pub fn added(body: &Func) -> Option<weft_ir::module::OpId> {
     let mut made = None;
     for (result, total) in body.results.iter().zip(&body.params) {
         let add = body.op(body.def_op(*result)?);

@@ -21,6 +21,7 @@
 //! are stores `<weight>.m` and `<weight>.v`. Cost: a few ops for each weight. Requires: `@grad`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use indexmap::IndexMap;
 use weft_ir::attr::Attrs;
@@ -54,7 +55,8 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
             module.func_mut(f).result_names.clear();
         }
     }
-    if !cx.gradients {
+    // A pipeline's ranks ask which of its results are gradients.
+    if !cx.gradients && cx.pipeline.is_none() {
         module.func_mut(grad).result_names.clear();
     }
     Ok(Stats::one("ops made", n_ops))
@@ -160,7 +162,8 @@ fn build(module: &mut Module, grad: FuncId, train: &Train) -> Result<Func, PassE
     let first_dims =
         weights.iter().map(|w| step.module.stores.get(w).map_or(0, |s| s.starts.len()));
     let first_dims: Vec<usize> = first_dims.collect();
-    let (norm, grads) = step.clip(grads, &first_dims, train.clip)?;
+    let stacks = stacks(step.module, &weights);
+    let (norm, grads) = step.clip(grads, &first_dims, &stacks, train.clip)?;
     let mut results: IndexMap<String, ValueId> = IndexMap::new();
     for name in kept.iter().filter(|n| !n.starts_with("grad.")) {
         results.insert(name.clone(), totals[name]);
@@ -228,6 +231,45 @@ pub fn tree(n: u64) -> Vec<u64> {
     let odd = n >> n.trailing_zeros();
     turns.extend((odd > 1).then_some(odd));
     turns
+}
+
+/// The weights that are parts of one stack of layers: neighbours under one published name.
+fn stacks(module: &Module, weights: &[String]) -> Vec<Range<usize>> {
+    let published = |w: &String| {
+        let store = module.stores.get(w).filter(|s| !s.starts.is_empty());
+        store.and_then(|s| s.templates.first())
+    };
+    let mut stacks: Vec<Range<usize>> = vec![];
+    for i in 0..weights.len() {
+        let own = published(&weights[i]);
+        match stacks.last_mut() {
+            Some(last) if own.is_some() && published(&weights[last.start]) == own => {
+                last.end += 1;
+            }
+            _ => stacks.push(i..i + 1),
+        }
+    }
+    stacks
+}
+
+/// The sum of squares of a gradient: of each layer, if it is stacked (`first` dims), else of all.
+/// Squares are added within each row of the stored tensors' first dim, then over rows, then over
+/// the inner stacked dims, so that whoever holds some rows, experts or layers adds what one who
+/// holds all adds.
+pub fn squares(b: &mut Builder, g: ValueId, first: usize) -> Result<ValueId, PassError> {
+    let g = b.convert(g, DType::F32)?;
+    let mut sum = b.binary(Op::Mul, g, g)?;
+    let within: Vec<i64> = (first as i64 + 1..b.ty(sum).rank() as i64).collect();
+    if !within.is_empty() {
+        sum = b.reduce_sum(sum, &within)?;
+    }
+    for dim in (1..b.ty(sum).rank() as i64).rev() {
+        sum = b.reduce_sum(sum, &[dim])?;
+    }
+    if first == 0 && b.ty(sum).rank() > 0 {
+        sum = b.reduce_sum(sum, &[0])?;
+    }
+    Ok(sum)
 }
 
 fn stacked_dims(turns: &[u64], dims: &[Dim]) -> Vec<Dim> {
@@ -391,23 +433,27 @@ impl Step<'_> {
     }
 
     /// The norm of all gradients together, and the gradients shrunk to `clip` if it is larger.
-    /// Squares are added within each row of the stored tensors' first dim, then over rows, so that
-    /// whoever holds some rows adds what one who holds all adds.
     fn clip(
         &mut self,
         grads: Vec<ValueId>,
         first_dims: &[usize],
+        stacks: &[Range<usize>],
         clip: Option<f64>,
     ) -> Result<(ValueId, Vec<ValueId>), PassError> {
         let b = &mut self.b;
         let mut total = b.constant(0.0, Type::f32([]))?;
-        for (g, first) in grads.iter().zip(first_dims) {
-            let g = b.convert(*g, DType::F32)?;
-            let square = b.binary(Op::Mul, g, g)?;
-            let within: Vec<i64> =
-                (0..b.ty(square).rank() as i64).filter(|d| *d != *first as i64).collect();
-            let rows = if within.is_empty() { square } else { b.reduce_sum(square, &within)? };
-            let sum = if b.ty(rows).rank() > 0 { b.reduce_sum(rows, &[0])? } else { rows };
+        for stack in stacks {
+            let mut layers = vec![];
+            for i in stack.clone() {
+                layers.push(squares(b, grads[i], first_dims[i])?);
+            }
+            let mut sum = match layers[..] {
+                [one] => one,
+                _ => b.emit(Op::Concat, &layers, Attrs::new().int("dim", 0))?,
+            };
+            if b.ty(sum).rank() > 0 {
+                sum = b.reduce_sum(sum, &[0])?;
+            }
             total = b.binary(Op::Add, total, sum)?;
         }
         let norm = b.unary(Op::Sqrt, total)?;

@@ -50,6 +50,13 @@ pub fn n_started() -> Option<usize> {
     n.parse().ok().filter(|n| *n > 1)
 }
 
+/// The number of this process among those that `mpirun` started.
+pub fn own_number() -> Option<usize> {
+    n_started()?;
+    let own = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].iter().find_map(|v| std::env::var(v).ok())?;
+    own.parse().ok()
+}
+
 /// Goes on once every rank is here.
 pub fn start_together(comm: &dyn Communicator) -> Result<(), Lost> {
     let (own, n) = (comm.rank(), comm.n_ranks());

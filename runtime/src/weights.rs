@@ -12,10 +12,10 @@ use weft_graph::{Cut, DType, Init, WeightInfo};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::tensor_file::{NewTensor, TensorFile};
 use crate::checkpoint::{CheckpointError, Dtype};
-use crate::exec::{ExecError, Kept, Store};
+use crate::exec::{ExecError, Store};
 use crate::memory::as_bytes;
 use crate::quantize;
-use crate::ranks::{Rank, RankError, collective};
+use crate::ranks::{Meeting, Rank, RankError, collective};
 use crate::train::philox::Stream;
 
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,8 @@ pub enum WeightsError {
     Rank(#[from] Box<RankError>),
     #[error("not available yet: weight {name} of type {dtype}")]
     DType { name: String, dtype: DType },
+    #[error("another rank says of its weights what cannot be read: {0}")]
+    Told(String),
     #[error("{folder}: `{copy}` is stored as a copy of `{of}` and differs from it")]
     Copy { folder: String, copy: String, of: String },
 }
@@ -35,7 +37,8 @@ pub enum WeightsError {
 /// A buffer that checkpoints hold.
 struct Stored {
     name: String,
-    kept: Kept,
+    dtype: DType,
+    dims: Vec<i64>,
     info: WeightInfo,
     /// Whose part it is, where ranks divide it.
     rank: usize,
@@ -66,7 +69,8 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
             return Err(WeightsError::DType { name: name.clone(), dtype: kept.dtype });
         }
         let rank = store.rank();
-        found.push(Stored { name: name.clone(), kept: kept.clone(), info, rank });
+        let (dtype, dims) = (kept.dtype, kept.dims.clone());
+        found.push(Stored { name: name.clone(), dtype, dims, info, rank });
     }
     Ok(found)
 }
@@ -81,6 +85,11 @@ fn published(dtype: DType) -> Option<Dtype> {
 }
 
 impl Stored {
+    fn size_bytes(&self) -> usize {
+        let len = self.dims.iter().product::<i64>() as usize;
+        (len * self.dtype.bits() as usize).div_ceil(8)
+    }
+
     /// The shape of one stored tensor.
     fn shape(&self) -> Vec<u64> {
         match &self.info.coded {
@@ -94,7 +103,7 @@ impl Stored {
 
     /// The dims of the buffer with all ranks' parts.
     fn whole_dims(&self) -> Vec<i64> {
-        let mut dims = self.kept.dims.clone();
+        let mut dims = self.dims.clone();
         self.info.cuts.iter().for_each(|cut| dims[cut.dim as usize] *= i64::from(cut.parts));
         dims
     }
@@ -118,7 +127,7 @@ impl Stored {
         let mut info = self.info.clone();
         for cut in &self.info.cuts {
             if let Some(start) = info.starts.get_mut(cut.dim as usize) {
-                *start += cut.place(self.rank) as u32 * self.kept.dims[cut.dim as usize] as u32;
+                *start += cut.place(self.rank) as u32 * self.dims[cut.dim as usize] as u32;
             }
         }
         info
@@ -126,7 +135,7 @@ impl Stored {
 
     /// The stored tensors that this buffer holds, or holds a part of, with their positions.
     fn tensors(&self) -> Vec<(String, usize)> {
-        self.own_info().stored_names(&self.kept.dims).collect()
+        self.own_info().stored_names(&self.dims).collect()
     }
 
     /// `fill` makes the elements of each tensor, which are rounded to the buffer's type.
@@ -143,7 +152,7 @@ impl Stored {
             let part = (!self.info.cuts.is_empty()).then(|| self.own(&values));
             let own = part.as_deref().unwrap_or(&values);
             let coded = self.info.coded.as_ref().map(|coded| quantize::part(coded, own));
-            let bytes = match (&coded, self.kept.dtype) {
+            let bytes = match (&coded, self.dtype) {
                 (Some(bytes), _) => bytes,
                 (None, DType::Bf16) => {
                     narrow.resize(own.len(), bf16::ZERO);
@@ -187,7 +196,7 @@ pub fn load(store: &Store, checkpoint: &CheckpointReader) -> Result<(), WeightsE
 
 fn check_duplicates(stored: &Stored, checkpoint: &CheckpointReader) -> Result<(), WeightsError> {
     let (shape, originals) = (stored.shape(), stored.tensors());
-    for (copy, position) in stored.own_info().duplicate_names(&stored.kept.dims) {
+    for (copy, position) in stored.own_info().duplicate_names(&stored.dims) {
         if checkpoint.info(&copy).is_none() {
             continue;
         }
@@ -222,28 +231,42 @@ type Copied = (Stored, Vec<u8>);
 
 impl Snapshot {
     /// Of one rank, or of all that call this together: then the first has every value, those that
-    /// are divided too, and the others have none.
-    pub fn take(store: &Store, rank: Option<&Rank>) -> Result<Snapshot, WeightsError> {
+    /// others hold too, and the others have none. `n_places` ranks along a pipeline hold different
+    /// buffers.
+    pub fn take(
+        store: &Store,
+        rank: Option<&Rank>,
+        n_places: usize,
+    ) -> Result<Snapshot, WeightsError> {
         let own = rank.map_or(0, Rank::rank);
+        let each = rank.map_or(1, Rank::n_ranks) / n_places.max(1);
+        // The first rank of those that have the same buffers.
+        let first = own - own % each.max(1);
         let read = |part| -> Result<Vec<Copied>, WeightsError> {
             let mut all = vec![];
             for stored in stored(store, part)? {
                 let holders = stored.info.holders();
+                let holders: Vec<usize> = holders.into_iter().map(|r| first + r).collect();
                 if !holders.contains(&own) {
                     continue;
                 }
-                let mut bytes = vec![0; stored.kept.size_bytes()];
+                let mut bytes = vec![0; stored.size_bytes()];
                 store.read_bytes(&stored.name, 0, &mut bytes)?;
                 if let (false, Some(rank)) = (stored.info.cuts.is_empty(), rank) {
                     let meeting = rank.begin("gather", &stored.name, holders);
                     let parts = collective::gather(&meeting, &bytes).map_err(Box::new)?;
-                    bytes = joined(&stored.kept.dims, &stored.info.cuts, parts);
+                    bytes = joined(&stored.dims, &stored.info.cuts, parts);
                 }
-                if own == 0 {
+                if own == first {
                     all.push((stored, bytes));
                 }
             }
-            Ok(all)
+            if let (Some(rank), true) = (rank, own == first) {
+                for place in 1..n_places {
+                    hand_over(rank, place * each, &mut all)?;
+                }
+            }
+            Ok(if own == 0 { all } else { vec![] })
         };
         Ok(Snapshot { model: read(Part::Model)?, optimizer: read(Part::Optimizer)? })
     }
@@ -256,6 +279,71 @@ impl Snapshot {
     pub fn optimizer(&self) -> Vec<NewTensor<'_>> {
         self.optimizer.iter().flat_map(|(stored, bytes)| tensors(stored, bytes)).collect()
     }
+}
+
+/// What rank 0 learns of a buffer that another rank has.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Told {
+    name: String,
+    dtype: DType,
+    dims: Vec<i64>,
+    info: WeightInfo,
+}
+
+/// Rank 0 gets the buffers that `of` has and that it lacks: one says what it has, the other answers
+/// with the rest.
+fn hand_over(rank: &Rank, of: usize, all: &mut Vec<Copied>) -> Result<(), WeightsError> {
+    let own = rank.rank();
+    if own != 0 && own != of {
+        return Ok(());
+    }
+    let meeting = rank.begin("gather", "weights", vec![0, of]);
+    let names: Vec<&String> = all.iter().map(|(stored, _)| &stored.name).collect();
+    let text = |value: serde_json::Result<Vec<u8>>| value.unwrap_or_default();
+    if own == of {
+        let there: Vec<String> = told(&meeting, 0)?;
+        let lacks = |(stored, _): &&Copied| !there.contains(&stored.name);
+        let rest: Vec<&Copied> = all.iter().filter(lacks).collect();
+        let tell = |(stored, _): &&Copied| Told {
+            name: stored.name.clone(),
+            dtype: stored.dtype,
+            dims: stored.whole_dims(),
+            info: WeightInfo { cuts: vec![], ..stored.info.clone() },
+        };
+        let list: Vec<Told> = rest.iter().map(tell).collect();
+        tell_to(&meeting, 0, &text(serde_json::to_vec(&list)))?;
+        for (_, bytes) in rest {
+            meeting.send(0, bytes).map_err(Box::new)?;
+        }
+        return Ok(());
+    }
+    tell_to(&meeting, 1, &text(serde_json::to_vec(&names)))?;
+    let list: Vec<Told> = told(&meeting, 1)?;
+    for Told { name, dtype, dims, info } in list {
+        let stored = Stored { name, dtype, dims, info, rank: 0 };
+        let mut bytes = vec![0; stored.size_bytes()];
+        meeting.recv(1, &mut bytes).map_err(Box::new)?;
+        all.push((stored, bytes));
+    }
+    Ok(())
+}
+
+/// Sends bytes after their number.
+fn tell_to(meeting: &Meeting<'_>, place: usize, bytes: &[u8]) -> Result<(), WeightsError> {
+    meeting.send(place, &(bytes.len() as u64).to_le_bytes()).map_err(Box::new)?;
+    Ok(meeting.send(place, bytes).map_err(Box::new)?)
+}
+
+/// Receives a list that was sent by `tell_to`.
+fn told<T: serde::de::DeserializeOwned>(
+    meeting: &Meeting<'_>,
+    place: usize,
+) -> Result<Vec<T>, WeightsError> {
+    let mut len = [0; 8];
+    meeting.recv(place, &mut len).map_err(Box::new)?;
+    let mut bytes = vec![0; u64::from_le_bytes(len) as usize];
+    meeting.recv(place, &mut bytes).map_err(Box::new)?;
+    serde_json::from_slice(&bytes).map_err(|e| WeightsError::Told(e.to_string()))
 }
 
 /// Buffers of parts, in the order of `WeightInfo::holders`, as one of whole tensors; `dims` are a
@@ -279,8 +367,8 @@ fn joined(dims: &[i64], cuts: &[Cut], mut parts: Vec<Vec<u8>>) -> Vec<u8> {
 fn tensors<'a>(stored: &Stored, bytes: &'a [u8]) -> Vec<NewTensor<'a>> {
     const { assert!(cfg!(target_endian = "little"), "the file format is little endian") };
     let shape = stored.shape();
-    let dtype = published(stored.kept.dtype).expect("others are not among those stored");
-    let len = shape.iter().product::<u64>() as usize * stored.kept.dtype.bits() as usize / 8;
+    let dtype = published(stored.dtype).expect("others are not among those stored");
+    let len = shape.iter().product::<u64>() as usize * stored.dtype.bits() as usize / 8;
     let dims = stored.whole_dims();
     let names = stored.info.stored_names(&dims);
     names

@@ -13,7 +13,8 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{Mesh, PassCx, Save, Train, by_name, run_pass};
+use weft_passes::{Mesh, PassCx, Pipeline, Save, Train, by_name, run_pass};
+use weft_schedule::{Name, Size, generate};
 
 use crate::case::{Case, Outcome, all, without_places};
 use crate::values::agree;
@@ -54,6 +55,10 @@ fn context(options: &str) -> Result<PassCx, String> {
                 cx.mesh.as_mut().ok_or("experts comes after data=N")?.experts = experts;
             }
             ("zero", "") => cx.mesh.as_mut().ok_or("zero comes after data=N")?.zero = true,
+            // As `1f1b=RANKSxMICRO_BATCHES/PLACE`.
+            (name, size) if Name::parse(name).is_ok() => {
+                cx.pipeline = Some(pipeline(name, size).ok_or(format!("no pipeline {size}"))?);
+            }
             ("micro_batches", n) => {
                 let micro_batches = n.parse().map_err(|_| "micro_batches is a number")?;
                 let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
@@ -82,6 +87,17 @@ fn context(options: &str) -> Result<PassCx, String> {
         }
     }
     Ok(cx)
+}
+
+/// The pipeline of a published schedule, from `RANKSxMICRO_BATCHES/PLACE`.
+fn pipeline(name: &str, size: &str) -> Option<Pipeline> {
+    let (counts, place) = size.split_once('/')?;
+    let (n_ranks, n) = counts.split_once('x')?;
+    let (n_ranks, n_micro_batches) = (n_ranks.parse().ok()?, n.parse().ok()?);
+    let name = Name::parse(name).ok()?;
+    let stages_per_rank = name.stages_per_rank().unwrap_or(2);
+    let table = generate(name, Size { n_ranks, n_micro_batches, stages_per_rank }).ok()?;
+    Some(Pipeline { table, place: place.parse().ok()? })
 }
 
 /// E4M3 with a scale for 1x128 of activations and gradients and 128x128 of weights; inputs are

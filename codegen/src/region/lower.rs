@@ -17,7 +17,7 @@ pub fn supports(op: Op) -> bool {
         Op::Quantize | Op::Dequantize => false,
         Op::Encode => true,
         Op::Call | Op::Repeat | Op::Fused => false,
-        Op::AllReduce | Op::ReduceScatter | Op::AllGather => false,
+        Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::Send | Op::Recv => false,
         Op::ExchangeOffsets | Op::Exchange => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
@@ -212,6 +212,8 @@ impl Lower<'_> {
             | Op::AllGather
             | Op::ExchangeOffsets
             | Op::Exchange
+            | Op::Send
+            | Op::Recv
             | Op::Call
             | Op::Repeat
             | Op::Fused => {

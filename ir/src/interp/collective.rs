@@ -1,11 +1,12 @@
 //! Several ranks in one process: each runs the function on arguments of its own, in a thread of its
-//! own, and they meet in collective ops.
+//! own, and they meet in collective ops and hand each other messages.
 //!
-//! A rank is a place on the mesh of the module's axes, numbered with the last axis fastest. All
-//! ranks meet in every collective, also those of other groups, and must come with the same op on
-//! the same type: whoever finds another op there than its own ends the run.
+//! A rank is a place on the mesh of the module's axes, numbered with the last axis fastest. From
+//! each rank to each other goes one queue. In a collective every rank of a group hands its operand
+//! to all others, with what op it is for: whoever finds another op there than its own ends the run.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::{Data, Fault, Interp, Precision, Run, RunError, Sizes, Tensor};
 use crate::formats;
@@ -36,127 +37,180 @@ impl Interp<'_> {
         sizes: &Sizes,
     ) -> Result<Vec<Vec<Tensor>>, RunError> {
         let (module, precision) = (self.module, self.precision);
-        let n = module.n_ranks() as usize;
-        if args.len() != n {
-            let why = format!("the mesh has {n} ranks, and there are arguments for {}", args.len());
-            let func = module.funcs.get(func.0 as usize).map_or("?", |f| &f.name).to_string();
-            return Err(RunError { func, op: None, place: None, why });
-        }
-        let meeting = Meeting::new(n);
-        let all: Vec<Result<Vec<Tensor>, RunError>> = std::thread::scope(|scope| {
-            let ranks: Vec<_> = args
-                .into_iter()
-                .enumerate()
-                .map(|(rank, args)| {
-                    let meeting = &meeting;
-                    scope.spawn(move || {
-                        let rank = Some(Rank { rank, meeting });
-                        let interp = Interp::new(module, precision);
-                        let results = interp.run_as(func, args, sizes, rank);
-                        meeting.leave();
-                        results
-                    })
+        run_programs(&vec![(module, func); module.n_ranks() as usize], precision, args, sizes)
+    }
+}
+
+/// As [`Interp::run_ranks`], where each rank has a module and a function of its own; their meshes
+/// are the same.
+pub fn run_programs(
+    programs: &[(&Module, FuncId)],
+    precision: Precision,
+    args: Vec<Vec<Tensor>>,
+    sizes: &Sizes,
+) -> Result<Vec<Vec<Tensor>>, RunError> {
+    let n = programs.len();
+    let at = |(module, f): &(&Module, FuncId)| {
+        module.funcs.get(f.0 as usize).map_or("?", |f| &f.name).to_string()
+    };
+    let odd = programs.iter().find(|(module, _)| module.n_ranks() != n as u64);
+    if args.len() != n || odd.is_some() {
+        let mesh = programs.first().map_or(0, |(module, _)| module.n_ranks());
+        let why = format!("the mesh has {mesh} ranks, and there are arguments for {}", args.len());
+        let func = programs.first().map_or("?".into(), at);
+        return Err(RunError { func, op: None, place: None, why });
+    }
+    let meeting = Meeting::new(n);
+    let all: Vec<Result<Vec<Tensor>, RunError>> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = args
+            .into_iter()
+            .zip(programs)
+            .enumerate()
+            .map(|(rank, (args, (module, func)))| {
+                let meeting = &meeting;
+                scope.spawn(move || {
+                    let interp = Interp::new(module, precision);
+                    let results = interp.run_as(*func, args, sizes, Some(Rank { rank, meeting }));
+                    meeting.leave(rank);
+                    results
                 })
-                .collect();
-            // The interpreter does not panic on verified IR; if it does, so does this.
-            ranks.into_iter().map(|r| r.join().expect("a rank does not panic")).collect()
-        });
-        // Of several failures the one that is not about another rank says why.
-        let about_others = |e: &RunError| e.why.starts_with(LEFT);
-        let mut errors: Vec<&RunError> = all.iter().filter_map(|r| r.as_ref().err()).collect();
-        errors.sort_by_key(|e| about_others(e));
-        match errors.first() {
-            Some(e) => Err((*e).clone()),
-            None => all.into_iter().collect(),
-        }
+            })
+            .collect();
+        // The interpreter does not panic on verified IR; if it does, so does this.
+        ranks.into_iter().map(|r| r.join().expect("a rank does not panic")).collect()
+    });
+    // Of several failures the one that is not about another rank says why.
+    let about_others = |e: &RunError| e.why.starts_with(LEFT);
+    let mut errors: Vec<&RunError> = all.iter().filter_map(|r| r.as_ref().err()).collect();
+    errors.sort_by_key(|e| about_others(e));
+    match errors.first() {
+        Some(e) => Err((*e).clone()),
+        None => all.into_iter().collect(),
     }
 }
 
 const LEFT: &str = "another rank has ended";
 
-/// Where ranks hand each other their operands.
+/// A value, and what it was brought to: an op and its attributes, or nothing for a message.
+type Brought = (String, Tensor);
+
+/// Where ranks hand each other values.
 struct Meeting {
     table: Mutex<Table>,
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct Table {
-    /// What each rank brought, and to which op.
-    brought: Vec<Option<(String, Tensor)>>,
-    /// Everything that was brought, once all are there.
-    whole: Option<Arc<Vec<(String, Tensor)>>>,
-    n_taken: usize,
-    n_left: usize,
+    /// From rank `i` to rank `j` at `i * n + j`.
+    queues: Vec<VecDeque<Brought>>,
+    left: Vec<bool>,
 }
 
 impl Meeting {
     fn new(n: usize) -> Meeting {
-        let brought = (0..n).map(|_| None).collect();
-        let table = Mutex::new(Table { brought, ..Table::default() });
+        let queues = (0..n * n).map(|_| VecDeque::new()).collect();
+        let table = Mutex::new(Table { queues, left: vec![false; n] });
         Meeting { table, changed: Condvar::new() }
     }
 
-    /// The operands of all ranks at this op, by rank.
-    fn meet(&self, rank: usize, op: String, x: Tensor) -> Result<Vec<Tensor>, Fault> {
-        // The last to take clears the table; who is early for the next op waits for that.
-        let mut table = self.wait(|t| t.whole.is_none())?;
-        table.brought[rank] = Some((op.clone(), x));
-        if table.brought.iter().all(Option::is_some) {
-            let all = table.brought.iter_mut().filter_map(Option::take).collect();
-            table.whole = Some(Arc::new(all));
-            self.changed.notify_all();
-        }
-        drop(table);
-        let mut table = self.wait(|t| t.whole.is_some())?;
-        let all = table.whole.clone().ok_or("nothing was brought")?;
-        table.n_taken += 1;
-        if table.n_taken == all.len() {
-            (table.whole, table.n_taken) = (None, 0);
-            self.changed.notify_all();
-        }
-        drop(table);
-        if let Some((other, (theirs, _))) = all.iter().enumerate().find(|(_, (o, _))| *o != op) {
-            return Err(format!("rank {rank} is at {op}, and rank {other} at {theirs}"));
-        }
-        Ok(all.iter().map(|(_, x)| x.clone()).collect())
+    fn send(&self, from: usize, to: usize, what: Brought) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = table.left.len();
+        table.queues[from * n + to].push_back(what);
+        self.changed.notify_all();
     }
 
-    fn wait(&self, ready: impl Fn(&Table) -> bool) -> Result<MutexGuard<'_, Table>, Fault> {
+    fn recv(&self, from: usize, to: usize) -> Result<Brought, Fault> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        while !ready(&table) {
-            if table.n_left > 0 && table.whole.is_none() {
+        let n = table.left.len();
+        loop {
+            if let Some(what) = table.queues[from * n + to].pop_front() {
+                return Ok(what);
+            }
+            if table.left[from] {
                 return Err(format!("{LEFT}, which this op needs"));
             }
             table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(table)
     }
 
-    fn leave(&self) {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).n_left += 1;
+    /// The operands of all ranks of `group` at this op, in its order.
+    fn meet(
+        &self,
+        rank: usize,
+        group: &[usize],
+        op: &str,
+        x: &Tensor,
+    ) -> Result<Vec<Tensor>, Fault> {
+        for other in group.iter().filter(|other| **other != rank) {
+            self.send(rank, *other, (op.to_string(), x.clone()));
+        }
+        let mut all = vec![];
+        for other in group {
+            if *other == rank {
+                all.push(x.clone());
+                continue;
+            }
+            let (theirs, x) = self.recv(*other, rank)?;
+            if theirs != op {
+                return Err(format!("rank {rank} is at {op}, and rank {other} at {theirs}"));
+            }
+            all.push(x);
+        }
+        Ok(all)
+    }
+
+    fn leave(&self, rank: usize) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).left[rank] = true;
         self.changed.notify_all();
+    }
+}
+
+/// One end of a message: what it brings, if it is the receiving one.
+pub(super) fn message(run: &Run, op: &OpData, x: Option<Tensor>) -> Result<Vec<Tensor>, Fault> {
+    let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
+    let Some(Rank { rank, meeting }) = &run.rank else {
+        return Err(format!("needs the {} ranks of the mesh to run", run.module.n_ranks()));
+    };
+    let group = group(run.module, axis, *rank);
+    let end = |name: &str| {
+        let place = op.attrs.get_int(name).and_then(|p| group.get(p as usize));
+        place.copied().ok_or("names no place along the axis")
+    };
+    match x {
+        Some(x) => {
+            meeting.send(*rank, end("to")?, (op.op.name().into(), x));
+            Ok(vec![])
+        }
+        None => {
+            let from = end("from")?;
+            match meeting.recv(from, *rank)? {
+                (theirs, x) if theirs == Op::Send.name() => Ok(vec![x]),
+                (theirs, _) => Err(format!("rank {rank} receives, and rank {from} is at {theirs}")),
+            }
+        }
     }
 }
 
 /// The rank's place along the op's axis, and what all brought there, by place.
 pub(super) fn of_group(run: &Run, op: &OpData, x: &Tensor) -> Result<(usize, Vec<Tensor>), Fault> {
     let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
-    let n = run.module.n_ranks() as usize;
-    let (rank, all) = match &run.rank {
+    let n = run.module.n_ranks();
+    let (place, all) = match &run.rank {
         Some(Rank { rank, meeting }) => {
             let attrs = op.attrs.iter();
             let attrs = attrs.map(|(n, v)| format!("{n} = {}", text::print_attr(run.module, v)));
             let attrs = attrs.collect::<Vec<_>>().join(", ");
             let what = format!("{} {{{attrs}}} of {}{:?}", op.op.name(), x.dtype.name(), x.dims);
-            (*rank, meeting.meet(*rank, what, x.clone())?)
+            let group = group(run.module, axis, *rank);
+            let place = group.iter().position(|r| r == rank);
+            let place = place.ok_or("a rank lies outside its group")?;
+            (place, meeting.meet(*rank, &group, &what, x)?)
         }
         None if n == 1 => (0, vec![x.clone()]),
         None => return Err(format!("needs the {n} ranks of the mesh to run")),
     };
-    let group = group(run.module, axis, rank);
-    let place = group.iter().position(|r| *r == rank).ok_or("a rank lies outside its group")?;
-    Ok((place, group.iter().map(|r| all[*r].clone()).collect()))
+    Ok((place, all))
 }
 
 pub(super) fn run(run: &Run, op: &OpData, x: &Tensor) -> Result<Tensor, Fault> {

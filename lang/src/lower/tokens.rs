@@ -160,6 +160,8 @@ impl TokenDims {
             | Op::AllGather
             | Op::ExchangeOffsets
             | Op::Exchange
+            | Op::Send
+            | Op::Recv
             | Op::Call
             | Op::Repeat
             | Op::Fused => vec![false; rank],

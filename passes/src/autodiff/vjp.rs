@@ -128,7 +128,8 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
 
         Op::Read | Op::Assign | Op::CacheAppend | Op::AdamW => c.refuse("no derivative flows through a state"),
         Op::Call | Op::Repeat => c.refuse("the derivative of a call is made of its callee's"),
-        Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets | Op::Exchange => {
+        Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets | Op::Exchange
+        | Op::Send | Op::Recv => {
             c.refuse("derivatives are taken before ops are sharded")
         }
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),

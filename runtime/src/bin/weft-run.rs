@@ -73,7 +73,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             info(&Graph::inspect(graph)?, *steps, &mut io::stdout().lock())?;
         }
         Command::Train { graph, run } => {
-            train(Graph::open(graph)?, run)?;
+            train(vec![Graph::open(graph)?], run)?;
         }
         Command::Plot { runs, output } => {
             let runs = Runs::read(runs)?;

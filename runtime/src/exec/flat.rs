@@ -11,7 +11,8 @@ use crate::ranks::exchange::Offsets;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use weft_graph::{
-    Arg, Collective, CollectiveKind, Entry, Group, KernelId, Launch, Scalar, Step, offset_range,
+    Arg, Collective, CollectiveKind, End, Entry, Group, KernelId, Launch, Message, Scalar, Step,
+    offset_range,
 };
 
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ enum FlatStep {
     Launch(FlatLaunch),
     Copy(FlatCopy),
     Collective(FlatCollective),
+    Message(FlatMessage),
     /// The steps up to `end` are the body.
     Loop {
         count: i64,
@@ -73,6 +75,19 @@ struct FlatCollective {
     offsets_bytes: usize,
     from_bytes: usize,
     to_bytes: usize,
+    row: usize,
+}
+
+#[derive(Debug)]
+struct FlatMessage {
+    end: End,
+    group: Group,
+    peer: usize,
+    label: String,
+    /// One of `buffers`.
+    buffers: Range<usize>,
+    strides: Range<usize>,
+    bytes: usize,
     row: usize,
 }
 
@@ -174,6 +189,7 @@ impl Build<'_> {
                     self.flat.steps.push(FlatStep::Copy(flat));
                 }
                 Step::Collective(collective) => self.collective(collective, counts)?,
+                Step::Message(message) => self.message(message, counts)?,
                 Step::Loop(repeat) => {
                     let (count, reverse) = (repeat.count.eval(self.dims), repeat.reverse);
                     let at = self.flat.steps.len();
@@ -217,6 +233,24 @@ impl Build<'_> {
             row: self.next_row(),
         };
         self.flat.steps.push(FlatStep::Collective(flat));
+        Ok(())
+    }
+
+    fn message(&mut self, step: &Message, counts: &[i64]) -> Result<(), ExecError> {
+        let bytes = step.bytes.eval(self.dims).max(0);
+        let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
+        self.arg(&step.label, &step.at, 0, bytes, counts)?;
+        let flat = FlatMessage {
+            end: step.end,
+            group: step.group.clone(),
+            peer: step.peer as usize,
+            label: step.label.clone(),
+            buffers: buffers..self.flat.buffers.len(),
+            strides: strides..self.flat.strides.len(),
+            bytes: bytes as usize,
+            row: self.next_row(),
+        };
+        self.flat.steps.push(FlatStep::Message(flat));
         Ok(())
     }
 
@@ -371,6 +405,13 @@ impl Run<'_> {
                         self.note(collective.row, start.elapsed(), 0, bytes as i64);
                     }
                 }
+                FlatStep::Message(message) => {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.message(message) }?;
+                    if let (Some(start), Some(profile)) = (start, &mut self.profile) {
+                        profile.add(message.row, start.elapsed(), 0, message.bytes as i64);
+                    }
+                }
                 &FlatStep::Loop { count, reverse, end } => {
                     for turn in 0..count {
                         self.indices.push(if reverse { count - 1 - turn } else { turn });
@@ -446,6 +487,28 @@ impl Run<'_> {
         let ranks = step.group.ranks(rank.rank());
         let meeting = rank.begin(step.kind.name(), &step.label, ranks);
         let done = collective::run(step.kind, &meeting, step.blocks, offsets.as_ref(), from, to);
+        done.map_err(|e| ExecError::from(Box::new(e)))
+    }
+
+    /// # Safety
+    /// As `Flat::run`.
+    unsafe fn message(&mut self, step: &FlatMessage) -> Result<(), ExecError> {
+        let Some(rank) = self.rank else {
+            return Err(ExecError::NoRanks { label: step.label.clone() });
+        };
+        let fixed = &self.flat.buffers[step.buffers.clone()];
+        let strides = &self.flat.strides[step.strides.clone()];
+        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
+        let buffers = if strides.is_empty() { fixed } else { &self.buffers };
+        let ranks = step.group.ranks(rank.rank());
+        let meeting = rank.begin(step.end.name(), &step.label, ranks);
+        // SAFETY: the caller's promise; the session has asked that addresses are the host's, and
+        // the extent was checked when the list was built.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(buffers[0], step.bytes) };
+        let done = match step.end {
+            End::Send => meeting.send(step.peer, bytes),
+            End::Recv => meeting.recv(step.peer, bytes),
+        };
         done.map_err(|e| ExecError::from(Box::new(e)))
     }
 

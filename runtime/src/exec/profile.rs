@@ -109,6 +109,7 @@ fn collect_rows(graph: &Graph, steps: &[Step], rows: &mut Vec<ProfileRow>) {
             Step::Collective(c) => {
                 rows.push(ProfileRow::new(c.label.clone(), c.kind.name().into()))
             }
+            Step::Message(m) => rows.push(ProfileRow::new(m.label.clone(), m.end.name().into())),
             Step::Loop(repeat) => collect_rows(graph, &repeat.body, rows),
         }
     }

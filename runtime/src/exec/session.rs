@@ -246,6 +246,7 @@ fn first_collective(steps: &[Step]) -> Option<String> {
         Step::Launch(_) | Step::Copy(_) => None,
         Step::Loop(repeat) => first_collective(&repeat.body),
         Step::Collective(c) => Some(c.label.clone()),
+        Step::Message(m) => Some(m.label.clone()),
     })
 }
 

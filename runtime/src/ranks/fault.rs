@@ -1,7 +1,8 @@
 //! Faults on purpose, for tests: `WEFT_TEST_FAULT=KIND:RANK:N` makes a rank fail when it begins its
-//! N-th collective, counted from 0. `hang` sleeps for ever, `panic` panics, `lose` closes the
-//! rank's transport, `abort` ends the process as a crash does. `swap` changes the rank's program
-//! before it begins: its N-th and next collectives of the training step trade places.
+//! N-th collective or end of a message, counted from 0. `hang` sleeps for ever, `panic` panics,
+//! `lose` closes the rank's transport, `abort` ends the process as a crash does. `swap` changes the
+//! rank's program before it begins: its N-th and next collectives of the training step trade
+//! places.
 
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ fn collectives<'a>(steps: &'a mut [Step], found: &mut Vec<&'a mut Step>) {
         match step {
             Step::Collective(_) => found.push(step),
             Step::Loop(repeat) => collectives(&mut repeat.body, found),
-            Step::Launch(_) | Step::Copy(_) => {}
+            Step::Launch(_) | Step::Copy(_) | Step::Message(_) => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use weft_graph::Graph;
 
 use super::TrainError;
 use super::run::{self, Options, Outcome, STEP};
-use super::settings::MODEL;
+use super::settings::{MODEL, Mesh, PIPELINE};
 use crate::checkpoint::run_folder;
 use crate::device::{Cpu, DeviceKind};
 use crate::exec::{ExecError, Program};
@@ -57,9 +57,10 @@ pub struct RunArgs {
     pub rank_timeout: f64,
 }
 
-/// Trains `graph` and says how it went.
-pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
-    let model = graph.entry(STEP).and_then(|e| e.meta.get(MODEL)?.as_str());
+/// Trains a model and says how it went. There is one graph, or one for each place along `pipeline`.
+pub fn train(graphs: Vec<Graph>, args: &RunArgs) -> Result<Outcome, TrainError> {
+    let first = graphs.first().ok_or(TrainError::NoSteps)?;
+    let model = first.entry(STEP).and_then(|e| e.meta.get(MODEL)?.as_str());
     let name = model.unwrap_or("model").to_lowercase();
     let out = match &args.out {
         Some(out) => out.clone(),
@@ -80,7 +81,13 @@ pub fn train(graph: Graph, args: &RunArgs) -> Result<Outcome, TrainError> {
         return Err(TrainError::RanksOn);
     }
     let fault = Fault::from_env().map_err(TrainError::Fault)?;
-    let job = Job { graph, device: args.device, threads: (threads / n).max(1), options, fault };
+    let job = Job {
+        graphs: Arc::new(graphs),
+        device: args.device,
+        threads: (threads / n).max(1),
+        options,
+        fault,
+    };
     let outcome = match (n, ranks::n_started()) {
         (1, _) => {
             last_action::warn(&job.options.out);
@@ -122,7 +129,7 @@ impl RunArgs {
 /// What each rank does.
 #[derive(Clone)]
 struct Job {
-    graph: Graph,
+    graphs: Arc<Vec<Graph>>,
     device: DeviceKind,
     /// Of each rank.
     threads: usize,
@@ -133,7 +140,11 @@ struct Job {
 impl Job {
     fn run(&self, rank: Option<Arc<Rank>>) -> Result<Outcome, TrainError> {
         let device = self.device.open(self.threads).map_err(ExecError::from)?;
-        let mut graph = self.graph.clone();
+        let own = match self.graphs.len() {
+            1 => 0,
+            _ => self.stage(rank.as_ref().map_or(0, |r| r.rank()))?,
+        };
+        let mut graph = self.graphs.get(own).cloned().ok_or(TrainError::NoSteps)?;
         let step = graph.entries.iter_mut().find(|e| e.name == STEP);
         if let (Some(fault), Some(step), Some(rank)) = (&self.fault, step, &rank) {
             fault.seed(rank.rank(), step);
@@ -142,11 +153,19 @@ impl Job {
         run::run(&program, &self.options, stop_on_signal(), rank)
     }
 
+    /// The place of a rank along `pipeline`, which is its first stage.
+    fn stage(&self, rank: usize) -> Result<usize, TrainError> {
+        let step = self.graphs.first().and_then(|g| g.entry(STEP));
+        let mesh = step.map(Mesh::of).transpose()?.unwrap_or_default();
+        Ok(mesh.place(PIPELINE, rank).1)
+    }
+
     fn rank(&self, comm: Arc<dyn Communicator>) -> Result<Outcome, TrainError> {
         let out = &self.options.out;
         let log = LastAction::create(out, comm.rank())
             .map_err(TrainError::io("make", &out.join(last_action::FOLDER)))?;
-        let rank = Rank::new(comm, 0, Some(log), self.fault.clone());
+        let stage = self.stage(comm.rank())?;
+        let rank = Rank::new(comm, stage, Some(log), self.fault.clone());
         self.run(Some(Arc::new(rank)))
     }
 }

@@ -20,7 +20,7 @@ use super::metrics::{self, MetricsWriter, Record};
 use super::pictures::draw_runs;
 use super::plot;
 use super::progress::Progress;
-use super::settings::{CONFIG, DATA, Mesh, TrainSettings, VOCAB};
+use super::settings::{CONFIG, DATA, Mesh, PIPELINE, TrainSettings, VOCAB};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::run_folder;
 use crate::checkpoint::writer::Contents;
@@ -122,6 +122,8 @@ struct Run {
     rank: Option<Arc<Rank>>,
     /// Ranks that share the batch, and the place of this one among them.
     share: (usize, usize),
+    /// Places along `pipeline`.
+    n_places: usize,
     /// Steps and tokens done.
     step: u64,
     tokens: u64,
@@ -244,6 +246,7 @@ impl Run {
             progress,
             rank,
             share,
+            n_places: mesh.place(PIPELINE, own).0,
             step,
             tokens: saved.as_ref().map_or(0, |s| s.tokens),
             saved: latest.map(|l| (l.step, l.folder)),
@@ -396,7 +399,7 @@ impl Run {
         {
             return Ok(folder.clone());
         }
-        let snapshot = Snapshot::take(&self.store, self.rank.as_deref())?;
+        let snapshot = Snapshot::take(&self.store, self.rank.as_deref(), self.n_places)?;
         if self.metrics.is_none() {
             let folder = run_folder::step_folder(&self.out, self.step);
             self.saved = Some((self.step, folder.clone()));
@@ -464,7 +467,7 @@ fn joined(mut session: Session, rank: Option<&Arc<Rank>>) -> Session {
 
 /// Refuses ranks whose programs do not do the same things together in the same order.
 fn check_programs(rank: &Rank, entry: &Entry) -> Result<(), TrainError> {
-    let own = weft_graph::collective::sequence(entry).join("\n");
+    let own = weft_graph::collective::sequence(entry, rank.rank()).join("\n");
     let meeting = rank.begin("exchange", "the sequence of collectives", everyone(rank));
     let all = collective::gather_uneven(&meeting, own.as_bytes()).map_err(Box::new)?;
     let lines = |bytes: &Vec<u8>| -> Vec<String> {

@@ -18,6 +18,8 @@ pub const MODEL: &str = "model";
 pub const MESH: &str = "mesh";
 /// The axis whose ranks take turns at the batch.
 pub const DATA: &str = "data";
+/// The axis whose ranks have stages of the model, each with a program of its own.
+pub const PIPELINE: &str = "pipeline";
 /// Key of an entry's meta that holds the number of ids that the model has a row for.
 pub const VOCAB: &str = "vocab";
 

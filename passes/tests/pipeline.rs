@@ -1,0 +1,283 @@
+//! Pipelines: stages compute what the whole computes, and ranks with a row of a table each compute
+//! the bits of one rank.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::{Draw, apply, arguments, module};
+use weft_ir::interp::{Data, Interp, Precision, Tensor, run_programs};
+use weft_ir::module::Module;
+use weft_ir::ty::DType;
+use weft_passes::{Mesh, PIPELINE, PassCx, Pipeline, Train};
+use weft_schedule::{Name, Size, Table, generate};
+
+/// Four layers whose bias follows their load, with a balance loss; a prediction further ahead that
+/// reads the embedding and the head, as the head does.
+const MODEL: &str = r#"
+weight @emb : f32[5, 3] at "emb" init drawn
+weight @first : f32[1, 3, 3] at "layers.{i}.w" from [0] init drawn
+weight @w : f32[3, 3, 3] at "layers.{i}.w" from [1] init drawn
+weight @g : f32[3] at "g" init 1
+weight @mix : f32[1, 3, 3] at "mtp.{i}.mix" from [4] init drawn
+weight @head : f32[5, 3] at "head" init drawn
+state @bias : f32[3, 3] at "layers.{i}.bias" from [1] init 0
+schedule @gamma init 0.5
+schedule @alpha init 0.1
+
+func @plain(%h: f32[2, 4, 3], %w: f32[3, 3]) -> (f32[2, 4, 3]) {
+  %1 = matmul %h, %w : f32[2, 4, 3]
+  %2 = tanh %1 : f32[2, 4, 3]
+  %3 = add %h, %2 : f32[2, 4, 3]
+  return %3
+}
+
+func @layer(%h: f32[2, 4, 3], %w: f32[3, 3], %bias: f32[3], %alpha: f32[]) -> (f32[2, 4, 3], f32[3], f32[]) {
+  %1 = matmul %h, %w : f32[2, 4, 3]
+  %2 = broadcast %bias {shape = [2, 4, 3], dims = [2]} : f32[2, 4, 3]
+  %3 = add %1, %2 : f32[2, 4, 3]
+  %4 = tanh %3 : f32[2, 4, 3]
+  %5 = add %h, %4 : f32[2, 4, 3]
+  %6 = stop_gradient %4 : f32[2, 4, 3]
+  %7 = reduce_sum %6 {dims = [0, 1]} : f32[3]
+  %8 = mul %4, %4 : f32[2, 4, 3]
+  %9 = reduce_sum %8 {dims = [0, 1, 2]} : f32[]
+  %n = constant {value = 8, type = f32[]} : f32[]
+  %all = batch_sum %n : f32[]
+  %10 = div %9, %all : f32[]
+  %11 = mul %alpha, %10 : f32[]
+  return %5, %7, %11
+}
+
+func @mtp(%h: f32[2, 4, 3], %ids: i32[2, 4], %mix: f32[3, 3], %emb: f32[5, 3], %head: f32[5, 3])
+    -> (f32[2, 4, 3], i32[2, 4], f32[]) {
+  %next = shift %ids {dim = 1, by = 1, fill = 0} : i32[2, 4]
+  %e = gather %emb, %next : f32[2, 4, 3]
+  %1 = matmul %h, %mix : f32[2, 4, 3]
+  %2 = add %1, %e : f32[2, 4, 3]
+  %3 = transpose %head {perm = [1, 0]} : f32[3, 5]
+  %4 = matmul %2, %3 : f32[2, 4, 5]
+  %t = shift %next {dim = 1, by = 1, fill = -1} : i32[2, 4]
+  %each, %lse = cross_entropy %4, %t : f32[2, 4], f32[2, 4]
+  %5 = reduce_sum %each {dims = [0, 1]} : f32[]
+  return %2, %next, %5
+}
+
+func @loss(%tokens: i32[2, 4], %emb: f32[5, 3], %first: f32[1, 3, 3], %w: f32[3, 3, 3], %bias: f32[3, 3], %alpha: f32[], %g: f32[3], %mix: f32[1, 3, 3], %head: f32[5, 3])
+    -> (objective: f32[], metric.loss: f32[], logits: f32[2, 4, 5], emit.layers.load: f32[3, 3]) {
+  %h = gather %emb, %tokens : f32[2, 4, 3]
+  %0 = repeat %h, %first {func = @plain, count = 1, carry = 1, xs = 1} : f32[2, 4, 3]
+  %1, %load, %balance = repeat %0, %w, %bias, %alpha {func = @layer, count = 3, carry = 1, xs = 2}
+    : f32[2, 4, 3], f32[3, 3], f32[3]
+  %y, %r = rms_norm %1, %g {eps = 0.001} : f32[2, 4, 3], f32[2, 4]
+  %m, %ids, %ahead = repeat %y, %tokens, %mix, %emb, %head {func = @mtp, count = 1, carry = 2, xs = 1}
+    : f32[2, 4, 3], i32[2, 4], f32[1]
+  %2 = transpose %head {perm = [1, 0]} : f32[3, 5]
+  %logits = matmul %y, %2 : f32[2, 4, 5]
+  %t = shift %tokens {dim = 1, by = 1, fill = -1} : i32[2, 4]
+  %each, %lse = cross_entropy %logits, %t : f32[2, 4], f32[2, 4]
+  %3 = reduce_sum %each {dims = [0, 1]} : f32[]
+  %zero = constant {value = 0, type = i32[2, 4]} : i32[2, 4]
+  %4 = le %zero, %t : bool[2, 4]
+  %5 = convert %4 {dtype = f32} : f32[2, 4]
+  %6 = reduce_sum %5 {dims = [0, 1]} : f32[]
+  %7 = batch_sum %6 : f32[]
+  %8 = div %3, %7 : f32[]
+  %9 = reduce_sum %balance {dims = [0]} : f32[]
+  %10 = add %8, %9 : f32[]
+  %11 = reshape %ahead {shape = []} : f32[]
+  %12 = add %10, %11 : f32[]
+  return %12, %8, %logits, %load
+}
+
+func @update(%"emit.layers.load": f32[3, 3], %bias: f32[3, 3], %gamma: f32[]) -> (bias: f32[3, 3]) {
+  %1 = sign %"emit.layers.load" : f32[3, 3]
+  %2 = broadcast %gamma {shape = [3, 3], dims = []} : f32[3, 3]
+  %3 = mul %1, %2 : f32[3, 3]
+  %4 = sub %bias, %3 : f32[3, 3]
+  return %4
+}
+"#;
+
+fn train(micro_batches: u64) -> Train {
+    Train {
+        micro_batches,
+        micro_batches_vary: false,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        decay: 0.1,
+        clip: Some(0.05),
+        moments: DType::F32,
+    }
+}
+
+type Named = BTreeMap<String, Tensor>;
+
+fn names(m: &Module, entry: &str) -> Vec<String> {
+    let func = m.func(m.find(entry).expect("it is there"));
+    func.params.iter().map(|p| func.value(*p).name.clone().expect("a name")).collect()
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    t.numbers().iter().map(|x| (*x as f32).to_bits()).collect()
+}
+
+/// The part of a whole store, or moment, that a module's store of that name holds.
+fn part(m: &Module, one: &Module, all: &Named, name: &str) -> Tensor {
+    if let Some(whole) = all.get(name) {
+        return whole.clone();
+    }
+    let own = &m.stores[name];
+    let like = |s: &weft_ir::module::Store| s.templates == own.templates;
+    let parts = one.stores.iter().filter(|(_, s)| like(s));
+    for (whole, store) in parts {
+        let n = own.ty.dims[0].as_fixed().expect("fixed") as usize;
+        let Some(from) = own.starts[0].checked_sub(store.starts[0]) else { continue };
+        let x = &all[whole];
+        let inner: usize = x.dims[1..].iter().product();
+        if from as usize + n > x.dims[0] {
+            continue;
+        }
+        let own = x.numbers()[from as usize * inner..(from as usize + n) * inner].to_vec();
+        let mut dims = x.dims.clone();
+        dims[0] = n;
+        return Tensor { dims, data: Data::Float(own), ..x.clone() };
+    }
+    panic!("{name} is a part of nothing")
+}
+
+fn check(table: &Table, data: u64) {
+    let n = table.n_micro_batches() as u64 * data;
+    let passes: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
+    let compiled = |pipeline: Option<Pipeline>, apart: bool| {
+        let mut m = module(MODEL);
+        let mesh = pipeline.as_ref().map(|p| Mesh {
+            pipeline: p.table.n_ranks() as u64,
+            data,
+            ..Mesh::default()
+        });
+        let cx = PassCx { train: Some(train(n)), apart, mesh, pipeline, ..PassCx::default() };
+        apply(&mut m, &passes, &cx);
+        m
+    };
+    let one = compiled(None, false);
+    let entry = one.find("train_step").expect("a step");
+    let draw = Draw { low: 0.1, high: 0.9, ints: 5.0 };
+    let args = arguments(&one, entry, &Default::default(), 3, draw);
+    let mut all: Named = names(&one, "train_step").into_iter().zip(args).collect();
+    all.insert("step".into(), Tensor::scalar(1.0));
+    let whole = names(&one, "train_step").iter().map(|n| all[n].clone()).collect();
+    let results = Interp::new(&one, Precision::Stated).run(entry, whole).expect("one rank runs");
+    let mut expected: Named = one.func(entry).result_names.iter().cloned().zip(results).collect();
+
+    let splits = table.rows.iter().flatten().flat_map(|c| c.actions());
+    let apart = splits.into_iter().any(|a| a.op == weft_schedule::Op::BackwardInput);
+    let places: Vec<Module> = (0..table.n_ranks())
+        .map(|place| compiled(Some(Pipeline { table: table.clone(), place }), apart))
+        .collect();
+    for (place, m) in places.iter().enumerate() {
+        let own: Vec<usize> = table.stages_of(place).into_iter().map(|s| s.1).collect();
+        let divided = m.stores.keys().filter_map(|name| name.split_once(".stage."));
+        for (name, rest) in divided {
+            let stage = rest.split('.').next().and_then(|s| s.parse().ok()).expect("a stage");
+            assert!(own.contains(&stage), "rank {place} has {name} of stage {stage}");
+        }
+        assert_eq!(m.stores.contains_key("emb"), own.contains(&0), "rank {place}");
+    }
+    let tokens = all["tokens"].clone();
+    let mut programs = vec![];
+    let mut args = vec![];
+    for m in &places {
+        for share in 0..data {
+            programs.push((m, m.find("train_step").expect("a step")));
+            let given = |name: &String| {
+                if name == "tokens" {
+                    let len = tokens.len() / data as usize;
+                    let own = &tokens.ints().expect("ints")[share as usize * len..][..len];
+                    return Tensor::i32(&[(n / data) as usize, 2, 4], own.to_vec());
+                }
+                part(m, &one, &all, name)
+            };
+            args.push(names(m, "train_step").iter().map(given).collect());
+        }
+    }
+    let found = run_programs(&programs, Precision::Stated, args, &Default::default());
+    let found = found.unwrap_or_else(|e| panic!("{e}"));
+    let mut seen = std::collections::BTreeSet::new();
+    for ((m, f), results) in programs.iter().zip(found) {
+        let names = &m.func(*f).result_names;
+        assert!(["objective", "grad_norm", "bias"].iter().all(|n| names.iter().any(|x| x == n)));
+        for (name, x) in names.iter().zip(&results) {
+            seen.insert(name.clone());
+            let whole = part(m, &one, &expected, name);
+            assert_eq!(bits(x), bits(&whole), "{name}");
+        }
+    }
+    // Every weight is some rank's.
+    for (name, x) in std::mem::take(&mut expected) {
+        let whole = seen.contains(&name);
+        let parts = seen.iter().filter(|s| s.starts_with(&format!("{name}.stage"))).count();
+        let moment = name.strip_suffix(".m").or(name.strip_suffix(".v")).unwrap_or(&name);
+        let of = seen.iter().any(|s| s.starts_with(&format!("{moment}.stage")));
+        assert!(whole || parts > 0 || of, "{name} {:?} is nobody's", x.dims);
+    }
+}
+
+fn table(name: Name, n_ranks: usize, n_micro_batches: usize, stages_per_rank: usize) -> Table {
+    let size = Size { n_ranks, n_micro_batches, stages_per_rank };
+    generate(name, size).expect("it exists")
+}
+
+#[test]
+fn ranks_in_a_pipeline_compute_the_bits_of_one() {
+    check(&table(Name::OneFOneB, 2, 4, 1), 1);
+    check(&table(Name::GPipe, 4, 6, 1), 1);
+    check(&table(Name::ZbH1, 4, 4, 1), 1);
+    check(&table(Name::OneFOneB, 2, 1, 1), 1);
+}
+
+#[test]
+fn ranks_with_several_stages_compute_the_bits_of_one() {
+    check(&table(Name::Interleaved, 2, 4, 2), 1);
+    check(&table(Name::ZbInterleaved, 2, 4, 2), 1);
+    check(&table(Name::ZbV, 2, 4, 2), 1);
+    check(&table(Name::DualPipeV, 2, 4, 2), 1);
+}
+
+#[test]
+fn two_directions_compute_the_bits_of_one() {
+    check(&table(Name::DualPipe, 2, 4, 2), 1);
+    check(&table(Name::DualPipe, 4, 8, 2), 1);
+}
+
+#[test]
+fn pipelines_that_share_the_batch_compute_the_bits_of_one() {
+    check(&table(Name::OneFOneB, 2, 2, 1), 2);
+    check(&table(Name::DualPipe, 2, 4, 2), 2);
+}
+
+#[test]
+fn a_weight_that_two_stages_read_is_refused_by_name() {
+    let text = MODEL.replace(
+        "transpose %head {perm = [1, 0]} : f32[3, 5]\n  %logits",
+        "transpose %emb {perm = [1, 0]} : f32[3, 5]\n  %logits",
+    );
+    let mut m = module(&text);
+    let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 2, 2, 1), place: 0 });
+    let cx = PassCx { train: Some(train(2)), pipeline, ..PassCx::default() };
+    let pass = weft_passes::by_name("assign_stages").expect("a pass");
+    let e = weft_passes::run_pass(1, pass, &mut m, &cx).expect_err("it is refused").to_string();
+    assert!(e.contains("`emb` is read by stage 0 and by stage 1"), "{e}");
+}
+
+#[test]
+fn more_stages_than_layers_are_refused_with_the_nearest_number() {
+    let mut m = module(MODEL);
+    let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 8, 8, 1), place: 0 });
+    let cx = PassCx { train: Some(train(8)), pipeline, ..PassCx::default() };
+    let pass = weft_passes::by_name("assign_stages").expect("a pass");
+    let e = weft_passes::run_pass(1, pass, &mut m, &cx).expect_err("it is refused").to_string();
+    assert!(e.contains("8 stages (8 ranks along pipeline)"), "{e}");
+    assert!(e.contains("the model has 4; the nearest is 4 stages"), "{e}");
+}
