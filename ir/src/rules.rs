@@ -1,9 +1,9 @@
 //! Type rules: from the types of an op's operands and its attributes to the types of its results,
 //! or one sentence saying which rule is broken. The rows of the op table name them.
 
-mod message;
+mod ranks;
 
-pub use message::{recv, send};
+pub use ranks::{all_gather, all_reduce, exchange, exchange_offsets, recv, reduce_scatter, send};
 
 use crate::attr::Attrs;
 use crate::dim::{Dim, product};
@@ -685,71 +685,6 @@ pub fn adamw(cx: &RuleCx) -> Types {
     let scalars = cx.float(4)?.rank() == 0 && cx.float(5)?.rank() == 0;
     cx.check(scalars, "lr and t are scalars")?;
     Ok(vec![w.clone(), m.clone(), v.clone()])
-}
-
-/// The number of places along the attribute `axis`.
-fn places(cx: &RuleCx) -> Result<u64, TypeError> {
-    let Some(module) = cx.module else { return cx.err("needs the module whose axis it names") };
-    let axis = cx.attrs.get_axis("axis").and_then(|a| module.axes.get(a.0 as usize));
-    axis.map_or_else(|| cx.err("no such mesh axis"), |a| Ok(a.size))
-}
-
-pub fn all_reduce(cx: &RuleCx) -> Types {
-    let x = cx.value(0)?;
-    places(cx)?;
-    cx.check(x.dtype == DType::F32, "sums over ranks are of f32")?;
-    one(x.clone())
-}
-
-pub fn reduce_scatter(cx: &RuleCx) -> Types {
-    let x = &all_reduce(cx)?[0];
-    let (d, n) = (cx.dim_attr(x)?, places(cx)?);
-    let Some(part) = x.dims[d].as_fixed().filter(|size| size.is_multiple_of(n)) else {
-        return cx.err("the ranks do not divide the dim");
-    };
-    let mut dims = x.dims.clone();
-    dims[d] = Dim::fixed(part / n);
-    one(x.with_dims(dims))
-}
-
-pub fn all_gather(cx: &RuleCx) -> Types {
-    let x = cx.value(0)?;
-    let (d, n) = (cx.dim_attr(x)?, places(cx)?);
-    let Some(part) = x.dims[d].as_fixed() else {
-        return cx.err("the gathered dim must have a fixed size");
-    };
-    let Some(whole) = part.checked_mul(n) else { return cx.err("the gathered dim overflows") };
-    let mut dims = x.dims.clone();
-    dims[d] = Dim::fixed(whole);
-    one(x.with_dims(dims))
-}
-
-/// Offsets of experts that the ranks along the axis divide: i32[E + 1].
-fn expert_offsets(cx: &RuleCx, i: usize) -> Result<u64, TypeError> {
-    let n_experts = segments(cx, i)?;
-    let n = places(cx)?;
-    cx.check(n_experts.is_multiple_of(n), "the ranks do not divide the segments")?;
-    Ok(n_experts)
-}
-
-pub fn exchange_offsets(cx: &RuleCx) -> Types {
-    expert_offsets(cx, 0)?;
-    one(cx.operands[0].as_value())
-}
-
-pub fn exchange(cx: &RuleCx) -> Types {
-    let rows = cx.operands[0];
-    cx.check(!rows.state, "an operand is a state; `read` it first")?;
-    cx.check(rows.rank() == 2, "rows are [rows, d]")?;
-    let own = rows.quant.as_ref().is_none_or(|q| q.group[0] == 1);
-    cx.check(own, "rows that share scales cannot be sent apart")?;
-    let same = expert_offsets(cx, 1)? == expert_offsets(cx, 2)?;
-    cx.check(same, "both offsets have as many segments as there are experts")?;
-    let n = Dim::fixed(places(cx)?);
-    let there =
-        if cx.flag("back") { rows.dims[0].checked_div(n) } else { rows.dims[0].checked_mul(n) };
-    let Some(there) = there else { return cx.err("rows from all ranks are no multiple of theirs") };
-    one(rows.with_dims([there, rows.dims[1]]))
 }
 
 /// The callee's signature.

@@ -164,13 +164,14 @@ impl<'a> Lower<'a> {
     }
 
     /// A launch whose every element depends on the elements of an operand at the same place may
-    /// overwrite that operand.
+    /// overwrite that operand. A scalar saves nothing, and a block whose warps all compute it reads
+    /// what one of them has written.
     fn note_in_place(&mut self, func: &Func, given: &[Arg], to: &Arg) {
         let whole = |at: &Arg| *at == Arg::whole(at.buffer);
-        if !whole(to) {
+        let result = func.ty(func.results[0]);
+        if !whole(to) || result.rank() == 0 {
             return;
         }
-        let result = func.ty(func.results[0]);
         for (p, at) in func.params.iter().zip(given) {
             let once = given.iter().filter(|x| x.buffer == at.buffer).count() == 1;
             let same = func.ty(*p).dims == result.dims && func.ty(*p).dtype == result.dtype;
