@@ -1,50 +1,10 @@
 //! Training on ranks that have the experts between them, through the command line: the files of one
 //! rank.
 
+mod ranked;
 mod tiny;
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
-
-use tiny::TINY;
-
-/// Eight micro-batches.
-const BATCH: &[&str] = &["batch=8", "micro_batch=1", "checkpoint_every=50"];
-
-fn train(out: &Path, steps: u64, more: &[&str]) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.arg("train").arg(root.join("models/nano.model"));
-    for set in TINY.iter().chain(BATCH) {
-        command.args(["--set", set]);
-    }
-    command.arg("--data").arg(root.join("models")).arg("--out").arg(out);
-    command.args(["--steps", &steps.to_string()]).args(more);
-    command
-}
-
-fn done(mut command: Command) -> Output {
-    let output = command.output().expect("weft runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-fn refused(mut command: Command) -> String {
-    let output = command.output().expect("weft runs");
-    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Metrics, weights, moments and where the data stands, byte for byte.
-fn assert_same(a: &Path, b: &Path, step: &str) {
-    let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
-    let files = files.map(|f| format!("{step}/{f}"));
-    for name in files.iter().map(String::as_str).chain(["metrics.jsonl"]) {
-        let read = |run: &Path| fs::read(run.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(read(a) == read(b), "{name} of {} and {} differ", a.display(), b.display());
-    }
-}
+use ranked::{assert_same, done, refused, train};
 
 /// Ranks and their mesh.
 const MESHES: [Layout; 3] = [

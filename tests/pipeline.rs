@@ -1,49 +1,20 @@
 //! Training in a pipeline, through the command line: the files of one rank, whatever the order, and
 //! an end to every failure that names op, stage and peer.
 
+mod ranked;
 mod tiny;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use tiny::TINY;
+use ranked::{assert_same, done, refused, train};
 
-/// Four stages at most, eight micro-batches.
-const MORE: &[&str] = &["depth=4", "batch=8", "micro_batch=1", "checkpoint_every=50"];
-
-fn train(out: &Path, steps: u64, more: &[&str]) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.arg("train").arg(root.join("models/nano.model"));
-    for set in TINY.iter().chain(MORE) {
-        command.args(["--set", set]);
-    }
-    command.arg("--data").arg(root.join("models")).arg("--out").arg(out);
-    command.args(["--steps", &steps.to_string()]).args(more);
+/// As many layers as there are stages at most.
+fn deep(out: &Path, steps: u64, more: &[&str]) -> Command {
+    let mut command = train(out, steps, more);
+    command.args(["--set", "depth=4"]);
     command
-}
-
-fn done(mut command: Command) -> Output {
-    let output = command.output().expect("weft runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-fn refused(mut command: Command) -> String {
-    let output = command.output().expect("weft runs");
-    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Metrics, weights, moments and where the data stands, byte for byte.
-fn assert_same(a: &Path, b: &Path, step: &str) {
-    let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
-    let files = files.map(|f| format!("{step}/{f}"));
-    for name in files.iter().map(String::as_str).chain(["metrics.jsonl"]) {
-        let read = |run: &Path| fs::read(run.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert!(read(a) == read(b), "{name} of {} and {} differ", a.display(), b.display());
-    }
 }
 
 #[test]
@@ -51,12 +22,11 @@ fn ranks_in_a_pipeline_write_what_one_writes() {
     let dir = tempfile::tempdir().expect("a folder");
     let one = dir.path().join("one");
     let held_out = ["--set", "held_out=0.1", "--set", "held_out_every=1"];
-    done(train(&one, 4, &held_out));
+    done(deep(&one, 4, &held_out));
     // Begun by four with two directions, gone on with by two that share the batch, then by two
     // stages that two ranks have each, then by one.
     let moved = dir.path().join("moved");
-    let go =
-        |steps: u64, more: &[&str]| done(train(&moved, steps, &[&held_out[..], more].concat()));
+    let go = |steps: u64, more: &[&str]| done(deep(&moved, steps, &[&held_out[..], more].concat()));
     go(1, &["--ranks", "4", "--mesh", "pipeline=4", "--schedule", "dualpipe"]);
     go(2, &["--resume", "--ranks", "2"]);
     let shared = ["--mesh", "pipeline=2,data=2"];
@@ -70,7 +40,7 @@ fn ranks_in_a_pipeline_write_what_one_writes() {
 fn a_table_of_the_users_with_halves_of_backwards_writes_what_one_writes() {
     let dir = tempfile::tempdir().expect("a folder");
     let one = dir.path().join("one");
-    done(train(&one, 2, &[]));
+    done(deep(&one, 2, &[]));
     let two = dir.path().join("two");
     let table = Command::new(env!("CARGO_BIN_EXE_weft"))
         .args(["schedule", "zb-v", "--ranks", "2", "--micro-batches", "8", "--csv"])
@@ -80,7 +50,7 @@ fn a_table_of_the_users_with_halves_of_backwards_writes_what_one_writes() {
     fs::write(&file, table.stdout).expect("it is written");
     let file = file.to_str().expect("a name");
     let more = ["--ranks", "2", "--mesh", "pipeline=2", "--schedule", file];
-    done(train(&two, 2, &more));
+    done(deep(&two, 2, &more));
     assert_same(&one, &two, "step-000002");
 }
 
@@ -89,7 +59,7 @@ fn a_rank_that_hangs_is_named_with_op_stage_and_peer() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let more = ["--ranks", "2", "--mesh", "pipeline=2", "--rank-timeout", "1"];
-    let mut command = train(&out, 4, &more);
+    let mut command = deep(&out, 4, &more);
     // The first ends of messages of the first rank: it sends its activations and waits.
     command.env("WEFT_TEST_FAULT", "hang:0:12").env_remove("RUST_BACKTRACE");
     let why = refused(command);
@@ -101,7 +71,7 @@ fn a_rank_that_hangs_is_named_with_op_stage_and_peer() {
 #[test]
 fn pipelines_that_cannot_be_are_refused_with_what_can() {
     let dir = tempfile::tempdir().expect("a folder");
-    let why = |more: &[&str]| refused(train(&dir.path().join("run"), 1, more));
+    let why = |more: &[&str]| refused(deep(&dir.path().join("run"), 1, more));
     let deep = why(&["--ranks", "8", "--mesh", "pipeline=8"]);
     assert!(deep.contains("8 stages (8 ranks along pipeline) need a layer each"), "{deep}");
     assert!(deep.contains("the model has 4; the nearest is 4 stages"), "{deep}");
