@@ -23,6 +23,7 @@ pub mod decode;
 mod forward;
 mod kernel;
 mod load;
+mod places;
 pub mod plan;
 mod sight;
 pub mod signature;

@@ -3,8 +3,9 @@
 use weft_codegen::emit::{Cg, Cmp, Ty, Val};
 
 use super::Backward;
-use super::kernel::{Places, Rings, Sizes, Tile};
+use super::kernel::{Rings, Sizes, Tile};
 use super::statistics::Statistics;
+use crate::flash::places::Places;
 use crate::flash::sight::Sight;
 use crate::flash::signature::{Argument, Bound};
 use crate::flash::softmax::packed;

@@ -6,7 +6,7 @@ use weft_codegen::object::KernelSource;
 use super::{Backward, TILE_ROWS};
 use crate::flash::sight::Masks;
 use crate::flash::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
-use crate::tiles::ring::{Place, Ring};
+use crate::tiles::ring::Ring;
 use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
 
 pub const REGISTERS: Registers = Registers { producer: 40, consumer: 232 };
@@ -43,27 +43,6 @@ pub struct Sizes<'c> {
 pub struct Rings<'c> {
     pub kept: Ring<'c>,
     pub moved: Ring<'c>,
-}
-
-/// Where producer or consumer is in each.
-#[derive(Clone, Copy)]
-pub struct Places<'c> {
-    pub kept: Place<'c>,
-    pub moved: Place<'c>,
-}
-
-impl<'c> Places<'c> {
-    pub fn first(cg: &Cg<'c>) -> Places<'c> {
-        Places { kept: Place::first(cg), moved: Place::first(cg) }
-    }
-
-    pub fn of(values: &[Val<'c>]) -> Places<'c> {
-        Places { kept: Place::of(values), moved: Place::of(&values[2..]) }
-    }
-
-    pub fn values(self) -> Vec<Val<'c>> {
-        [self.kept, self.moved].iter().flat_map(|p| p.values()).collect()
-    }
 }
 
 impl Backward {

@@ -3,10 +3,12 @@
 use weft_codegen::emit::{Cg, Elem, Val};
 
 use super::Backward;
-use super::kernel::{Places, Rings, Sizes, Tile};
+use super::kernel::{Rings, Sizes, Tile};
 use crate::flash::load::load;
+use crate::flash::places::Places;
 use crate::flash::signature::{Argument, Bound, Tensor};
 use crate::ptx::bulk;
+use crate::tiles::ring::Place;
 use crate::tiles::shared::OperandTile;
 
 impl Backward {
@@ -22,7 +24,7 @@ impl Backward {
                 let head = cg.add(tile.head, i);
                 let [first, end] = tile.blocks;
                 cg.for_(first, end, 1, place, |block, place| {
-                    let place = crate::tiles::ring::Place::of(place);
+                    let place = Place::of(place);
                     let column = cg.mul(block, columns as i32);
                     let (to, full) = rings.moved.acquire(cg, place, self.block_bytes(columns));
                     copy(cg, args, &moved, (to, full), column, head, tile.batch);
@@ -33,7 +35,7 @@ impl Backward {
                     rings.moved.next(cg, place).values().to_vec()
                 })
             });
-            let moved = crate::tiles::ring::Place::of(&end);
+            let moved = Place::of(&end);
             Places { kept: rings.kept.next(cg, places.kept), moved }.values()
         });
     }

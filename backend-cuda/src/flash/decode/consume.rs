@@ -2,8 +2,9 @@
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 
-use super::kernel::{Places, Shared, Sizes, Tile};
+use super::kernel::{Shared, Sizes, Tile};
 use super::{BLOCK_KEYS, Decode, OWN_KEYS, TILE_HEADS};
+use crate::flash::places::Places;
 use crate::flash::sight::Sight;
 use crate::flash::signature::{Argument, Bound};
 use crate::flash::softmax::{Rows, Weights, packed, weigh};
@@ -74,17 +75,17 @@ impl Decode {
         tile: Tile<'c>,
         places: Places<'c>,
     ) -> Places<'c> {
-        let q = shared.q.wait(cg, places.q);
+        let q = shared.q.wait(cg, places.kept);
         let sight = Sight::up_to(tile.end, &consumer.lanes);
         let scale_log2 = args.f32(Argument::ScaleLog2);
         let kept = Kept { cg, shared, consumer, tile, sight, q, scale_log2 };
 
         // The first block has no block before it.
-        let s = wgmma::wait(cg, 0, &self.start_scores(&kept, places.k));
+        let s = wgmma::wait(cg, 0, &self.start_scores(&kept, places.moved));
         let Weights { p, rows, .. } = self.weights(&kept, cg.i32(0), &s, Rows::none(cg));
         self.share_weights(&kept, &p);
         let o = vec![cg.zero(Ty::F32); n_sums(self.half_width())];
-        let init = State { place: shared.k.next(cg, places.k), rows, o }.values();
+        let init = State { place: shared.k.next(cg, places.moved), rows, o }.values();
         let end = cg.for_(cg.i32(1), tile.n_blocks, 1, &init, |block, values| {
             let State { place, rows, o } = State::of(values);
             let s = self.start_scores(&kept, place);
@@ -105,7 +106,7 @@ impl Decode {
         });
         let State { place, rows, o } = State::of(&end);
         // The last scores have been computed: queries may go.
-        shared.q.release_if(cg, consumer.leads, places.q.stage);
+        shared.q.release_if(cg, consumer.leads, places.kept.stage);
         let o = wgmma::wait(cg, 0, &self.start_values(&kept, place, &o));
         shared.k.release_before_if(cg, consumer.leads, place.stage);
         let total = rows.total(cg);
@@ -114,7 +115,7 @@ impl Decode {
         // Both have read what was exchanged, and multiplied the last weights.
         meet(cg);
         self.store(&kept, args, sizes, rows, total, &o);
-        Places { q: shared.q.next(cg, places.q), k: place }
+        Places { kept: shared.q.next(cg, places.kept), moved: place }
     }
 
     /// Scores of the warpgroup's keys of a block.

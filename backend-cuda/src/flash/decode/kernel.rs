@@ -6,7 +6,7 @@ use weft_codegen::object::KernelSource;
 use super::{BLOCK_KEYS, Decode, TILE_HEADS};
 use crate::flash::backward::kernel::REGISTERS;
 use crate::flash::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
-use crate::tiles::ring::{Place, Ring};
+use crate::tiles::ring::Ring;
 use crate::tiles::roles::{self, CONSUMER_WARPS, THREADS};
 
 /// 64 heads of a query, over a piece of the keys.
@@ -39,27 +39,6 @@ pub struct Shared<'c> {
     pub k: Ring<'c>,
     pub p: Val<'c>,
     pub exchange: Val<'c>,
-}
-
-/// Where producer or consumer is in each ring.
-#[derive(Clone, Copy)]
-pub struct Places<'c> {
-    pub q: Place<'c>,
-    pub k: Place<'c>,
-}
-
-impl<'c> Places<'c> {
-    pub fn first(cg: &Cg<'c>) -> Places<'c> {
-        Places { q: Place::first(cg), k: Place::first(cg) }
-    }
-
-    pub fn of(values: &[Val<'c>]) -> Places<'c> {
-        Places { q: Place::of(values), k: Place::of(&values[2..]) }
-    }
-
-    pub fn values(self) -> Vec<Val<'c>> {
-        [self.q, self.k].iter().flat_map(|p| p.values()).collect()
-    }
 }
 
 impl Decode {
