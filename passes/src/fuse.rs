@@ -181,7 +181,7 @@ fn rewrite(
                 entry.extend(makers.map(|(m, _)| place(m)));
             }
         }
-        entry.extend(graph.readers_before(at).iter().map(|r| place(*r)));
+        entry.extend(graph.before(at).iter().map(|earlier| place(*earlier)));
         entry.remove(&own);
     }
     let mut copy = Copier::new(func, &func.name);

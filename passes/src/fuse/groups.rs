@@ -66,8 +66,9 @@ pub struct Graph<'a> {
     uses: Vec<Vec<Use>>,
     /// Ops that must run after each op.
     after: Vec<BTreeSet<usize>>,
-    /// For an op that changes a state: who reads the old one.
-    readers: Vec<BTreeSet<usize>>,
+    /// What must run before an op whatever it reads: who reads the state that it changes, and the
+    /// message before it.
+    before: Vec<BTreeSet<usize>>,
     place: Vec<Option<usize>>,
 }
 
@@ -85,16 +86,17 @@ impl<'a> Graph<'a> {
             reach: ops.iter().map(|op| reach(func, op)).collect(),
             uses: vec![vec![]; n],
             after: vec![BTreeSet::new(); n],
-            readers: vec![BTreeSet::new(); n],
+            before: vec![BTreeSet::new(); n],
             place,
         };
         graph.find_uses();
         graph.find_readers(module);
+        graph.order_messages();
         for at in 0..n {
             let users: Vec<usize> = graph.uses[at].iter().filter_map(|u| u.by).collect();
             graph.after[at].extend(users);
-            for reader in graph.readers[at].clone() {
-                graph.after[reader].insert(at);
+            for earlier in graph.before[at].clone() {
+                graph.after[earlier].insert(at);
             }
         }
         graph
@@ -119,8 +121,8 @@ impl<'a> Graph<'a> {
         uses().filter(same).filter_map(|u| u.by).collect()
     }
 
-    pub fn readers_before(&self, at: usize) -> &BTreeSet<usize> {
-        &self.readers[at]
+    pub fn before(&self, at: usize) -> &BTreeSet<usize> {
+        &self.before[at]
     }
 
     /// Hands every use of a value to the op that makes it, past movement.
@@ -163,8 +165,8 @@ impl<'a> Graph<'a> {
                     if op.op == Op::Read && op.operands[0] == state {
                         let users = self.uses[read].iter().filter_map(|u| u.by);
                         let others: Vec<usize> = users.filter(|u| *u != at).collect();
-                        self.readers[at].extend(others);
-                        self.readers[at].insert(read);
+                        self.before[at].extend(others);
+                        self.before[at].insert(read);
                     }
                 }
                 // What the op that made the state returned beside it.
@@ -172,9 +174,19 @@ impl<'a> Graph<'a> {
                     let shown = self.uses[maker].iter().filter(|u| u.value != state);
                     let others: Vec<usize> =
                         shown.filter_map(|u| u.by).filter(|u| *u != at).collect();
-                    self.readers[at].extend(others);
+                    self.before[at].extend(others);
                 }
             }
+        }
+    }
+
+    /// What a rank sends first is received first.
+    fn order_messages(&mut self) {
+        let func = self.func;
+        let is_message = |at: &usize| func.op(func.body[*at]).op.has(Trait::Message);
+        let messages: Vec<usize> = (0..func.body.len()).filter(is_message).collect();
+        for pair in messages.windows(2) {
+            self.before[pair[1]].insert(pair[0]);
         }
     }
 
