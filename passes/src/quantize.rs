@@ -24,7 +24,7 @@ use weft_ir::op::{Op, Trait};
 use weft_ir::ty::DType;
 
 use crate::policy::{Format, Product, Recipe};
-use crate::rewrite::rebuild;
+use crate::rewrite::{rebuild, whole};
 use crate::{Pass, PassCx, PassError, Stats};
 
 pub const PASS: Pass = Pass { name: "quantize", requires: &[], establishes: &[], run };
@@ -122,13 +122,7 @@ pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId,
 fn master(b: &Builder, x: ValueId) -> Option<ValueId> {
     let op = b.func.op(b.func.def_op(x)?);
     let source = *op.operands.first()?;
-    let mut root = source;
-    while let Some(op) = b.func.def_op(root).map(|id| b.func.op(id))
-        && matches!(op.op, Op::Reshape | Op::Slice)
-    {
-        root = op.operands[0];
-    }
-    let is_param = matches!(b.func.value(root).def, Def::Param(_));
+    let is_param = matches!(b.func.value(whole(&b.func, source)).def, Def::Param(_));
     let f32 = b.ty(source).dtype == DType::F32;
     (op.op == Op::Convert && is_param && f32).then_some(source)
 }

@@ -214,6 +214,16 @@ pub fn each_func(
     Ok(())
 }
 
+/// The value that `v` is a part of, or has the elements of in another shape.
+pub fn whole(func: &Func, mut v: ValueId) -> ValueId {
+    while let Some(op) = func.def_op(v).map(|id| func.op(id))
+        && matches!(op.op, Op::Reshape | Op::Slice)
+    {
+        v = op.operands[0];
+    }
+    v
+}
+
 /// The number a `constant` holds: what its type makes of the attribute.
 pub fn constant_value(func: &Func, op: &OpData) -> Option<f64> {
     if op.op != Op::Constant {

@@ -10,6 +10,7 @@ use weft_ir::module::{Def, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::rules::TypeError;
 use weft_ir::ty::DType;
+use crate::rewrite::whole;
 
 type One = Result<ValueId, TypeError>;
 type Grads = Result<Vec<Option<ValueId>>, TypeError>;
@@ -259,12 +260,14 @@ impl Cx<'_> {
         self.b.reshape(sum, &from)
     }
 
-    /// In the type of what was converted. The derivative of a rounded parameter, a master weight, is
-    /// not rounded in turn: if it is one contraction, its sum stays as wide as the parameter.
+    /// In the type of what was converted. The derivative of a rounded parameter, a master weight, or
+    /// of a layer of it, is not rounded in turn: if it is one contraction, its sum stays as wide as
+    /// the parameter.
     fn unconvert(&mut self, dy: ValueId) -> One {
         let (x, made) = (self.x(0), self.b.func.def_op(dy));
         let to = self.b.ty(x).dtype;
-        let of_master = matches!(self.b.func.value(x).def, Def::Param(_)) && to == DType::F32;
+        let whole = whole(&self.b.func, x);
+        let of_master = matches!(self.b.func.value(whole).def, Def::Param(_)) && to == DType::F32;
         let made = made.map(|id| self.b.func.op(id).clone());
         match made.filter(|op| of_master && op.op.has(Trait::Contraction)) {
             Some(sum) => {
