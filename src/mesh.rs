@@ -92,10 +92,6 @@ impl MeshArgs {
             ),
             _ => {}
         }
-        let with_pipeline = [("--zero 1", mesh.zero), ("ranks along experts", mesh.experts > 1)];
-        if let Some((what, _)) = with_pipeline.iter().find(|(_, on)| *on && mesh.pipeline > 1) {
-            bail!("not available yet: {what} with ranks along pipeline; leave one of them out");
-        }
         let table = self.stages.table(&mesh, block.as_ref(), train)?;
         Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
     }

@@ -26,8 +26,8 @@ use std::collections::BTreeMap;
 
 use weft_ir::cost;
 use weft_ir::dim::SymKind;
-use weft_ir::module::{Axis, Func, FuncId, Module, OpId, StoreKind, ValueId};
-use weft_ir::op::Op;
+use weft_ir::module::{Axis, Func, FuncId, Module, OpData, OpId, StoreKind, ValueId};
+use weft_ir::op::{Op, Trait};
 use weft_schedule::assign::{Shape, Unit, assign};
 use weft_schedule::table::{self, Table};
 
@@ -109,20 +109,32 @@ fn is_weight(module: &Module, func: &Func, v: ValueId) -> bool {
 }
 
 /// Does a repeat cut a stack of weights, and does it read weights that all its turns share?
-fn weights_of(module: &Module, func: &Func, op: &weft_ir::module::OpData) -> (bool, bool) {
+fn weights_of(module: &Module, func: &Func, op: &OpData) -> (bool, bool) {
     let (first, last) = (carry(op), carry(op) + stacked(op));
     let any = |xs: &[ValueId]| xs.iter().any(|x| is_weight(module, func, *x));
     (any(&op.operands[first..last]), any(&op.operands[last..]))
 }
 
-/// The function with its calls inlined, and repeats that read shared weights unrolled.
+/// Is it a call of what may belong to several stages: repeats, or uses of weights that others read?
+/// Other calls stay, so that derivatives save what those of one rank save.
+fn is_cut(module: &Module, func: &Func, op: &OpData) -> bool {
+    let users = |x: &ValueId| func.body_ops().filter(|(_, op)| op.operands.contains(x)).count();
+    let shared = |x: &ValueId| is_weight(module, func, *x) && users(x) > 1;
+    op.op == Op::Call && (op.operands.iter().any(shared) || repeats(module, op))
+}
+
+fn repeats(module: &Module, op: &OpData) -> bool {
+    let inside = |f| module.func(f).body_ops().any(|(_, op)| repeats(module, op));
+    op.op == Op::Repeat || callee(op).is_some_and(inside)
+}
+
+/// The function with calls inlined that may belong to several stages, and repeats that read shared
+/// weights unrolled.
 fn flattened(module: &Module, id: FuncId) -> Result<Func, PassError> {
     let mut func = module.func(id).clone();
     loop {
-        let unrolls = |f: &Func, op: &weft_ir::module::OpData| {
-            op.op == Op::Repeat && weights_of(module, f, op).1
-        };
-        let calls = |f: &Func, op: &weft_ir::module::OpData| op.op == Op::Call || unrolls(f, op);
+        let unrolls = |f: &Func, op: &OpData| op.op == Op::Repeat && weights_of(module, f, op).1;
+        let calls = |f: &Func, op: &OpData| is_cut(module, f, op) || unrolls(f, op);
         if !func.body_ops().any(|(_, op)| calls(&func, op)) {
             return Ok(func);
         }
@@ -156,7 +168,7 @@ fn put(copy: &mut Copier, body: &Func, xs: &[ValueId]) -> Vec<ValueId> {
 }
 
 /// How many turns a repeat over stacked weights has.
-fn n_units(module: &Module, func: &Func, op: &weft_ir::module::OpData) -> usize {
+fn n_units(module: &Module, func: &Func, op: &OpData) -> usize {
     let cuts = op.op == Op::Repeat && weights_of(module, func, op).0;
     if cuts { op.attrs.get_int("count").unwrap_or(0) as usize } else { 0 }
 }
@@ -227,7 +239,7 @@ fn homes(module: &Module, cut: &segments::Cut) -> Result<BTreeMap<OpId, usize>, 
     let func = &cut.func;
     let mut homes: BTreeMap<OpId, usize> = BTreeMap::new();
     let mut of_weight: BTreeMap<ValueId, usize> = BTreeMap::new();
-    // What is a weight in another form is where the weight is, too.
+    // A weight in another form is made where it is read, and that is where the weight is.
     let mut forms: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     let mut now = 0;
     for (id, op) in func.body_ops() {
@@ -239,6 +251,13 @@ fn homes(module: &Module, cut: &segments::Cut) -> Result<BTreeMap<OpId, usize>, 
             let own = is_weight(module, func, *x) || cut.pieces.contains(x);
             if own { Some(*x) } else { forms.get(x).copied() }
         };
+        let moves = op.op.has(Trait::Movement) || op.op == Op::Convert;
+        if let ([x], true, None) = (&op.operands[..], moves, fixed)
+            && let Some(weight) = weight(x)
+        {
+            forms.extend(op.results.iter().map(|r| (*r, weight)));
+            continue;
+        }
         let mut home = fixed;
         for x in op.operands.iter().filter_map(weight) {
             let own = *of_weight.entry(x).or_insert(now);
@@ -252,11 +271,6 @@ fn homes(module: &Module, cut: &segments::Cut) -> Result<BTreeMap<OpId, usize>, 
                 ))
                 .at(func, op));
             }
-        }
-        if let [x] = op.operands[..]
-            && let Some(weight) = weight(&x)
-        {
-            forms.extend(op.results.iter().map(|r| (*r, weight)));
         }
         if let Some(home) = home.or(latest) {
             homes.insert(id, home);

@@ -36,7 +36,7 @@ use weft_ir::op::{Op, Trait};
 use weft_ir::ty::{AxisId, Type};
 
 use crate::rewrite::{Copier, callee, carry, stacked};
-use crate::shard::experts::{EXPERTS, expert_dims};
+use crate::shard::experts::{EXPERTS, before, expert_dims};
 use crate::{Pass, PassCx, PassError, Stats};
 use rows::Groups;
 
@@ -114,14 +114,11 @@ fn trace(
 ) -> Result<(), PassError> {
     found.insert(v, dim);
     let Some(op) = func.def_op(v).map(|id| func.op(id)) else { return Ok(()) };
-    match op.op {
-        Op::Convert | Op::Quantize | Op::Dequantize => {
-            trace(func, op.operands[0], dim, axis, found)
-        }
-        Op::AllGather if is_gather(op, axis) && op.attrs.get_int("dim") == Some(dim as i64) => {
-            Ok(())
-        }
-        _ => {
+    let gathered = is_gather(op, axis) && op.attrs.get_int("dim") == Some(dim as i64);
+    match before(func, op, dim) {
+        Some(dim) => trace(func, op.operands[0], dim, axis, found),
+        None if gathered => Ok(()),
+        None => {
             let why = format!("weights of experts come from `{}`", op.op.name());
             Err(PassError::new(why).at(func, op))
         }
@@ -222,7 +219,12 @@ impl Send<'_> {
 
     fn emit_here(&self, copy: &mut Copier, op: &OpData) -> Result<(), PassError> {
         let xs: Vec<ValueId> = op.operands.iter().map(|x| copy.get(*x)).collect();
-        let made = copy.to.emit_all(op.op, &xs, op.attrs.clone())?;
+        let mut attrs = op.attrs.clone();
+        if let (Op::Reshape, Some(dim)) = (op.op, self.weights.get(&op.results[0])) {
+            let own = self.own(self.func.ty(op.results[0]), *dim)?;
+            attrs = attrs.with("shape", Attr::Dims(own.dims));
+        }
+        let made = copy.to.emit_all(op.op, &xs, attrs)?;
         op.results.iter().zip(made).for_each(|(r, made)| copy.bind(*r, made));
         Ok(())
     }

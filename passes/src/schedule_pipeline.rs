@@ -27,7 +27,7 @@ mod sums;
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_ir::builder::Builder;
-use weft_ir::module::{Func, Module, OpData, OpId, ValueId};
+use weft_ir::module::{Func, Module, OpData, OpId, StoreKind, ValueId};
 use weft_ir::op::Trait;
 use weft_ir::ty::AxisId;
 use weft_schedule::table::{self, Action, Cell, Table};
@@ -55,7 +55,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let nest = nest::find(module, &func, grad).map_err(|e| e.within(&func))?;
     check_counts(&pipeline.table, &nest.turns)?;
     let stages = Flat::of(module, grad, pipeline.table.n_stages(), &stage_name);
-    let homes = Homes::of(&stages, pipeline);
+    let homes = Homes::of(module, &stages, pipeline);
 
     let mut n_messages = 0;
     let step_func = step_of(module, &func, &nest, &stages, &homes, pipeline, axis, &mut n_messages)
@@ -100,12 +100,12 @@ struct Homes {
 }
 
 impl Homes {
-    fn of(flat: &Flat, pipeline: &Pipeline) -> Homes {
-        let weights = flat.func.result_names.iter().filter_map(|n| n.strip_prefix("grad."));
-        let read = flat.stages_of_params();
-        let home = |w: &str| Some((w.to_string(), *read.get(w)?.first()?));
+    fn of(module: &Module, flat: &Flat, pipeline: &Pipeline) -> Homes {
+        let is_weight =
+            |w: &String| module.stores.get(w).is_some_and(|s| s.kind == StoreKind::Weight);
+        let read = flat.stages_of_params().into_iter().filter(|(w, _)| is_weight(w));
         let own = pipeline.table.stages_of(pipeline.place).into_iter().map(|s| s.1).collect();
-        Homes { stages: weights.filter_map(home).collect(), own }
+        Homes { stages: read.filter_map(|(w, by)| Some((w, *by.first()?))).collect(), own }
     }
 
     /// The stage of a weight, or of a moment of it; none for what every rank has.
@@ -206,8 +206,9 @@ impl Step<'_, '_> {
         }
         self.row.set_given(given);
         let flat = self.row.plan.flat;
-        let is_grad =
-            |r: usize| flat.func.result_names.get(r).is_some_and(|n| n.starts_with("grad."));
+        let is_grad = |r: usize| {
+            home(flat, flat.func.results[r]).is_some_and(|work| work.half != Half::Forward)
+        };
         let mut groups: BTreeMap<_, Group> = BTreeMap::new();
         for r in &nest.results {
             let v = flat.func.results[*r];
@@ -297,19 +298,24 @@ impl Step<'_, '_> {
         Ok(x)
     }
 
-    /// An op of the step: where its operands are, or everywhere if they are of several stages.
+    /// An op of the step: where its operands are, or everywhere if they are of several stages, or
+    /// numbers: what is made of the norm is made by all, not sent to all.
     fn op(&mut self, id: OpId, op: &OpData) -> Result<(), PassError> {
         let mut stages = BTreeSet::new();
-        let mut of_all = false;
+        let (mut of_all, mut numbers) = (false, true);
         for x in &op.operands {
+            let ty = self.func.ty(*x);
             match self.get(*x)? {
-                Held::Stage(stage, _) => drop(stages.insert(stage)),
-                Held::All(_) => of_all |= self.func.ty(*x).state,
+                Held::Stage(stage, _) => {
+                    numbers &= ty.rank() == 0 && !ty.state;
+                    stages.insert(stage);
+                }
+                Held::All(_) => of_all |= ty.state,
             }
         }
         let changes_all = of_all && op.op.has(Trait::State);
         let stage = match stages.len() {
-            1 if !changes_all => stages.first().copied(),
+            1 if !changes_all && !numbers => stages.first().copied(),
             _ => {
                 for x in &op.operands {
                     self.shared(*x)?;

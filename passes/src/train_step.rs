@@ -55,8 +55,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
             module.func_mut(f).result_names.clear();
         }
     }
-    // A pipeline's ranks ask which of its results are gradients.
-    if !cx.gradients && cx.pipeline.is_none() {
+    if !cx.gradients {
         module.func_mut(grad).result_names.clear();
     }
     Ok(Stats::one("ops made", n_ops))

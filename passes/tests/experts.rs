@@ -4,12 +4,12 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::{Draw, apply, arguments, module};
-use weft_ir::interp::{Data, Interp, Precision, Tensor};
+use support::ranks::{cut_for, part};
+use support::{Draw, apply, arguments, module, recipe};
+use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_ir::op::Op;
-use weft_ir::ty::{AxisId, DType};
-use weft_passes::policy::{Format, Product, Recipe};
+use weft_ir::ty::DType;
 use weft_passes::{Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers of four experts, two for each of eight tokens.
@@ -63,48 +63,6 @@ fn compiled(fp8: bool, mesh: Option<Mesh>) -> Module {
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
     apply(&mut m, &names, &cx);
     m
-}
-
-/// Scales along rows and, for gradients of weights, over rows; rows travel as codes.
-fn recipe() -> Recipe {
-    let format = |group| Format { dtype: DType::E4m3, group, scale: DType::F32, floor: 0.0 };
-    let product = |a, b| Product {
-        operands: Some([format(a), format(b)]),
-        hopper14: false,
-        promote: Some(128),
-    };
-    Recipe {
-        forward: product([1, 128], [128, 128]),
-        input_grad: product([1, 128], [128, 128]),
-        weight_grad: product([128, 1], [128, 1]),
-        saved_input: Some(format([1, 128])),
-        saved_output: None,
-        dispatched: Some(Format { scale: DType::Ue8m0, ..format([1, 128]) }),
-    }
-}
-
-/// What rank `rank` has of a value whose dims are cut.
-fn cut_for(m: &Module, name: &str, whole: &Tensor, rank: usize) -> Tensor {
-    let Some(store) = m.stores.get(name) else { return whole.clone() };
-    let mut own = whole.clone();
-    for (dim, axis) in store.ty.axes.iter().enumerate() {
-        let Some(axis) = axis else { continue };
-        own = part(&own, dim, place(m, *axis, rank), m.axes[axis.0 as usize].size as usize);
-    }
-    own
-}
-
-fn place(m: &Module, axis: AxisId, rank: usize) -> usize {
-    rank / m.stride(axis) as usize % m.axes[axis.0 as usize].size as usize
-}
-
-fn part(whole: &Tensor, dim: usize, place: usize, n: usize) -> Tensor {
-    let inner: usize = whole.dims[dim..].iter().product();
-    let block = |b: &[f64]| b[place * inner / n..(place + 1) * inner / n].to_vec();
-    let data = whole.numbers().chunks(inner).flat_map(block).collect();
-    let mut dims = whole.dims.clone();
-    dims[dim] /= n;
-    Tensor { dims, data: Data::Float(data), ..whole.clone() }
 }
 
 /// The bits of every result; rounded to f32 as kernels round.

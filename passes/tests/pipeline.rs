@@ -5,10 +5,12 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::{Draw, apply, arguments, module};
+use support::ranks::cut_for;
+use support::{Draw, apply, arguments, module, recipe};
 use weft_ir::interp::{Data, Interp, Precision, Tensor, run_programs};
 use weft_ir::module::Module;
 use weft_ir::ty::DType;
+use weft_passes::policy::Policy;
 use weft_passes::{Mesh, PIPELINE, PassCx, Pipeline, Train};
 use weft_schedule::{Name, Size, Table, generate};
 
@@ -99,6 +101,84 @@ func @update(%"emit.layers.load": f32[3, 3], %bias: f32[3, 3], %gamma: f32[]) ->
 }
 "#;
 
+/// Four layers of four experts in bf16, and one that predicts further ahead. Products of layers
+/// have sites.
+const EXPERTS: &str = r#"
+dims { R = ragged(4) 16 }
+weight @emb : f32[5, 8] at "emb" init drawn
+weight @proj : f32[4, 8, 8] at "layers.{i}.proj" from [0] init drawn
+weight @router : f32[4, 4, 8] at "layers.{i}.router" from [0] init drawn
+weight @up : f32[4, 4, 4, 8] at "layers.{i}.experts.{j}.up" from [0, 0] init drawn
+weight @down : f32[4, 4, 8, 4] at "layers.{i}.experts.{j}.down" from [0, 0] init drawn
+weight @mix : f32[1, 8, 8] at "mtp.{i}.mix" from [4] init drawn
+weight @mtp.proj : f32[1, 8, 8] at "layers.{i}.proj" from [4] init drawn
+weight @mtp.router : f32[1, 4, 8] at "layers.{i}.router" from [4] init drawn
+weight @mtp.up : f32[1, 4, 4, 8] at "layers.{i}.experts.{j}.up" from [4, 0] init drawn
+weight @mtp.down : f32[1, 4, 8, 4] at "layers.{i}.experts.{j}.down" from [4, 0] init drawn
+weight @head : f32[5, 8] at "head" init drawn
+
+func @layer(%h: bf16[2, 4, 8], %proj: f32[8, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4])
+    -> (bf16[2, 4, 8]) {
+  %w.proj = convert %proj {dtype = bf16} : bf16[8, 8]
+  %w.up = convert %up {dtype = bf16} : bf16[4, 4, 8]
+  %w.down = convert %down {dtype = bf16} : bf16[4, 8, 4]
+  %0 = matmul %h, %w.proj {ty = true, site = proj} : bf16[2, 4, 8]
+  %1 = tanh %0 : bf16[2, 4, 8]
+  %x = add %h, %1 : bf16[2, 4, 8]
+  %wide = convert %x {dtype = f32} : f32[2, 4, 8]
+  %scores = matmul %wide, %router {ty = true} : f32[2, 4, 4]
+  %p = softmax %scores : f32[2, 4, 4]
+  %ids = topk %p {k = 2} : i32[2, 4, 2]
+  %w = take %p, %ids : f32[2, 4, 2]
+  %offsets, %order = route %ids {experts = 4, rows = R} : i32[5], i32[R]
+  %rows = dispatch %x, %order {active = 2} : bf16[R, 8]
+  %2 = grouped_matmul %rows, %w.up, %offsets {ty = true, site = up} : bf16[R, 4]
+  %3 = sigmoid %2 : bf16[R, 4]
+  %4 = mul %2, %3 : bf16[R, 4]
+  %5 = grouped_matmul %4, %w.down, %offsets {ty = true, site = down} : bf16[R, 8]
+  %y = combine %5, %order, %w {tokens = [2, 4], active = 2} : bf16[2, 4, 8]
+  %6 = add %x, %y : bf16[2, 4, 8]
+  return %6
+}
+
+func @mtp(%h: bf16[2, 4, 8], %mix: f32[8, 8], %proj: f32[8, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4], %ids: i32[2, 4], %emb: f32[5, 8], %head: f32[5, 8])
+    -> (bf16[2, 4, 8], f32[]) {
+  %w.mix = convert %mix {dtype = bf16} : bf16[8, 8]
+  %w.head = convert %head {dtype = bf16} : bf16[5, 8]
+  %next = shift %ids {dim = 1, by = 1, fill = 0} : i32[2, 4]
+  %wide = gather %emb, %next : f32[2, 4, 8]
+  %e = convert %wide {dtype = bf16} : bf16[2, 4, 8]
+  %1 = matmul %h, %w.mix : bf16[2, 4, 8]
+  %2 = add %1, %e : bf16[2, 4, 8]
+  %g = call %2, %proj, %router, %up, %down {func = @layer} : bf16[2, 4, 8]
+  %4 = matmul %g, %w.head {ty = true} : bf16[2, 4, 5]
+  %t = shift %next {dim = 1, by = 1, fill = -1} : i32[2, 4]
+  %logits = convert %4 {dtype = f32} : f32[2, 4, 5]
+  %each, %lse = cross_entropy %logits, %t : f32[2, 4], f32[2, 4]
+  %5 = reduce_sum %each {dims = [0, 1]} : f32[]
+  return %g, %5
+}
+
+func @loss(%tokens: i32[2, 4], %emb: f32[5, 8], %proj: f32[4, 8, 8], %router: f32[4, 4, 8], %up: f32[4, 4, 4, 8], %down: f32[4, 4, 8, 4], %mix: f32[1, 8, 8], %mtp.proj: f32[1, 8, 8], %mtp.router: f32[1, 4, 8], %mtp.up: f32[1, 4, 4, 8], %mtp.down: f32[1, 4, 8, 4], %head: f32[5, 8])
+    -> (objective: f32[], metric.loss: f32[]) {
+  %w.head = convert %head {dtype = bf16} : bf16[5, 8]
+  %wide = gather %emb, %tokens : f32[2, 4, 8]
+  %h = convert %wide {dtype = bf16} : bf16[2, 4, 8]
+  %y = repeat %h, %proj, %router, %up, %down
+    {func = @layer, count = 4, carry = 1, xs = 4} : bf16[2, 4, 8]
+  %m, %ahead = repeat %y, %mix, %mtp.proj, %mtp.router, %mtp.up, %mtp.down, %tokens, %emb, %head
+    {func = @mtp, count = 1, carry = 1, xs = 5} : bf16[2, 4, 8], f32[1]
+  %1 = matmul %y, %w.head {ty = true} : bf16[2, 4, 5]
+  %logits = convert %1 {dtype = f32} : f32[2, 4, 5]
+  %t = shift %tokens {dim = 1, by = 1, fill = -1} : i32[2, 4]
+  %each, %lse = cross_entropy %logits, %t : f32[2, 4], f32[2, 4]
+  %3 = reduce_sum %each {dims = [0, 1]} : f32[]
+  %11 = reshape %ahead {shape = []} : f32[]
+  %12 = add %3, %11 : f32[]
+  return %12, %3
+}
+"#;
+
 fn train(micro_batches: u64) -> Train {
     Train {
         micro_batches,
@@ -147,80 +227,101 @@ fn part(m: &Module, one: &Module, all: &Named, name: &str) -> Tensor {
     panic!("{name} is a part of nothing")
 }
 
+/// What is compiled, and for which ranks beside those of the pipeline.
+struct Case {
+    model: &'static str,
+    fp8: bool,
+    mesh: Mesh,
+}
+
 fn check(table: &Table, data: u64) {
-    let n = table.n_micro_batches() as u64 * data;
-    let passes: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
-    let compiled = |pipeline: Option<Pipeline>, apart: bool| {
-        let mut m = module(MODEL);
-        let mesh = pipeline.as_ref().map(|p| Mesh {
-            pipeline: p.table.n_ranks() as u64,
-            data,
-            ..Mesh::default()
-        });
-        let cx = PassCx { train: Some(train(n)), apart, mesh, pipeline, ..PassCx::default() };
+    Case { model: MODEL, fp8: false, mesh: Mesh { data, ..Mesh::default() } }.check(table);
+}
+
+impl Case {
+    fn compiled(&self, n: u64, pipeline: Option<Pipeline>, apart: bool) -> Module {
+        let mut m = module(self.model);
+        let places = |p: &Pipeline| p.table.n_ranks() as u64;
+        let mesh = pipeline.as_ref().map(|p| Mesh { pipeline: places(p), ..self.mesh });
+        let sites: &[&str] = if self.fp8 { &["proj", "up", "down"] } else { &[] };
+        let policy: Policy = sites.iter().map(|site| (site.to_string(), recipe())).collect();
+        let cx =
+            PassCx { train: Some(train(n)), apart, mesh, pipeline, policy, ..PassCx::default() };
+        let passes: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
         apply(&mut m, &passes, &cx);
         m
-    };
-    let one = compiled(None, false);
-    let entry = one.find("train_step").expect("a step");
-    let draw = Draw { low: 0.1, high: 0.9, ints: 5.0 };
-    let args = arguments(&one, entry, &Default::default(), 3, draw);
-    let mut all: Named = names(&one, "train_step").into_iter().zip(args).collect();
-    all.insert("step".into(), Tensor::scalar(1.0));
-    let whole = names(&one, "train_step").iter().map(|n| all[n].clone()).collect();
-    let results = Interp::new(&one, Precision::Stated).run(entry, whole).expect("one rank runs");
-    let mut expected: Named = one.func(entry).result_names.iter().cloned().zip(results).collect();
+    }
 
-    let splits = table.rows.iter().flatten().flat_map(|c| c.actions());
-    let apart = splits.into_iter().any(|a| a.op == weft_schedule::Op::BackwardInput);
-    let places: Vec<Module> = (0..table.n_ranks())
-        .map(|place| compiled(Some(Pipeline { table: table.clone(), place }), apart))
-        .collect();
-    for (place, m) in places.iter().enumerate() {
-        let own: Vec<usize> = table.stages_of(place).into_iter().map(|s| s.1).collect();
-        let divided = m.stores.keys().filter_map(|name| name.split_once(".stage."));
-        for (name, rest) in divided {
-            let stage = rest.split('.').next().and_then(|s| s.parse().ok()).expect("a stage");
-            assert!(own.contains(&stage), "rank {place} has {name} of stage {stage}");
+    fn check(&self, table: &Table) {
+        let data = self.mesh.data;
+        let n = table.n_micro_batches() as u64 * data;
+        let compiled = |pipeline, apart| self.compiled(n, pipeline, apart);
+        let one = compiled(None, false);
+        let entry = one.find("train_step").expect("a step");
+        let draw = Draw { low: 0.1, high: 0.9, ints: 5.0 };
+        let args = arguments(&one, entry, &Default::default(), 3, draw);
+        let mut all: Named = names(&one, "train_step").into_iter().zip(args).collect();
+        all.insert("step".into(), Tensor::scalar(1.0));
+        let whole = names(&one, "train_step").iter().map(|n| all[n].clone()).collect();
+        let results =
+            Interp::new(&one, Precision::Stated).run(entry, whole).expect("one rank runs");
+        let mut expected: Named =
+            one.func(entry).result_names.iter().cloned().zip(results).collect();
+
+        let splits = table.rows.iter().flatten().flat_map(|c| c.actions());
+        let apart = splits.into_iter().any(|a| a.op == weft_schedule::Op::BackwardInput);
+        let places: Vec<Module> = (0..table.n_ranks())
+            .map(|place| compiled(Some(Pipeline { table: table.clone(), place }), apart))
+            .collect();
+        for (place, m) in places.iter().enumerate() {
+            let own: Vec<usize> = table.stages_of(place).into_iter().map(|s| s.1).collect();
+            let divided = m.stores.keys().filter_map(|name| name.split_once(".stage."));
+            for (name, rest) in divided {
+                let stage = rest.split('.').next().and_then(|s| s.parse().ok()).expect("a stage");
+                assert!(own.contains(&stage), "rank {place} has {name} of stage {stage}");
+            }
+            assert_eq!(m.stores.contains_key("emb"), own.contains(&0), "rank {place}");
         }
-        assert_eq!(m.stores.contains_key("emb"), own.contains(&0), "rank {place}");
-    }
-    let tokens = all["tokens"].clone();
-    let mut programs = vec![];
-    let mut args = vec![];
-    for m in &places {
-        for share in 0..data {
-            programs.push((m, m.find("train_step").expect("a step")));
-            let given = |name: &String| {
-                if name == "tokens" {
-                    let len = tokens.len() / data as usize;
-                    let own = &tokens.ints().expect("ints")[share as usize * len..][..len];
-                    return Tensor::i32(&[(n / data) as usize, 2, 4], own.to_vec());
-                }
-                part(m, &one, &all, name)
-            };
-            args.push(names(m, "train_step").iter().map(given).collect());
+        let tokens = all["tokens"].clone();
+        let mut programs = vec![];
+        let mut args = vec![];
+        for m in &places {
+            for share in 0..data {
+                let rank = programs.len();
+                programs.push((m, m.find("train_step").expect("a step")));
+                let given = |name: &String| {
+                    if name == "tokens" {
+                        let len = tokens.len() / data as usize;
+                        let own = &tokens.ints().expect("ints")[share as usize * len..][..len];
+                        return Tensor::i32(&[(n / data) as usize, 2, 4], own.to_vec());
+                    }
+                    cut_for(m, name, &part(m, &one, &all, name), rank)
+                };
+                args.push(names(m, "train_step").iter().map(given).collect());
+            }
         }
-    }
-    let found = run_programs(&programs, Precision::Stated, args, &Default::default());
-    let found = found.unwrap_or_else(|e| panic!("{e}"));
-    let mut seen = std::collections::BTreeSet::new();
-    for ((m, f), results) in programs.iter().zip(found) {
-        let names = &m.func(*f).result_names;
-        assert!(["objective", "grad_norm", "bias"].iter().all(|n| names.iter().any(|x| x == n)));
-        for (name, x) in names.iter().zip(&results) {
-            seen.insert(name.clone());
-            let whole = part(m, &one, &expected, name);
-            assert_eq!(bits(x), bits(&whole), "{name}");
+        let found = run_programs(&programs, Precision::Stated, args, &Default::default());
+        let found = found.unwrap_or_else(|e| panic!("{e}"));
+        let mut seen = std::collections::BTreeSet::new();
+        for (rank, ((m, f), results)) in programs.iter().zip(found).enumerate() {
+            let names = &m.func(*f).result_names;
+            let everywhere = ["objective", "grad_norm", "bias"].map(str::to_string);
+            let mut everywhere = everywhere.iter().filter(|n| expected.contains_key(*n));
+            assert!(everywhere.all(|n| names.contains(n)), "rank {rank} has {names:?}");
+            for (name, x) in names.iter().zip(&results) {
+                seen.insert(name.clone());
+                let own = cut_for(m, name, &part(m, &one, &expected, name), rank);
+                assert_eq!(bits(x), bits(&own), "{name} of rank {rank}");
+            }
         }
-    }
-    // Every weight is some rank's.
-    for (name, x) in std::mem::take(&mut expected) {
-        let whole = seen.contains(&name);
-        let parts = seen.iter().filter(|s| s.starts_with(&format!("{name}.stage"))).count();
-        let moment = name.strip_suffix(".m").or(name.strip_suffix(".v")).unwrap_or(&name);
-        let of = seen.iter().any(|s| s.starts_with(&format!("{moment}.stage")));
-        assert!(whole || parts > 0 || of, "{name} {:?} is nobody's", x.dims);
+        // Every weight is some rank's.
+        for (name, x) in std::mem::take(&mut expected) {
+            let whole = seen.contains(&name);
+            let parts = seen.iter().filter(|s| s.starts_with(&format!("{name}.stage"))).count();
+            let moment = name.strip_suffix(".m").or(name.strip_suffix(".v")).unwrap_or(&name);
+            let of = seen.iter().any(|s| s.starts_with(&format!("{moment}.stage")));
+            assert!(whole || parts > 0 || of, "{name} {:?} is nobody's", x.dims);
+        }
     }
 }
 
@@ -255,6 +356,30 @@ fn two_directions_compute_the_bits_of_one() {
 fn pipelines_that_share_the_batch_compute_the_bits_of_one() {
     check(&table(Name::OneFOneB, 2, 2, 1), 2);
     check(&table(Name::DualPipe, 2, 4, 2), 2);
+}
+
+const AMONG_TWO: Mesh = Mesh { pipeline: 1, data: 2, tensor: 1, experts: 2, zero: false };
+
+#[test]
+fn pipelines_whose_ranks_have_the_experts_between_them_compute_the_bits_of_one() {
+    let case = Case { model: EXPERTS, fp8: false, mesh: AMONG_TWO };
+    case.check(&table(Name::ZbV, 2, 2, 2));
+    case.check(&table(Name::DualPipe, 4, 8, 2));
+}
+
+#[test]
+fn so_they_do_in_codes() {
+    let case = Case { model: EXPERTS, fp8: true, mesh: Mesh::default() };
+    case.check(&table(Name::DualPipe, 2, 4, 2));
+    Case { mesh: AMONG_TWO, ..case }.check(&table(Name::OneFOneB, 2, 2, 1));
+}
+
+#[test]
+fn so_they_do_with_parts_of_the_weights() {
+    let mesh = Mesh { data: 2, zero: true, ..Mesh::default() };
+    Case { model: EXPERTS, fp8: true, mesh }.check(&table(Name::DualPipe, 2, 4, 2));
+    let mesh = Mesh { data: 4, zero: true, ..AMONG_TWO };
+    Case { model: EXPERTS, fp8: false, mesh }.check(&table(Name::OneFOneB, 2, 2, 1));
 }
 
 #[test]

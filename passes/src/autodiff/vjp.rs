@@ -3,6 +3,7 @@
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
+use crate::rewrite::whole;
 use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
 use weft_ir::dim::{Dim, product};
@@ -10,7 +11,6 @@ use weft_ir::module::{Def, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::rules::TypeError;
 use weft_ir::ty::DType;
-use crate::rewrite::whole;
 
 type One = Result<ValueId, TypeError>;
 type Grads = Result<Vec<Option<ValueId>>, TypeError>;

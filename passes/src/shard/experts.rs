@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use weft_ir::module::{Func, FuncId, Module, ValueId};
+use weft_ir::dim::product;
+use weft_ir::module::{Func, FuncId, Module, OpData, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty::AxisId;
 
@@ -74,9 +75,7 @@ pub fn expert_dims(module: &Module) -> Vec<BTreeMap<usize, usize>> {
         let func = module.func(id);
         let mut own = BTreeMap::new();
         let mut found = |v: ValueId, dim: usize| {
-            if let Some(param) = source(func, v) {
-                own.insert(param, dim);
-            }
+            own.extend(source(func, v, dim));
         };
         for (_, op) in func.body_ops() {
             if op.op == Op::GroupedMatmul {
@@ -93,11 +92,27 @@ pub fn expert_dims(module: &Module) -> Vec<BTreeMap<usize, usize>> {
     all
 }
 
-/// The parameter that a value has the elements of, in another form or not.
-fn source(func: &Func, v: ValueId) -> Option<usize> {
+/// The parameter that a value has the elements of, in another form or not, and which of its dims
+/// the value's `dim` is.
+fn source(func: &Func, v: ValueId, dim: usize) -> Option<(usize, usize)> {
     let Some(op) = func.def_op(v).map(|id| func.op(id)) else {
-        return func.params.iter().position(|p| *p == v);
+        return Some((func.params.iter().position(|p| *p == v)?, dim));
     };
-    let same = matches!(op.op, Op::Read | Op::Convert | Op::Quantize | Op::Dequantize);
-    same.then(|| source(func, op.operands[0])).flatten()
+    source(func, op.operands[0], before(func, op, dim)?)
+}
+
+/// The dim of an op's first operand that `dim` of its result is, if the op gives a weight another
+/// form, or takes it from a stack.
+pub fn before(func: &Func, op: &OpData, dim: usize) -> Option<usize> {
+    match op.op {
+        Op::Read | Op::Convert | Op::Quantize | Op::Dequantize => Some(dim),
+        Op::Slice => (op.attrs.get_int("dim") != Some(dim as i64)).then_some(dim),
+        Op::Reshape => {
+            let (from, to) = (&func.ty(op.operands[0]).dims, &func.ty(op.results[0]).dims);
+            let outside = product(&to[..dim])?;
+            let same = |d: &usize| from[*d] == to[dim] && product(&from[..*d]) == Some(outside);
+            (0..from.len()).find(same)
+        }
+        _ => None,
+    }
 }

@@ -2,13 +2,15 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod random;
+pub mod ranks;
 
 use weft_ir::attr::Attrs;
 use weft_ir::builder::Builder;
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
 use weft_ir::op::Op;
-use weft_ir::ty::Type;
+use weft_ir::ty::{DType, Type};
+use weft_passes::policy::{Format, Product, Recipe};
 use weft_passes::{PassCx, Save, autodiff, by_name, run_pass};
 
 /// The module a text describes; ops without a place get one.
@@ -55,6 +57,24 @@ pub fn apply(m: &mut Module, names: &[&str], cx: &PassCx) {
         if let Err(e) = run_pass(0, pass, m, cx) {
             panic!("{e}\n{}", weft_ir::text::print(m));
         }
+    }
+}
+
+/// FP8: scales along rows and, for gradients of weights, over rows; rows travel as codes.
+pub fn recipe() -> Recipe {
+    let format = |group| Format { dtype: DType::E4m3, group, scale: DType::F32, floor: 0.0 };
+    let product = |a, b| Product {
+        operands: Some([format(a), format(b)]),
+        hopper14: false,
+        promote: Some(128),
+    };
+    Recipe {
+        forward: product([1, 128], [128, 128]),
+        input_grad: product([1, 128], [128, 128]),
+        weight_grad: product([128, 1], [128, 1]),
+        saved_input: Some(format([1, 128])),
+        saved_output: None,
+        dispatched: Some(Format { scale: DType::Ue8m0, ..format([1, 128]) }),
     }
 }
 
