@@ -86,28 +86,40 @@ fn nano_along_random_directions() {
         let f = module.func(loss);
         f.params.iter().map(|p| f.value(*p).name.as_deref().unwrap_or("")).collect()
     };
-    for direction in 0..DIRECTIONS {
+    let at = |name: &&str| names.iter().position(|n| n == name).expect("@grad has it too");
+    let loss_args: Vec<usize> = loss_names.iter().map(at).collect();
+    let check = |direction: u64| {
         let ranged = |_: usize, _: &weft_ir::ty::Type| Range { low: -1.0, high: 1.0 };
         let along = random_args(&module, grad, &Sizes::new(), 1000 + direction, &ranged);
         let along = along.expect("sizes are fixed");
+        let by = |i: usize| along[i].floats().expect("weights are floats");
         let slope: f64 = gradients
             .iter()
-            .map(|(i, g)| g.iter().zip(along[*i].numbers()).map(|(g, d)| g * d).sum::<f64>())
+            .map(|(i, g)| g.iter().zip(by(*i)).map(|(g, d)| g * d).sum::<f64>())
             .sum();
         let moved = |by_steps: f64| {
-            let mut at = args.clone();
-            for (i, _) in &gradients {
-                let (from, by) = (at[*i].numbers(), along[*i].numbers());
-                let to = from.iter().zip(by).map(|(x, d)| x + by_steps * STEP * d).collect();
-                at[*i] = Tensor::float(at[*i].dtype, &at[*i].dims.clone(), to);
-            }
-            let by_name = |n: &&str| at[names.iter().position(|m| m == n).expect("same")].clone();
-            objective(&module, loss, loss_names.iter().map(by_name).collect())
+            let arg = |i: &usize| {
+                let from = &args[*i];
+                if gradients.iter().all(|(weight, _)| weight != i) {
+                    return from.clone();
+                }
+                let at = from.floats().expect("weights are floats").iter().zip(by(*i));
+                let to = at.map(|(x, d)| x + by_steps * STEP * d).collect();
+                Tensor::float(from.dtype, &from.dims, to)
+            };
+            objective(&module, loss, loss_args.iter().map(arg).collect())
         };
         // Central differences of two widths: what is left is of the order of STEP⁴.
         let (near, far) = (moved(1.0) - moved(-1.0), moved(2.0) - moved(-2.0));
         let difference = (8.0 * near - far) / (12.0 * STEP);
         let error = (difference - slope).abs() / slope.abs().max(difference.abs());
         assert!(error < BOUND, "direction {direction}: {slope} against {difference}: {error:.1e}");
-    }
+    };
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|threads| {
+        for first in 0..n_threads as u64 {
+            let check = &check;
+            threads.spawn(move || (first..DIRECTIONS).step_by(n_threads).for_each(check));
+        }
+    });
 }
