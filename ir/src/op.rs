@@ -319,7 +319,8 @@ ops! {
   /// Sort the `active` choices of every token by expert, then token. `offsets`: i32[experts + 1];
   /// `order`: i32[R], for each row its place `token * active + slot` in `ids`.
   Route "route" ("ids") {experts: Int, rows: Dim} route [Pure Blocks] CostRule::PerInput(4);
-  /// `rows[r] = x[order[r] / active]`, times `weights[order[r]]` if given.
+  /// `rows[r] = x[order[r] / active]`, times `weights[order[r]]` if given. Of codes whose rows have
+  /// scales of their own, codes and scales.
   Dispatch "dispatch" ("x" "order" "..") {active: Int} dispatch [Pure] CostRule::Free;
   /// `y[t] = Σ_slot weights[t, slot] rows[row of (t, slot)]`, slots in order; weight 1 if not
   /// given. `tokens`: the leading dims of the result.

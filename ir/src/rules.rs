@@ -56,6 +56,14 @@ impl RuleCx<'_> {
         Ok(ty)
     }
 
+    /// A float, perhaps quantized, whose rows can go different ways.
+    fn rows_apart(&self, i: usize) -> Result<&Type, TypeError> {
+        let ty = self.factor(i)?;
+        let own = ty.quant.as_ref().is_none_or(|q| q.group[0] == 1);
+        self.check(own, "rows that share scales cannot be sent apart")?;
+        Ok(ty)
+    }
+
     fn float(&self, i: usize) -> Result<&Type, TypeError> {
         let ty = self.value(i)?;
         self.check(ty.dtype.is_float(), "needs a floating-point operand")?;
@@ -510,7 +518,9 @@ fn order_rows(cx: &RuleCx, i: usize) -> Result<Dim, TypeError> {
 }
 
 pub fn dispatch(cx: &RuleCx) -> Types {
-    let x = cx.float(0)?;
+    let x = cx.rows_apart(0)?;
+    let plain = x.quant.is_none() || cx.operands.len() == 2;
+    cx.check(plain, "codes take no weights; `dequantize` them first")?;
     let rows = order_rows(cx, 1)?;
     let d = cx.last(x)?;
     slot_weights(cx, 2, &x.dims[..x.rank() - 1], cx.positive("active")?)?;

@@ -525,6 +525,29 @@ fn tokens_to_experts_and_back() {
     }
 }
 
+/// Rows of codes, and of their scales, go as they are.
+#[test]
+fn codes_to_experts() {
+    for (code, scale) in [("e4m3", "f32"), ("e4m3", "ue8m0"), ("e5m2", "f32"), ("e5m6", "ue8m0")] {
+        let text = format!(
+            "dims {{ S <= 512, R = ragged(8) 2*S }}\n\
+             func @f(%x: f32[S, 40], %i: i32[S, 2]) -> ({code}[R, 40], {scale}[R, 5]) {{\n\
+             %o, %r = route %i {{experts = 8, rows = R}}\n\
+             %c, %s = encode %x {{dtype = {code}, group = [1, 8], scale = {scale}}}\n\
+             %rows = dispatch %c, %r {{active = 2}}\n\
+             %scales = dispatch %s, %r {{active = 2}}\n\
+             return %rows, %scales\n}}\n"
+        );
+        let range = |_: usize, ty: &Type| match ty.dtype.is_int() {
+            true => Range { low: 0.0, high: 8.0 },
+            false => Range { low: -2.0, high: 2.0 },
+        };
+        for s in ODD {
+            check_with(&text, &[("S", s)], &range, bounds(0.0));
+        }
+    }
+}
+
 #[test]
 fn adamw() {
     for (dtype, t) in [("f32", 1.0), ("f32", 1000.0), ("bf16", 3.0)] {

@@ -14,14 +14,15 @@
 //! how, and nothing is chosen here. A weight is quantized from its f32 master. Equal quantizations
 //! of one value are one op after `cse`. Rows that `dispatch` makes for a product are rounded before
 //! it to the format they travel in, whether or not they leave the device: a run's numbers do not
-//! depend on how many ranks share it. Cost: an op for each operand of a product.
+//! depend on how many ranks share it. Where a product takes rows as codes, tokens are encoded, once
+//! each, and `dispatch` moves codes. Cost: an op for each operand of a product.
 //! Requires: derivatives, so that all three products of a linear map are there.
 
 use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
 use weft_ir::module::{Def, Module, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
-use weft_ir::ty::DType;
+use weft_ir::ty::{DType, Quant, Type};
 
 use crate::policy::{Format, Product, Recipe};
 use crate::rewrite::{rebuild, whole};
@@ -65,16 +66,17 @@ fn recipe<'a>(cx: &'a PassCx, op: &OpData) -> Result<Option<&'a Recipe>, PassErr
 /// Rows that come to `op` from other tokens' places travel as codes.
 fn dispatched(b: &mut Builder, op: &mut OpData, format: &Format) -> Result<(), PassError> {
     for x in &mut op.operands {
-        let made_by = b.func.def_op(*x).map(|id| b.func.op(id).clone());
-        let Some(mut dispatch) = made_by.filter(|o| o.op == Op::Dispatch) else { continue };
-        let sent = dispatch.operands[0];
-        let dtype = b.ty(sent).dtype;
-        let codes = quantize(b, sent, format)?;
-        let attrs = Attrs::new().with("dtype", Attr::DType(dtype));
-        dispatch.operands[0] = b.emit(Op::Dequantize, &[codes], attrs)?;
+        let Some(mut dispatch) = made_by(b, *x, Op::Dispatch) else { continue };
+        let codes = quantize(b, dispatch.operands[0], format)?;
+        let to = Attrs::new().with("dtype", Attr::DType(b.ty(*x).dtype));
+        dispatch.operands[0] = b.emit(Op::Dequantize, &[codes], to)?;
         *x = b.emit(Op::Dispatch, &dispatch.operands, dispatch.attrs)?;
     }
     Ok(())
+}
+
+fn made_by(b: &Builder, x: ValueId, op: Op) -> Option<OpData> {
+    b.func.def_op(x).map(|id| b.func.op(id)).filter(|o| o.op == op).cloned()
 }
 
 fn quantized(
@@ -99,7 +101,21 @@ fn quantized(
     Ok(b.emit(op.op, &operands, attrs)?)
 }
 
+/// `x` as codes: those that it was made of, if they are of this format; where rows are copies of
+/// tokens and have scales of their own, copies of the tokens' codes.
 pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
+    if let Some(decoded) = made_by(b, x, Op::Dequantize)
+        && is_of(b.ty(decoded.operands[0]), format)
+    {
+        return Ok(decoded.operands[0]);
+    }
+    if let Some(mut copied) = made_by(b, x, Op::Dispatch)
+        && copied.operands.len() == 2
+        && format.group[0] == 1
+    {
+        copied.operands[0] = quantize(b, copied.operands[0], format)?;
+        return Ok(b.emit(Op::Dispatch, &copied.operands, copied.attrs)?);
+    }
     let mut attrs = Attrs::new()
         .with("dtype", Attr::DType(format.dtype))
         .ints("group", format.group.map(i64::from))
@@ -116,6 +132,12 @@ pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId,
     }
     let source = master(b, x).unwrap_or(x);
     Ok(b.emit(Op::Quantize, &[source], attrs)?)
+}
+
+/// Are codes of that type those of a format?
+fn is_of(ty: &Type, format: &Format) -> bool {
+    let same = |q: &Quant| q.group == format.group && q.scale == format.scale;
+    ty.dtype == format.dtype && ty.quant.as_ref().is_some_and(same)
 }
 
 /// The f32 parameter that a value is rounded from, or a layer of it.

@@ -167,7 +167,9 @@ impl<'a> Splitter<'a> {
                 let value = dequantize(&mut self.to, codes, scales, quant, to)?;
                 self.set(op.results[0], (value, None));
             }
-            Op::Exchange if self.from.ty(op.operands[0]).quant.is_some() => self.exchange(op)?,
+            Op::Exchange | Op::Dispatch if self.from.ty(op.operands[0]).quant.is_some() => {
+                self.rows(op)?;
+            }
             _ if op.op.has(Trait::Contraction) => self.contraction(op)?,
             _ if callee(op).is_some() => self.calling(op)?,
             _ => {
@@ -209,13 +211,12 @@ impl<'a> Splitter<'a> {
     }
 
     /// Codes and scales of rows travel one after the other.
-    fn exchange(&mut self, op: &OpData) -> Result<(), PassError> {
+    fn rows(&mut self, op: &OpData) -> Result<(), PassError> {
         let (codes, scales) = self.get(op.operands[0]);
-        let offsets = op.operands[1..].iter().map(|x| self.get(*x).0);
-        let offsets: Vec<ValueId> = offsets.collect();
+        let others: Vec<ValueId> = op.operands[1..].iter().map(|x| self.get(*x).0).collect();
         let mut sent = vec![];
         for x in std::iter::once(codes).chain(scales) {
-            let xs = [&[x][..], &offsets].concat();
+            let xs = [&[x][..], &others].concat();
             let made = self.to.emit_calling(self.module, op.op, &xs, op.attrs.clone())?;
             sent.extend(made);
         }

@@ -146,25 +146,14 @@ fn rounding(b: &Builder, mut v: ValueId) -> Option<Rounding> {
         let Some(from) = op.operands.first().copied() else { return as_it_is };
         let narrower = func.ty(v).dtype.bits() < func.ty(from).dtype.bits();
         match op.op {
-            Op::Quantize => {
-                // Rows that came as these codes were rounded before they were sent.
-                let sent = sent(func, from).filter(|q| q.attrs == op.attrs);
-                let (source, rounded) = sent.map_or((from, v), |q| (q.operands[0], q.results[0]));
-                return Some(Rounding { source, rounded: Some(rounded) });
-            }
+            Op::Quantize => return Some(Rounding { source: from, rounded: Some(v) }),
+            // Rows that came as codes were rounded before they were sent.
+            Op::Dispatch if !is_plain => v = from,
             Op::Convert if narrower => return Some(Rounding { source: from, rounded: Some(v) }),
             moved if moved.has(Trait::Movement) && op.operands.len() == 1 => v = from,
             _ => return as_it_is,
         }
     }
-}
-
-/// What quantized the rows that `dispatch` handed over.
-fn sent(func: &Func, rows: ValueId) -> Option<&OpData> {
-    let maker = |v: ValueId| func.def_op(v).map(|id| func.op(id));
-    let dispatch = maker(rows).filter(|o| o.op == Op::Dispatch && o.operands.len() == 2)?;
-    let decoded = maker(dispatch.operands[0]).filter(|o| o.op == Op::Dequantize)?;
-    maker(decoded.operands[0]).filter(|o| o.op == Op::Quantize)
 }
 
 fn statistics(b: &mut Builder, of: &str, r: &Rounding) -> Result<Named, TypeError> {

@@ -149,7 +149,8 @@ fn one_of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
     let site = op.attrs.get_word("site").map(str::to_string);
     let name = site.unwrap_or_else(|| op.op.def().name.to_string());
     let some = |work: Work| Ok(Some(Kernel { name: name.clone(), work }));
-    if only_weights(module, f, op) || encodes_rows_of_an_exchange(f, op) {
+    let not_sent = op.op == Op::Dispatch && goes_as_codes(module, f, op);
+    if not_sent || only_weights(module, f, op) || encodes_rows_of_an_exchange(f, op) {
         return Ok(None);
     }
     match op.op {
@@ -269,7 +270,8 @@ fn sent_bytes(module: &Module, f: &Func, op: &OpData) -> Result<f64, PlanError> 
         return Ok(rows * elements(module, f.ty(x))? / elements(module, f.ty(op.results[0]))?);
     }
     let sent = f.def_op(x).map(|id| f.op(id)).filter(|d| d.op == Op::Fused);
-    let coded = |d: &&OpData| d.operands.iter().any(|v| is_fp8(f.ty(*v).dtype));
+    let plain = matches!(f.ty(x).dtype, DType::F32 | DType::Bf16);
+    let coded = |d: &&OpData| plain && d.operands.iter().any(|v| is_fp8(f.ty(*v).dtype));
     match sent.filter(coded) {
         Some(d) => sum(d.operands.iter().map(|v| bytes(module, f.ty(*v)))),
         None => bytes(module, f.ty(x)),
@@ -282,6 +284,37 @@ fn encodes_rows_of_an_exchange(f: &Func, op: &OpData) -> bool {
         && matches!(op.attrs.get_ints("group"), Some([1, _]))
         && is_fp8(f.ty(op.results[0]).dtype)
         && f.def_op(op.operands[0]).is_some_and(|d| f.op(d).op == Op::Dispatch)
+}
+
+/// Whether the same rows are dispatched as codes: those go, and whoever gets them can decode them.
+fn goes_as_codes(module: &Module, f: &Func, op: &OpData) -> bool {
+    let (sent, order) = (op.operands[0], op.operands[1]);
+    let twins = f.body_ops().map(|(_, o)| o).filter(|o| o.op == Op::Dispatch);
+    let mut twins = twins.filter(|o| o.operands[1] == order && is_fp8(f.ty(o.operands[0]).dtype));
+    twins.any(|o| encoded_from(module, f, o.operands[0]) == Some(f.past_reshapes(sent)))
+}
+
+/// The value of `f` that `codes` are the codes of, if they are made in `f`.
+fn encoded_from(module: &Module, f: &Func, codes: ValueId) -> Option<ValueId> {
+    let codes = f.past_reshapes(codes);
+    let made_by = f.op(f.def_op(codes)?);
+    let source = |f: &Func, made_by: &OpData| {
+        (made_by.op == Op::Encode).then(|| f.past_reshapes(made_by.operands[0]))
+    };
+    if made_by.op != Op::Fused {
+        return source(f, made_by);
+    }
+    let body = module.func(made_by.attrs.get_func("func")?);
+    let at = made_by.results.iter().position(|r| *r == codes)?;
+    let inner = body.past_reshapes(body.results[at]);
+    let from = source(body, body.op(body.def_op(inner)?))?;
+    match body.value(from).def {
+        Def::Param(i) => made_by.operands.get(i as usize).map(|v| f.past_reshapes(*v)),
+        Def::Result { .. } => {
+            let at = body.results.iter().position(|r| body.past_reshapes(*r) == from)?;
+            Some(made_by.results[at])
+        }
+    }
 }
 
 fn is_fp8(dtype: DType) -> bool {
@@ -345,11 +378,13 @@ fn sum(all: impl Iterator<Item = Result<f64, PlanError>>) -> Result<f64, PlanErr
 }
 
 impl Exchange {
-    /// Both as one, if one of them is of a number a row, such as its gate: it goes with the other.
+    /// Both as one, if one of them is a few numbers a row, its gate or the scales of its codes:
+    /// they go with the other.
     pub fn with(self, other: Exchange) -> Option<Exchange> {
+        let (a, b) = (self.token_bytes, other.token_bytes);
         let tokens = self.tokens.min(other.tokens);
-        let sent_bytes = self.tokens * self.token_bytes + other.tokens * other.token_bytes;
-        (self.token_bytes.min(other.token_bytes) <= 4.0).then_some(Exchange {
+        let sent_bytes = self.tokens * a + other.tokens * b;
+        (a.min(b) <= a.max(b) / 16.0).then_some(Exchange {
             tokens,
             token_bytes: sent_bytes / tokens,
             row_bytes: self.row_bytes + other.row_bytes,

@@ -47,16 +47,23 @@ fn weights_at<'a>(xs: &[&'a Tensor], i: usize) -> Result<Option<&'a [f64]>, Faul
 }
 
 pub(super) fn dispatch(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
-    let (x, active, d_len) = (xs[0].floats()?, cx.count("active")?, xs[0].last());
-    let weights = weights_at(xs, 2)?;
-    let tokens = x.len() / d_len.max(1);
-    let mut out = vec![];
-    for p in places(xs[1], tokens * active)? {
-        let token = &x[p / active * d_len..(p / active + 1) * d_len];
-        let weight = weights.map_or(1.0, |w| w[p]);
-        out.extend(token.iter().map(|x| x * weight));
+    let (active, weights) = (cx.count("active")?, weights_at(xs, 2)?);
+    let rows = |x: &Tensor| -> Result<Vec<f64>, Fault> {
+        let (d_len, mut out) = (x.last(), vec![]);
+        let (n_tokens, x) = (x.len() / d_len.max(1), x.floats()?);
+        for p in places(xs[1], n_tokens * active)? {
+            let token = &x[p / active * d_len..(p / active + 1) * d_len];
+            let weight = weights.map_or(1.0, |w| w[p]);
+            out.extend(token.iter().map(|x| x * weight));
+        }
+        Ok(out)
+    };
+    let mut sent = cx.floats(0, rows(xs[0])?)?;
+    if let Some(scales) = &xs[0].scales {
+        let dims = [sent.dims[0], scales.last()];
+        sent.scales = Some(Box::new(Tensor::float(scales.dtype, &dims, rows(scales)?)));
     }
-    cx.floats(0, out)
+    Ok(sent)
 }
 
 pub(super) fn combine(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {

@@ -55,11 +55,8 @@ pub fn exchange_offsets(cx: &RuleCx) -> Types {
 }
 
 pub fn exchange(cx: &RuleCx) -> Types {
-    let rows = cx.operands[0];
-    cx.check(!rows.state, "an operand is a state; `read` it first")?;
+    let rows = cx.rows_apart(0)?;
     cx.check(rows.rank() == 2, "rows are [rows, d]")?;
-    let own = rows.quant.as_ref().is_none_or(|q| q.group[0] == 1);
-    cx.check(own, "rows that share scales cannot be sent apart")?;
     let same = expert_offsets(cx, 1)? == expert_offsets(cx, 2)?;
     cx.check(same, "both offsets have as many segments as there are experts")?;
     let n = Dim::fixed(places(cx)?);
