@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-const MODEL: &str = "models/nano.model";
+const MODEL: &str = "models/llama.model";
 
 fn weft(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_weft"))

@@ -8,6 +8,7 @@ mod objects;
 
 use std::time::Instant;
 
+use weft_codegen::object::Made;
 use weft_graph::{CpuVariant, Graph};
 use weft_ir::module::Module;
 use weft_lower::cache::{self, Cache, Cached};
@@ -52,16 +53,26 @@ pub fn compile_observed(
     options: &Options,
     observe: Observe,
 ) -> Result<Graph, CompileError> {
+    with_made(None, module, entries, options, observe)
+}
+
+fn with_made(
+    made: Option<&dyn Made>,
+    module: &Module,
+    entries: &[&str],
+    options: &Options,
+    observe: Observe,
+) -> Result<Graph, CompileError> {
     let (entries, kernels) = weft_lower::compile::entries(&Cpu, module, entries, observe)?;
     let start = Instant::now();
-    let code = objects::compile(&kernels, &options.variants, options.threads)?;
+    let code = objects::compile(&kernels, &options.variants, options.threads, made)?;
     let variants = ("CPU variants", options.variants.len() as u64);
     observe(Stage::emit_kernels(start.elapsed(), &code, Some(variants)));
     weft_lower::compile::graph(entries, code, (&options.source, &options.command))
 }
 
 /// As [`compile`], but a graph compiled before from the same module and options is read from the
-/// cache on disk.
+/// cache on disk, and so are kernels that other graphs have.
 pub fn compile_cached(
     module: &Module,
     entries: &[&str],
@@ -80,7 +91,8 @@ pub fn compile_cached_in(
     observe: Observe,
 ) -> Result<Cached, CompileError> {
     let key = key(module, entries, options);
-    cache::find_or(cache, &key, || compile_observed(module, entries, options, observe))
+    let made = cache.map(|cache| cache as &dyn Made);
+    cache::find_or(cache, &key, || with_made(made, module, entries, options, observe))
 }
 
 /// The name of a graph in the cache.

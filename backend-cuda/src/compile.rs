@@ -64,7 +64,7 @@ fn code(kernels: &Kernels, threads: usize) -> Result<(Vec<Kernel>, Vec<Vec<u8>>)
     let sources: Vec<KernelSource> = kernels.sources().cloned().collect();
     let mut made = vec![];
     let mut objects = vec![];
-    for object in compile_all(&hopper(), &sources, threads)? {
+    for object in compile_all(&hopper(), &sources, threads, None)? {
         let id = ObjectId(objects.len() as u32);
         // Objects hold the kernels in order.
         for source in &sources[made.len()..made.len() + object.kernels.len()] {

@@ -1,9 +1,9 @@
 //! From kernels to position-independent ELF objects, or to PTX modules.
 //!
-//! A kernel is a name and a closure that emits it; kernels are compiled a handful to an object,
-//! objects in parallel, one LLVM context per thread. Which kernels share an object depends on their
-//! order alone, so any number of threads gives the same bytes. An object may ask for no symbol but
-//! `memcpy`, `memset` and `memmove`, a PTX module for none.
+//! A kernel is a name and a closure that emits it; each becomes an object of its own, so that it
+//! can be found again, objects in parallel, one LLVM context per thread. Any number of threads
+//! gives the same bytes. An object may ask for no symbol but `memcpy`, `memset` and `memmove`, a
+//! PTX module for none.
 
 mod elf;
 
@@ -102,31 +102,45 @@ pub enum ObjectError {
 /// What a kernel may leave for the loader to bind.
 pub const ALLOWED_SYMBOLS: [&str; 3] = ["memcpy", "memmove", "memset"];
 
-/// Kernels in one object: enough to share its fixed cost, few enough to compile in parallel.
-const KERNELS_PER_OBJECT: usize = 4;
-
 /// Kernels are written with explicit vectors and loops, so the pipeline only cleans up. It takes a
 /// third of the time of `default<O2>` and does not undo the loops it is given.
 const PIPELINE: &str = "function(sroa,early-cse<memssa>,\
     instcombine<no-verify-fixpoint>,simplifycfg),\
     always-inline,function(loop-mssa(licm),gvn,instcombine<no-verify-fixpoint>,simplifycfg,adce)";
 
-/// Compiles all kernels on up to `threads` threads.
+/// Objects that were made before. Equal kernel names mean equal code, on one target.
+pub trait Made: Sync {
+    fn find(&self, target: &Target, kernel: &str) -> Option<Vec<u8>>;
+
+    fn keep(&self, target: &Target, kernel: &str, object: &[u8]);
+}
+
+/// Compiles all kernels that were not `made` before on up to `threads` threads: an object for each.
 pub fn compile_all(
     target: &Target,
     sources: &[KernelSource],
     threads: usize,
+    made: Option<&dyn Made>,
 ) -> Result<Vec<Object>, ObjectError> {
-    let chunks: Vec<&[KernelSource]> = sources.chunks(KERNELS_PER_OBJECT).collect();
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
+    let object = |source: &KernelSource| {
+        if let Some(bytes) = made.and_then(|made| made.find(target, &source.name)) {
+            return Ok(Object { bytes, kernels: vec![source.name.clone()] });
+        }
+        let object = compile(target, std::slice::from_ref(source))?;
+        if let Some(made) = made {
+            made.keep(target, &source.name, &object.bytes);
+        }
+        Ok(object)
+    };
     std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, chunks.len().max(1)) {
+        for _ in 0..threads.clamp(1, sources.len().max(1)) {
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(chunk) = chunks.get(at) else { break };
-                    let object = compile(target, chunk);
+                    let Some(source) = sources.get(at) else { break };
+                    let object = object(source);
                     done.lock().unwrap_or_else(|e| e.into_inner()).push((at, object));
                 }
             });

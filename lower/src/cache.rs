@@ -2,7 +2,8 @@
 //!
 //! The key is a digest of the compiler, what it was asked for and the module's text after the
 //! passes. An entry is a `.weft` file, written whole or not at all; one that cannot be read is
-//! compiled again.
+//! compiled again. Beside them lie the kernels of a CPU, an object each, for graphs that share
+//! some: the ranks of a pipeline, or a model before and after an edit.
 //! A file's time is that of its last use: when the cache grows beyond its limit, those unused
 //! longest go.
 
@@ -10,6 +11,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use weft_codegen::emit::Target;
+use weft_codegen::object::Made;
 use weft_graph::Graph;
 use weft_ir::module::Module;
 use weft_ir::text;
@@ -38,7 +41,20 @@ impl Cache {
         let limit_bytes = mib.unwrap_or(LIMIT_MIB).saturating_mul(1 << 20);
         Some(Cache { folder, limit_bytes })
     }
+
+    fn kernel(&self, target: &Target, kernel: &str) -> PathBuf {
+        let mut digest = blake3::Hasher::new();
+        let described = format!("{target:?}");
+        for part in [COMPILER.as_bytes(), &build_id(), described.as_bytes(), kernel.as_bytes()] {
+            digest.update(&(part.len() as u64).to_le_bytes());
+            digest.update(part);
+        }
+        self.folder.join(KERNELS).join(format!("{}.o", digest.finalize().to_hex()))
+    }
 }
+
+/// The folder of kernels in a cache.
+const KERNELS: &str = "kernels";
 
 /// A graph, and whether it was in the cache.
 pub struct Cached {
@@ -68,22 +84,48 @@ pub fn find_or(
     Ok(Cached { graph, hit: false })
 }
 
-/// Removes graphs that were not used for longest until the rest fits; never `keep`. A graph that
-/// someone has open stays readable to them.
+/// Bytes of the digest that a kernel's file begins with.
+const DIGEST_BYTES: usize = 32;
+
+impl Made for Cache {
+    fn find(&self, target: &Target, kernel: &str) -> Option<Vec<u8>> {
+        let path = self.kernel(target, kernel);
+        let mut file = std::fs::read(&path).ok()?;
+        let object = (file.len() >= DIGEST_BYTES).then(|| file.split_off(DIGEST_BYTES))?;
+        let whole = blake3::hash(&object).as_bytes()[..] == file[..];
+        let used = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        (whole && used.is_ok()).then_some(object)
+    }
+
+    fn keep(&self, target: &Target, kernel: &str, object: &[u8]) {
+        let path = self.kernel(target, kernel);
+        let Some(folder) = path.parent() else { return };
+        let file = [&blake3::hash(object).as_bytes()[..], object].concat();
+        // Half a file is told by its digest, and one that cannot be written costs a compile.
+        if std::fs::create_dir_all(folder).is_ok() {
+            let _ = std::fs::write(&path, file);
+        }
+    }
+}
+
+/// Removes what was not used for longest until the rest fits; never `keep`. A file that someone has
+/// open stays readable to them.
 fn trim(folder: &Path, limit_bytes: u64, keep: &Path) {
-    let Ok(files) = std::fs::read_dir(folder) else { return };
-    let graph = |path: &Path| path.extension().is_some_and(|e| e == "weft");
-    let mut graphs: Vec<(SystemTime, u64, PathBuf)> = files
+    let folders = [folder.to_owned(), folder.join(KERNELS)];
+    let folders = folders.into_iter().filter_map(|f| f.read_dir().ok());
+    let ours = |path: &Path| path.extension().is_some_and(|e| e == "weft" || e == "o");
+    let mut files: Vec<(SystemTime, u64, PathBuf)> = folders
         .flatten()
-        .filter(|file| graph(&file.path()))
+        .flatten()
+        .filter(|file| ours(&file.path()))
         .filter_map(|file| {
             let data = file.metadata().ok()?;
             Some((data.modified().ok()?, data.len(), file.path()))
         })
         .collect();
-    graphs.sort();
-    let mut size_bytes: u64 = graphs.iter().map(|g| g.1).sum();
-    for (_, bytes, path) in graphs {
+    files.sort();
+    let mut size_bytes: u64 = files.iter().map(|g| g.1).sum();
+    for (_, bytes, path) in files {
         if size_bytes <= limit_bytes {
             break;
         }

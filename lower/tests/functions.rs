@@ -382,6 +382,13 @@ fn graphs_are_found_again() {
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     assert!(!cached().hit);
     assert!(cached().hit);
+    // Another graph finds the kernels, whole ones as they are and damaged ones not at all.
+    let kernels: Vec<_> = folder.path().join("kernels").read_dir().unwrap().flatten().collect();
+    assert_eq!(kernels.len(), first.graph.kernels.len());
+    std::fs::write(kernels[0].path(), "half of one").unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let again = cached();
+    assert!(!again.hit && again.graph == first.graph);
     let other = Options { command: "another".into(), ..options.clone() };
     assert_ne!(key(&m, &["loss"], &options), key(&m, &["loss"], &other));
     assert_ne!(key(&m, &["loss"], &options), key(&m, &["loss", "update"], &options));
@@ -404,7 +411,7 @@ fn graphs_that_are_not_used_make_room() {
         assert!(!of(source, u64::MAX).hit);
         let new = std::fs::read_dir(folder.path()).unwrap().flatten().find(|f| {
             let age = f.metadata().unwrap().modified().unwrap().elapsed().unwrap_or_default();
-            age < Duration::from_secs(10)
+            age < Duration::from_secs(10) && f.path().is_file()
         });
         let path = new.unwrap().path();
         sizes.push(std::fs::metadata(&path).unwrap().len());
@@ -413,8 +420,11 @@ fn graphs_that_are_not_used_make_room() {
     }
     std::fs::write(folder.path().join("notes.txt"), "mine").unwrap();
     assert!(of("first", u64::MAX).hit);
-    // Room for two: the first was used since, so the second goes.
-    assert!(!of("third", 2 * sizes[0] + sizes[1] / 2).hit);
+    let kernels = folder.path().join("kernels").read_dir().unwrap().flatten();
+    let kernels_bytes: u64 = kernels.map(|f| f.metadata().unwrap().len()).sum();
+    // Room for two beside the kernels, which all have: the first was used since, so the second
+    // goes.
+    assert!(!of("third", kernels_bytes + 2 * sizes[0] + sizes[1] / 2).hit);
     assert!(of("first", u64::MAX).hit);
     assert!(of("third", u64::MAX).hit);
     assert!(!of("second", u64::MAX).hit);

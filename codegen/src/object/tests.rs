@@ -40,9 +40,42 @@ fn exp_kernel(name: &str) -> KernelSource {
 fn bytes_do_not_depend_on_threads() {
     let names: Vec<String> = (0..9).map(|i| format!("exp_{i}")).collect();
     let sources: Vec<KernelSource> = names.iter().map(|n| exp_kernel(n)).collect();
-    let one = compile_all(&target(), &sources, 1).unwrap();
-    assert_eq!(one.len(), 3);
-    assert_eq!(one, compile_all(&target(), &sources, 4).unwrap());
+    let one = compile_all(&target(), &sources, 1, None).unwrap();
+    assert_eq!(one.len(), 9);
+    assert_eq!(one, compile_all(&target(), &sources, 4, None).unwrap());
+}
+
+/// Remembers objects, and how many were asked for in vain.
+#[derive(Default)]
+struct Memory {
+    objects: Mutex<Vec<(String, Vec<u8>)>>,
+    missed: AtomicUsize,
+}
+
+impl Made for Memory {
+    fn find(&self, target: &Target, kernel: &str) -> Option<Vec<u8>> {
+        let name = format!("{} {kernel}", target.name);
+        let objects = self.objects.lock().unwrap();
+        let found = objects.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.clone());
+        self.missed.fetch_add(usize::from(found.is_none()), Ordering::Relaxed);
+        found
+    }
+
+    fn keep(&self, target: &Target, kernel: &str, object: &[u8]) {
+        let name = format!("{} {kernel}", target.name);
+        self.objects.lock().unwrap().push((name, object.to_vec()));
+    }
+}
+
+#[test]
+fn what_was_made_before_is_not_made_again() {
+    let [a, b, c] = ["a", "b", "c"].map(exp_kernel);
+    let made = Memory::default();
+    compile_all(&target(), &[a.clone(), b.clone()], 1, Some(&made)).unwrap();
+    let sources = [b, a, c];
+    let all = compile_all(&target(), &sources, 2, Some(&made)).unwrap();
+    assert_eq!(made.missed.into_inner(), 3);
+    assert_eq!(all, compile_all(&target(), &sources, 1, None).unwrap());
 }
 
 #[test]
