@@ -13,9 +13,9 @@
 //! - no path leads out of it and back.
 //!
 //! Codes in groups within rows are made with the rows. Where a kernel of another kind made those,
-//! codes join a region that reads them too. Rows of attention's result become codes where it ends:
-//! it and its codes are a region, and only they; whether a machine's kernel does both or a second
-//! one encodes is its backend's to say.
+//! or they come from outside, codes join a region that reads them too. Rows of attention's result
+//! become codes where it ends: it and its codes are a region, and only they; whether a machine's
+//! kernel does both or a second one encodes is its backend's to say.
 
 use std::collections::BTreeSet;
 
@@ -64,6 +64,8 @@ pub struct Graph<'a> {
     kinds: Vec<Kind>,
     reach: Vec<Option<Reach>>,
     uses: Vec<Vec<Use>>,
+    /// Of what comes from outside.
+    uses_of_params: Vec<Use>,
     /// Ops that must run after each op.
     after: Vec<BTreeSet<usize>>,
     /// What must run before an op whatever it reads: who reads the state that it changes, and the
@@ -85,6 +87,7 @@ impl<'a> Graph<'a> {
             kinds: ops.iter().map(|op| kind(op)).collect(),
             reach: ops.iter().map(|op| reach(func, op)).collect(),
             uses: vec![vec![]; n],
+            uses_of_params: vec![],
             after: vec![BTreeSet::new(); n],
             before: vec![BTreeSet::new(); n],
             place,
@@ -115,7 +118,7 @@ impl<'a> Graph<'a> {
     /// Who reads, element for element, what an op without other operands reads.
     fn readers_beside(&self, at: usize) -> Vec<usize> {
         let own = |u: &&Use| u.by == Some(at) && u.plain;
-        let uses = || self.uses.iter().flatten();
+        let uses = || self.uses.iter().flatten().chain(&self.uses_of_params);
         let values: BTreeSet<ValueId> = uses().filter(own).map(|u| u.value).collect();
         let same = |u: &&Use| u.plain && values.contains(&u.value) && u.by != Some(at);
         uses().filter(same).filter_map(|u| u.by).collect()
@@ -141,7 +144,10 @@ impl<'a> Graph<'a> {
     }
 
     fn add_use(&mut self, value: ValueId, by: Option<usize>, plain: bool) {
-        let Some((at, id)) = self.maker(value) else { return };
+        let Some((at, id)) = self.maker(value) else {
+            self.uses_of_params.push(Use { by, value, plain });
+            return;
+        };
         let op = self.func.op(id);
         if self.kinds[at] == Kind::Moves {
             let plain = plain && is_plain(self.func, op);
@@ -356,8 +362,8 @@ pub fn group(graph: &Graph) -> Vec<Vec<usize>> {
             }
         }
     }
-    // What a kernel of another kind made is read once for codes of it and for a region that needs
-    // it anyway.
+    // What a kernel of another kind made, or comes from outside, is read once for codes of it and
+    // for a region that needs it anyway.
     for at in (0..n).filter(|at| encodes_rows(graph.func.op(graph.func.body[*at]))) {
         for other in graph.readers_beside(at).into_iter().filter_map(|o| groups[o]) {
             let ours = (0..n).filter(|o| groups[*o] == groups[at] || groups[*o] == Some(other));
