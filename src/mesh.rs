@@ -104,6 +104,14 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
     if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
         bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
     }
+    let place = |axis: &str| layout.mesh.iter().position(|a| a == axis);
+    if layout.pipeline > 1 && layout.data > 1 && place("data") < place("pipeline") {
+        bail!(
+            "not available yet: ranks numbered with data outside pipeline (`{name}` has mesh = \
+             [{}]); write pipeline first, or leave mesh out",
+            layout.mesh.join(", ")
+        );
+    }
     let batch = train.batch.ends().fold(0.0, f64::max) as u64;
     let n_micro = (batch / train.micro_batch / layout.data).max(1);
     let same = [
