@@ -19,6 +19,8 @@ pub enum CollectiveKind {
     ReduceScatter,
     /// Each gets all, one after the other.
     AllGather,
+    /// Each keeps its part of what all have alike.
+    Part,
     /// Each gets the rows for its part of the segments, where `segments` says.
     Exchange,
     /// Each gets its rows back from where `Exchange` sent them.
@@ -70,6 +72,7 @@ impl CollectiveKind {
             CollectiveKind::AllReduce => "all_reduce",
             CollectiveKind::ReduceScatter => "reduce_scatter",
             CollectiveKind::AllGather => "all_gather",
+            CollectiveKind::Part => "part",
             CollectiveKind::Exchange => "exchange",
             CollectiveKind::ExchangeBack => "exchange_back",
             CollectiveKind::ExchangeOffsets => "exchange_offsets",
@@ -98,7 +101,9 @@ impl Collective {
         let n = i64::from(self.group.size);
         let to = match self.kind {
             CollectiveKind::AllReduce | CollectiveKind::ExchangeOffsets => one.clone(),
-            CollectiveKind::ReduceScatter | CollectiveKind::ExchangeBack => one.clone().ceil_div(n),
+            CollectiveKind::ReduceScatter | CollectiveKind::Part | CollectiveKind::ExchangeBack => {
+                one.clone().ceil_div(n)
+            }
             CollectiveKind::AllGather | CollectiveKind::Exchange => one.clone() * n,
         };
         (one, to)

@@ -275,8 +275,8 @@ impl EntryCheck<'_> {
             self.finite(&place, expr)?;
             ensure(expr.eval(&dims) >= 0, &place, || "has a negative size".into())?;
         }
-        let whole = c.kind != CollectiveKind::ReduceScatter
-            || c.block.as_constant().is_some_and(|n| n % i64::from(group.size) == 0);
+        let cut = matches!(c.kind, CollectiveKind::ReduceScatter | CollectiveKind::Part);
+        let whole = !cut || c.block.as_constant().is_some_and(|n| n % i64::from(group.size) == 0);
         ensure(whole, &place, || format!("{} ranks do not divide its blocks", group.size))?;
         let exchanges = matches!(c.kind, CollectiveKind::Exchange | CollectiveKind::ExchangeBack);
         ensure(exchanges == c.segments.is_some(), &place, || {

@@ -43,8 +43,8 @@ pub fn decompose(b: &mut Builder, op: Op, xs: &[ValueId], attrs: &Attrs) -> Valu
         | Op::GroupedMatmul | Op::GroupedOuter | Op::Gather | Op::ScatterAdd | Op::Take | Op::Put
         | Op::OneHot | Op::Topk | Op::Route | Op::Dispatch | Op::Combine | Op::CombineDot
         | Op::Read | Op::Assign | Op::CacheAppend | Op::AllReduce | Op::ReduceScatter
-        | Op::AllGather | Op::ExchangeOffsets | Op::Exchange | Op::Send | Op::Recv | Op::Call
-        | Op::Repeat | Op::Fused => {
+        | Op::AllGather | Op::Spread | Op::Part | Op::ExchangeOffsets | Op::Exchange | Op::Send
+        | Op::Recv | Op::Call | Op::Repeat | Op::Fused => {
             Err(TypeError(format!("{} is a primitive", op.name())))
         },
     }

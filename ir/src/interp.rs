@@ -478,6 +478,8 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         Op::AdamW => return state::adamw(cx, xs),
 
         Op::AllReduce
+        | Op::Spread
+        | Op::Part
         | Op::ReduceScatter
         | Op::AllGather
         | Op::ExchangeOffsets

@@ -385,9 +385,16 @@ ops! {
   // these together. Made by `shard`.
   /// The sum of `x` over the ranks along `axis`, for each of them. From zero, in f32, in a binary
   /// tree over the place: the first 2^k of n places, 2^k < n <= 2^(k+1), and the others are one
-  /// summand each.
-  AllReduce "all_reduce" ("x") {axis: Axis} all_reduce [Pure Collective Blocks]
-    CostRule::Collective;
+  /// summand each. Its derivative is that of `spread`: there is one objective, and each rank knows
+  /// what it is by the sum.
+  AllReduce "all_reduce" ("x") {axis: Axis} all_reduce [Pure Collective] CostRule::Collective;
+  /// `x`, which all ranks along `axis` have alike, for each of them to make something else of: the
+  /// derivative by `x` is the sum of theirs, an `all_reduce`. Made by `tensor`, gone after
+  /// `autodiff`.
+  Spread "spread" ("x") {axis: Axis} spread [Pure Movement Collective] CostRule::Free;
+  /// The rank's part of `x`, which all ranks along `axis` have alike: `dim` is cut into as many
+  /// equal parts as there are places, in their order. Made by `tensor`.
+  Part "part" ("x") {axis: Axis, dim: Int} part [Pure Collective Blocks] CostRule::Free;
   /// The part of `all_reduce` that belongs to the rank: `dim` is cut into as many equal parts as
   /// there are places, in their order.
   ReduceScatter "reduce_scatter" ("x") {axis: Axis, dim: Int} reduce_scatter

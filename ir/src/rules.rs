@@ -3,7 +3,9 @@
 
 mod ranks;
 
-pub use ranks::{all_gather, all_reduce, exchange, exchange_offsets, recv, reduce_scatter, send};
+pub use ranks::{
+    all_gather, all_reduce, exchange, exchange_offsets, part, recv, reduce_scatter, send, spread,
+};
 
 use crate::attr::Attrs;
 use crate::dim::{Dim, product};

@@ -45,6 +45,7 @@ impl<'a> Lower<'a> {
         let kind = match op.op {
             Op::AllReduce => CollectiveKind::AllReduce,
             Op::ReduceScatter => CollectiveKind::ReduceScatter,
+            Op::Part => CollectiveKind::Part,
             Op::ExchangeOffsets => CollectiveKind::ExchangeOffsets,
             Op::Exchange if op.attrs.get_flag("back") => CollectiveKind::ExchangeBack,
             Op::Exchange => CollectiveKind::Exchange,

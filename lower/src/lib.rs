@@ -230,7 +230,7 @@ impl<'a> Lower<'a> {
         match op.op {
             // Made where they are read.
             Op::Constant | Op::Iota | Op::Extent => Ok(()),
-            Op::Read | Op::StopGradient | Op::BatchSum => {
+            Op::Read | Op::StopGradient | Op::BatchSum | Op::Spread => {
                 let x = self.view(f, op.operands[0])?;
                 self.define(f, op.results[0], x);
                 Ok(())
@@ -261,6 +261,7 @@ impl<'a> Lower<'a> {
             Op::AllReduce
             | Op::ReduceScatter
             | Op::AllGather
+            | Op::Part
             | Op::ExchangeOffsets
             | Op::Exchange => self.collective(f, op),
             Op::Send | Op::Recv => self.message(f, op),

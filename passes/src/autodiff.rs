@@ -25,6 +25,7 @@ use weft_ir::builder::Builder;
 use weft_ir::module::{Func, FuncId, Module, StoreKind};
 use weft_ir::op::Op;
 
+use crate::rewrite::{each_func, rebuild};
 use crate::{Fact, Pass, PassCx, PassError, Stats};
 use halves::{Halves, Takes, halve};
 
@@ -51,6 +52,10 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let n_before = module.funcs.len();
     let halves = differentiate(module, loss, &wrt, objective, cx)?;
     grad_entry(module, loss, &halves, objective)?;
+    // A `spread` says where derivatives are added up, and has no other meaning.
+    each_func(module, |_, func| {
+        rebuild(func, |_, op| Ok((op.op == Op::Spread).then(|| vec![op.operands[0]])))
+    })?;
     Ok(Stats::one("functions made", module.funcs.len() - n_before))
 }
 

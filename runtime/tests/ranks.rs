@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_graph::CollectiveKind::{self, AllGather, AllReduce, ReduceScatter};
+use weft_graph::CollectiveKind::{self, AllGather, AllReduce, Part, ReduceScatter};
 use weft_runtime::ranks::collective::{self, Blocks};
 use weft_runtime::ranks::exchange::{self, Offsets};
 use weft_runtime::ranks::threads::{self, Ending};
@@ -31,7 +31,7 @@ fn run(n: usize, kind: CollectiveKind, outer: usize, block: usize) -> Vec<Vec<u8
         let from = bytes(&values(rank.rank(), outer * block));
         let to_bytes = match kind {
             AllReduce => from.len(),
-            ReduceScatter => from.len() / n,
+            ReduceScatter | Part => from.len() / n,
             AllGather => from.len() * n,
             other => panic!("{other:?}"),
         };
@@ -84,6 +84,16 @@ fn a_gathering_puts_blocks_side_by_side() {
         }
         for result in run(n, AllGather, 2, 3) {
             assert_eq!(result, bytes(&all), "{n} ranks");
+        }
+    }
+}
+
+#[test]
+fn each_keeps_its_part_of_its_own() {
+    for n in 1..=5 {
+        for (rank, result) in run(n, Part, 3, 2 * n).into_iter().enumerate() {
+            let own = |i: usize| values(rank, 6 * n)[(i / 2) * 2 * n + rank * 2 + i % 2];
+            assert_eq!(result, bytes(&(0..6).map(own).collect::<Vec<f32>>()), "rank {rank} of {n}");
         }
     }
 }

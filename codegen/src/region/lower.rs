@@ -18,7 +18,7 @@ pub fn supports(op: Op) -> bool {
         Op::Encode => true,
         Op::Call | Op::Repeat | Op::Fused => false,
         Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::Send | Op::Recv => false,
-        Op::ExchangeOffsets | Op::Exchange => false,
+        Op::ExchangeOffsets | Op::Exchange | Op::Spread | Op::Part => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
         Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos | Op::Erf => true,
@@ -210,6 +210,8 @@ impl Lower<'_> {
             | Op::AllReduce
             | Op::ReduceScatter
             | Op::AllGather
+            | Op::Spread
+            | Op::Part
             | Op::ExchangeOffsets
             | Op::Exchange
             | Op::Send

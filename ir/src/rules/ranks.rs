@@ -18,8 +18,20 @@ pub fn all_reduce(cx: &RuleCx) -> Types {
     one(x.clone())
 }
 
+pub fn spread(cx: &RuleCx) -> Types {
+    let x = cx.value(0)?;
+    places(cx)?;
+    cx.check(x.dtype.is_float(), "only floats have derivatives to add up")?;
+    one(x.clone())
+}
+
 pub fn reduce_scatter(cx: &RuleCx) -> Types {
-    let x = &all_reduce(cx)?[0];
+    all_reduce(cx)?;
+    part(cx)
+}
+
+pub fn part(cx: &RuleCx) -> Types {
+    let x = cx.value(0)?;
     let (d, n) = (cx.dim_attr(x)?, places(cx)?);
     let Some(part) = x.dims[d].as_fixed().filter(|size| size.is_multiple_of(n)) else {
         return cx.err("the ranks do not divide the dim");

@@ -158,6 +158,8 @@ impl TokenDims {
             | Op::AllReduce
             | Op::ReduceScatter
             | Op::AllGather
+            | Op::Spread
+            | Op::Part
             | Op::ExchangeOffsets
             | Op::Exchange
             | Op::Send

@@ -129,8 +129,10 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
 
         Op::Read | Op::Assign | Op::CacheAppend | Op::AdamW => c.refuse("no derivative flows through a state"),
         Op::Call | Op::Repeat => c.refuse("the derivative of a call is made of its callee's"),
-        Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets | Op::Exchange
-        | Op::Send | Op::Recv => {
+        Op::AllReduce => one(dy),
+        Op::Spread => one(c.sum_over_ranks(dy)?),
+        Op::ReduceScatter | Op::AllGather | Op::Part | Op::ExchangeOffsets | Op::Exchange | Op::Send
+        | Op::Recv => {
             c.refuse("derivatives are taken before ops are sharded")
         }
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),
@@ -194,6 +196,18 @@ impl Cx<'_> {
     fn last(&self, v: ValueId) -> Result<i64, TypeError> {
         let n = self.b.ty(v).last().and_then(Dim::as_fixed);
         n.map(|n| n as i64).ok_or_else(|| TypeError("the last dim must have a fixed size".into()))
+    }
+
+    /// The sum of what the ranks along the op's axis have, in the type of `x`.
+    fn sum_over_ranks(&mut self, x: ValueId) -> One {
+        let dtype = self.b.ty(x).dtype;
+        let wide = self.b.convert(x, DType::F32)?;
+        // The rule asks the module for the axis; `spread` was typed with it.
+        let (ty, spans) = (self.b.ty(wide).clone(), self.b.spans.clone());
+        let attrs = self.o.attrs.clone();
+        let id = self.b.func.push_op(Op::AllReduce, vec![wide], attrs, vec![ty], spans);
+        let sum = self.b.func.op(id).results[0];
+        self.b.convert(sum, dtype)
     }
 
     fn neg(&mut self, x: ValueId) -> One {

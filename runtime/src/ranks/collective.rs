@@ -36,6 +36,10 @@ pub fn run(
         }
         (CollectiveKind::ReduceScatter, _) => reduce_scatter(meeting, blocks, from, to),
         (CollectiveKind::AllGather, _) => all_gather(meeting, blocks, from, to),
+        (CollectiveKind::Part, _) => {
+            to.copy_from_slice(&part(blocks, from, meeting.n(), meeting.place()));
+            Ok(())
+        }
         (CollectiveKind::ExchangeOffsets, _) => exchange::offsets(meeting, from, to),
         (CollectiveKind::Exchange, Some(offsets)) => {
             exchange::rows(meeting, row_bytes, offsets, from, to)
@@ -100,11 +104,7 @@ fn reduce_scatter(
     to: &mut [u8],
 ) -> Result<(), RankError> {
     let (n, place) = (meeting.n(), meeting.place());
-    let part_bytes = blocks.block_bytes / n;
-    let part = |of: usize| -> Vec<u8> {
-        let block = from.chunks_exact(blocks.block_bytes.max(1)).take(blocks.outer);
-        block.flat_map(|b| &b[of * part_bytes..(of + 1) * part_bytes]).copied().collect()
-    };
+    let part = |of: usize| part(blocks, from, n, of);
     for of in (0..n).filter(|of| *of != place) {
         meeting.send(of, &part(of))?;
     }
@@ -120,6 +120,13 @@ fn reduce_scatter(
     }
     to.copy_from_slice(as_bytes(&tree(&parts)));
     Ok(())
+}
+
+/// What belongs to place `of` of `n`.
+fn part(blocks: Blocks, from: &[u8], n: usize, of: usize) -> Vec<u8> {
+    let part_bytes = blocks.block_bytes / n;
+    let block = from.chunks_exact(blocks.block_bytes.max(1)).take(blocks.outer);
+    block.flat_map(|b| &b[of * part_bytes..(of + 1) * part_bytes]).copied().collect()
 }
 
 fn tree(parts: &[Vec<f32>]) -> Vec<f32> {
