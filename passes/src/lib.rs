@@ -25,6 +25,7 @@ pub mod save_codes;
 pub mod schedule_pipeline;
 pub mod shard;
 pub mod split_quantized;
+pub mod tensor;
 pub mod train_step;
 pub mod watch;
 pub mod weigh_early;
@@ -258,6 +259,7 @@ pub const PIPELINE: &[Pass] = &[
     weigh_early::PASS,       // before `autodiff`: what gates weigh is what their derivative keeps
     batch_sums::PASS,        // before `autodiff`: the counts of a batch are parameters of its loss
     assign_stages::PASS,     // before `autodiff`: each stage has halves of its own
+    tensor::PASS,            // before `autodiff`: the derivatives of parts are parts of derivatives
     autodiff::PASS, // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS, // around `@grad`: accumulate, clip, update
     shard::PASS,    // before `inline`: the sums over micro-batches are loops that it cuts

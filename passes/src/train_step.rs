@@ -33,6 +33,7 @@ use weft_ir::ty::{DType, Type};
 
 use crate::autodiff::OBJECTIVE;
 use crate::batch_sums::{COUNTS, MICRO_LOSS};
+use crate::tensor::TENSOR;
 use crate::{Fact, Pass, PassCx, PassError, Stats, Train};
 
 pub const PASS: Pass = Pass {
@@ -158,11 +159,7 @@ fn build(module: &mut Module, grad: FuncId, train: &Train) -> Result<Func, PassE
     let totals = step.totals(grad, &kept)?;
 
     let grads: Vec<ValueId> = weights.iter().map(|w| totals[&format!("grad.{w}")]).collect();
-    let first_dims =
-        weights.iter().map(|w| step.module.stores.get(w).map_or(0, |s| s.starts.len()));
-    let first_dims: Vec<usize> = first_dims.collect();
-    let stacks = stacks(step.module, &weights);
-    let (norm, grads) = step.clip(grads, &first_dims, &stacks, train.clip)?;
+    let (norm, grads) = step.clip(grads, &weights, train.clip)?;
     let mut results: IndexMap<String, ValueId> = IndexMap::new();
     for name in kept.iter().filter(|n| !n.starts_with("grad.")) {
         results.insert(name.clone(), totals[name]);
@@ -435,16 +432,20 @@ impl Step<'_> {
     fn clip(
         &mut self,
         grads: Vec<ValueId>,
-        first_dims: &[usize],
-        stacks: &[Range<usize>],
+        weights: &[String],
         clip: Option<f64>,
     ) -> Result<(ValueId, Vec<ValueId>), PassError> {
-        let b = &mut self.b;
+        let (b, module) = (&mut self.b, &*self.module);
         let mut total = b.constant(0.0, Type::f32([]))?;
-        for stack in stacks {
+        // What ranks along `tensor` have of the sum, where they have parts of the gradients.
+        let (axis, mut of_parts) = (module.find_axis(TENSOR), None);
+        for stack in stacks(module, weights) {
+            let store = module.stores.get(&weights[stack.start]);
+            let first_dim = store.map_or(0, |s| s.starts.len());
+            let is_part = axis.is_some() && store.is_some_and(|s| s.ty.axes.contains(&axis));
             let mut layers = vec![];
-            for i in stack.clone() {
-                layers.push(squares(b, grads[i], first_dims[i])?);
+            for i in stack {
+                layers.push(squares(b, grads[i], first_dim)?);
             }
             let mut sum = match layers[..] {
                 [one] => one,
@@ -453,7 +454,16 @@ impl Step<'_> {
             if b.ty(sum).rank() > 0 {
                 sum = b.reduce_sum(sum, &[0])?;
             }
-            total = b.binary(Op::Add, total, sum)?;
+            match (is_part, of_parts) {
+                (false, _) => total = b.binary(Op::Add, total, sum)?,
+                (true, None) => of_parts = Some(sum),
+                (true, Some(so_far)) => of_parts = Some(b.binary(Op::Add, so_far, sum)?),
+            }
+        }
+        if let (Some(own), Some(axis)) = (of_parts, axis) {
+            let attrs = Attrs::new().axis("axis", axis);
+            let all = b.emit_calling(module, Op::AllReduce, &[own], attrs)?[0];
+            total = b.binary(Op::Add, total, all)?;
         }
         let norm = b.unary(Op::Sqrt, total)?;
         let Some(clip) = clip else { return Ok((norm, grads)) };

@@ -3,8 +3,8 @@
 //! computed before.
 //!
 //! Options: `gradients`, `apart`, `everything`, `no_wide` (saved), `micro_batches=N`, `data=N`
-//! (ranks), `experts=N` of them, `zero`, `watch=SITE`. If the last pass must refuse the input, the
-//! expectation is `error: ..`.
+//! (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`. If the last pass must refuse the
+//! input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -49,6 +49,10 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("data", n) => {
                 let data = n.parse().map_err(|_| "data is a number")?;
                 cx.mesh = Some(Mesh { data, ..Mesh::default() });
+            }
+            ("tensor", n) => {
+                let tensor = n.parse().map_err(|_| "tensor is a number")?;
+                cx.mesh = Some(Mesh { tensor, ..cx.mesh.unwrap_or_default() });
             }
             ("experts", n) => {
                 let experts = n.parse().map_err(|_| "experts is a number")?;
