@@ -13,6 +13,7 @@ use weft_runtime::checkpoint::Dtype;
 use weft_runtime::checkpoint::fp8::SCALE_SUFFIX;
 use weft_runtime::train::run::LOSS;
 
+use crate::cut_table;
 use crate::frontend::{self, ModelArgs, Source};
 use crate::policy;
 use crate::precision_table::{Table, scale_shape};
@@ -30,6 +31,10 @@ pub struct Args {
     /// List every published tensor with its type and shape
     #[arg(long)]
     weights: bool,
+    /// List what of each weight a rank keeps where so many share each product, and why
+    #[arg(long, value_name = "RANKS", conflicts_with = "weights",
+          value_parser = clap::value_parser!(u64).range(2..=4096))]
+    tensor: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,6 +48,11 @@ pub fn run(args: Args) -> Result<()> {
     let tree = source.elaborate(&args.model.overrides(None)?)?;
     let precision = args.model.precision.as_deref();
     let text = match (args.weights, args.json) {
+        (false, json) if args.tensor.is_some() => {
+            let lowered = source.lower(&tree, Purpose::Train, settings(args.sequence, None))?;
+            let table = cut_table::Table::of(&lowered, args.tensor.unwrap_or(2))?;
+            if json { pretty(&table.json())? } else { table.text() }
+        }
         (false, json) if precision.is_some() => {
             let purpose = if tree.loss.is_some() { Purpose::Train } else { Purpose::Infer };
             let lowered = source.lower(&tree, purpose, settings(args.sequence, None))?;

@@ -4,6 +4,7 @@ mod bench_gpu;
 mod check;
 mod compare;
 mod compile;
+mod cut_table;
 mod devices;
 mod eplb;
 mod eval;

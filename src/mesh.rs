@@ -14,7 +14,8 @@ use crate::stages::StagesArgs;
 pub struct MeshArgs {
     /// Ranks along each axis of the mesh. `data`: each has its part of the micro-batches [default:
     /// all --ranks along data]; `experts`: so many neighbours along data have the experts of a
-    /// layer between them; `pipeline`: each has stages of the model
+    /// layer between them; `tensor`: they share each product; `pipeline`: each has stages of the
+    /// model
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
@@ -29,7 +30,10 @@ pub struct MeshArgs {
     stages: StagesArgs,
 }
 
-const AXES: &[&str] = &["data", "experts", "pipeline"];
+const AXES: &[&str] = &["data", "experts", "tensor", "pipeline"];
+
+/// Those that ranks are counted along, outermost first.
+const ORDER: &[&str] = &["pipeline", "data", "context", "tensor"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
@@ -79,6 +83,7 @@ impl MeshArgs {
             match axis {
                 "data" => mesh.data = n,
                 "experts" => mesh.experts = n,
+                "tensor" => mesh.tensor = n,
                 "pipeline" => mesh.pipeline = n,
                 _ => bail!("--mesh {text}: no axis {axis}; there are: {}", AXES.join(", ")),
             }
@@ -92,6 +97,12 @@ impl MeshArgs {
             ),
             _ => {}
         }
+        if mesh.tensor > 1 && mesh.pipeline > 1 {
+            bail!(
+                "not available yet: ranks along tensor with ranks along pipeline; leave one of \
+                 them out"
+            );
+        }
         let table = self.stages.table(&mesh, block.as_ref(), train)?;
         Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
     }
@@ -104,11 +115,13 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
     if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
         bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
     }
-    let place = |axis: &str| layout.mesh.iter().position(|a| a == axis);
-    if layout.pipeline > 1 && layout.data > 1 && place("data") < place("pipeline") {
+    let of = |axis: &String| layout.axes().into_iter().find(|(name, _)| name == axis);
+    let own: Vec<&str> = layout.mesh.iter().filter_map(of).map(|(axis, _)| axis).collect();
+    let order = ORDER.iter().copied().filter(|axis| own.contains(axis));
+    if let Some((outer, inner)) = own.iter().copied().zip(order).find(|(own, axis)| own != axis) {
         bail!(
-            "not available yet: ranks numbered with data outside pipeline (`{name}` has mesh = \
-             [{}]); write pipeline first, or leave mesh out",
+            "not available yet: ranks numbered with {outer} outside {inner} (`{name}` has mesh = \
+             [{}]); write {inner} first, or leave mesh out",
             layout.mesh.join(", ")
         );
     }
@@ -126,8 +139,8 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
             );
         }
     }
-    let (data, experts, pipeline) = (layout.data, layout.experts, layout.pipeline);
-    Ok(Mesh { pipeline, data, experts, zero: layout.zero > 0, ..Mesh::default() })
+    let &Parallel { data, experts, tensor, pipeline, .. } = layout;
+    Ok(Mesh { pipeline, data, tensor, experts, zero: layout.zero > 0 })
 }
 
 /// Refuses ranks along experts that are not among those along data.

@@ -223,3 +223,41 @@ fn a_sequence_has_a_token() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("at least one token"));
 }
+
+#[test]
+fn ranks_along_tensor_divide_what_the_published_code_divides() {
+    let table = json(&["explain", "models/deepseek_v3.model", "--tensor", "8", "--json"]);
+    let weights = table["weights"].as_array().expect("all weights");
+    let cut = |name: &str| {
+        let of = |w: &&Value| w["weight"].as_str().is_some_and(|path| path.ends_with(name));
+        let mut dims: Vec<&Value> = weights.iter().filter(of).map(|w| &w["dim"]).collect();
+        dims.dedup();
+        let [dim] = dims[..] else { panic!("{name}: {dims:?}") };
+        dim.as_u64()
+    };
+    let rows = ["embed_tokens", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj", "lm_head"];
+    for name in rows {
+        assert_eq!(cut(&format!("{name}.weight")), Some(0), "{name}");
+    }
+    for name in ["o_proj", "down_proj"] {
+        assert_eq!(cut(&format!("{name}.weight")), Some(1), "{name}");
+    }
+    for name in ["q_a_proj", "kv_a_proj_with_mqa", "norm", "mlp.gate", "eh_proj"] {
+        assert_eq!(cut(&format!("{name}.weight")), None, "{name}");
+    }
+    let router = weights.iter().find(|w| w["weight"] == "layers.1.mlp.gate.weight");
+    let router = router.expect("the first router");
+    assert_eq!(router["why"], "`grouped_topk` needs it whole");
+    // 32 channels of an expert for each rank are no group of 128.
+    let fp8 = ["--precision", "deepseek_fp8", "--tensor", "64", "--json"];
+    let table = json(&[&["explain", "models/deepseek_v3.model"], &fp8[..]].concat());
+    let all = table["weights"].as_array().expect("all weights");
+    let why = |name: &str| {
+        let found = all.iter().find(|w| w["weight"] == name).unwrap_or_else(|| panic!("no {name}"));
+        (found["dim"].as_u64(), found["why"].as_str().unwrap_or("").to_string())
+    };
+    assert_eq!(why("layers.0.self_attn.q_b_proj.weight").0, Some(0));
+    let (dim, reason) = why("layers.1.mlp.experts.up_proj.weight");
+    assert_eq!(dim, None);
+    assert!(reason.contains("64 ranks would cut a group of 128 of the 2048"), "{reason}");
+}

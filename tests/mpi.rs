@@ -70,6 +70,18 @@ fn processes_write_what_one_writes() {
 }
 
 #[test]
+fn processes_that_divide_products_write_what_threads_write() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (threads, processes) = (dir.path().join("threads"), dir.path().join("processes"));
+    done(train(1, &threads, &["--ranks", "2", "--mesh", "tensor=2"]));
+    done(train(2, &processes, &["--mesh", "tensor=2"]));
+    for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let read = |run: &Path| fs::read(run.join("step-000010").join(name)).expect(name);
+        assert!(read(&threads) == read(&processes), "{name} differs");
+    }
+}
+
+#[test]
 fn failures_end_the_run_and_name_op_and_peer() {
     let dir = tempfile::tempdir().expect("a folder");
     let data = ["--mesh", "data=2"];

@@ -76,8 +76,16 @@ fn what_cannot_be_run_is_refused_and_says_what_can() {
         assert!(said.contains(want), "{said}");
     };
     refuse(
-        "tensor = 2",
-        "not available yet: ranks along tensor (`p` has tensor = 2); `weft plan` simulates it",
+        "context = 2",
+        "not available yet: ranks along context (`p` has context = 2); `weft plan` simulates it",
+    );
+    refuse(
+        "tensor = 2  pipeline = 2  schedule = \"1f1b\"  micro_batches = 1",
+        "not available yet: ranks along tensor with ranks along pipeline; leave one of them out",
+    );
+    refuse(
+        "data = 2  tensor = 2  mesh = [tensor, pipeline, data, context]",
+        "not available yet: ranks numbered with tensor outside data (`p` has mesh = [tensor,",
     );
     refuse(
         "data = 2  micro_batch = 3  micro_batches = 1",

@@ -4,9 +4,12 @@
 mod ranked;
 mod tiny;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ranked::{assert_same, done, refused, train};
+use weft_runtime::checkpoint::reader::CheckpointReader;
+
+use ranked::{assert_same, done, refused, train, train_with};
 
 #[test]
 fn ranks_that_share_the_batch_write_what_one_writes() {
@@ -32,6 +35,96 @@ fn ranks_that_share_the_batch_write_what_one_writes() {
     done(train(&moved, 11, &["--resume"]));
     done(train(&moved, 20, &["--resume", "--ranks", "2", "--mesh", "data=2"]));
     assert_same(&one, &moved, "step-000020");
+}
+
+/// Dims of which two ranks have whole groups of 128 elements each.
+const WIDE: &[&str] =
+    &["hidden=128", "heads=4", "nope=64", "rope=64", "value=64", "inner=256", "expert_inner=256"];
+
+/// The losses of a run, and all numbers of a file of its checkpoint.
+fn outcome(run: &Path, step: &str, file: &str) -> (Vec<f64>, Vec<f32>) {
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run's metrics");
+    let loss = |line: &str| {
+        let rest = line.split_once("\"loss\":").expect("a loss").1;
+        rest[..rest.find(',').expect("more follows")].parse().expect("a number")
+    };
+    let checkpoint = CheckpointReader::open(&run.join(step)).expect("a checkpoint");
+    let mut all = vec![];
+    match file {
+        "optimizer" => {
+            let file = checkpoint.optimizer().expect("moments");
+            let first = file.tensors().filter(|t| t.name.ends_with(".m"));
+            let read = |name: &str, shape: &[u64]| file.read_f32(name, shape).expect("a moment");
+            first.for_each(|t| all.extend(read(&t.name, &t.shape)));
+        }
+        _ => {
+            let read =
+                |name: &str, shape: &[u64]| checkpoint.read_f32(name, shape).expect("a weight");
+            checkpoint.tensors().for_each(|t| all.extend(read(&t.name, &t.shape)));
+        }
+    }
+    (metrics.lines().map(loss).collect(), all)
+}
+
+/// `‖a - b‖ / ‖b‖`.
+fn distance<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |xs: &mut dyn Iterator<Item = f64>| xs.map(|x| x * x).sum::<f64>().sqrt();
+    let off = norm(&mut a.iter().zip(b).map(|(a, b)| (*a).into() - (*b).into()));
+    off / norm(&mut b.iter().map(|b| (*b).into()))
+}
+
+#[test]
+fn ranks_that_divide_products_follow_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = |name: &str, steps: u64, more: &[&str]| {
+        let out = dir.path().join(name);
+        done(train(&out, steps, more));
+        out
+    };
+    let two = ["--ranks", "2", "--mesh", "tensor=2"];
+    let one = outcome(&run("one", 20, &[]), "step-000020", "model");
+    let follows = |run: &Path| {
+        let (losses, weights) = outcome(run, "step-000020", "model");
+        let off = (distance(&losses, &one.0), distance(&weights, &one.1));
+        assert!(off.0 < 1e-5 && off.1 < 1e-5, "{off:?} off in {}", run.display());
+    };
+    follows(&run("two", 20, &two));
+    // With other axes: the bytes of two.
+    let divided = run("two-3", 3, &two);
+    for (n, mesh, more) in
+        [("4", "data=2,tensor=2", &[][..]), ("8", "data=4,experts=2,tensor=2", &["--zero", "1"])]
+    {
+        let several = run(mesh, 3, &[&["--ranks", n, "--mesh", mesh], more].concat());
+        assert_same(&divided, &several, "step-000003");
+    }
+    // Begun by one, gone on with by two, and the other way round.
+    let moved = run("moved", 5, &[]);
+    let by_two: Vec<&str> = two.into_iter().chain(["--resume"]).collect();
+    done(train(&moved, 10, &by_two));
+    done(train(&moved, 15, &["--resume"]));
+    done(train(&moved, 20, &by_two));
+    follows(&moved);
+}
+
+#[test]
+fn so_they_do_in_few_bits() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for precision in ["bf16", "deepseek_fp8"] {
+        // The first gradients, of which the first moment is a tenth, and the losses.
+        let run = |name: &str, more: &[&str]| {
+            let out = dir.path().join(format!("{precision}-{name}"));
+            let more = [&["--precision", precision], more].concat();
+            done(train_with(WIDE, &out, 1, &more));
+            let gradients = outcome(&out, "step-000001", "optimizer").1;
+            done(train_with(WIDE, &out, 6, &[&["--resume"], &more[..]].concat()));
+            (gradients, outcome(&out, "step-000006", "model").0)
+        };
+        let (one, two) = (run("one", &[]), run("two", &["--ranks", "2", "--mesh", "tensor=2"]));
+        let (gradients, losses) = (distance(&two.0, &one.0), distance(&two.1, &one.1));
+        println!("{precision}: losses {losses:.1e} off, first gradients {gradients:.1e}");
+        assert!(losses < 1e-3, "{precision}: losses {losses:e} off");
+    }
 }
 
 #[test]
@@ -92,6 +185,9 @@ fn ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do() {
     assert!(three.contains("the nearest is data = 2"), "{three}");
     let many = why(&["--ranks", "16"]);
     assert!(many.contains("the nearest is data = 8"), "{many}");
+    let heads = why(&["--ranks", "4", "--mesh", "tensor=4"]);
+    assert!(heads.contains("4 ranks along tensor do not divide the 2 parts that dim"), "{heads}");
+    assert!(heads.contains("the nearest is tensor = 2"), "{heads}");
     let other = why(&["--ranks", "2", "--mesh", "data=4"]);
     assert!(other.contains("--mesh has 4 ranks, and --ranks is 2; give --ranks 4"), "{other}");
 }

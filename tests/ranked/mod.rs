@@ -9,10 +9,18 @@ use crate::tiny::TINY;
 const BATCH: &[&str] = &["batch=8", "micro_batch=1", "checkpoint_every=50"];
 
 pub fn train(out: &Path, steps: u64, more: &[&str]) -> Command {
+    train_with(&[], out, steps, more)
+}
+
+/// As `train`, with other dims: `wide` replaces those of the same names.
+pub fn train_with(wide: &[&str], out: &Path, steps: u64, more: &[&str]) -> Command {
+    let name = |set: &&&str| set.split('=').next().unwrap_or("").to_owned();
+    let replaced: Vec<String> = wide.iter().map(|set| name(&set)).collect();
+    let own = TINY.iter().filter(|set| !replaced.contains(&name(set)));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command.arg("train").arg(root.join("models/nano.model"));
-    for set in TINY.iter().chain(BATCH) {
+    for set in own.chain(wide).chain(BATCH) {
         command.args(["--set", set]);
     }
     command.arg("--data").arg(root.join("models")).arg("--out").arg(out);
