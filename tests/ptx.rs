@@ -96,16 +96,46 @@ fn nano_trains_and_generates() {
     assert_eq!(continued("ptx", &ptx, None), continued("cpu", &ptx, None));
 }
 
-/// The names of the kernels that compute attention in a graph compiled with `more`.
-fn kernels_of_attention(more: &[&str], file: &Path) -> Vec<String> {
+/// The names of the kernels of a graph compiled with `more`.
+fn kernels(more: &[&str], file: &Path) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
     let mut compile = weft("compile", &root.join("models/nano.model"), "cuda", &sets);
     compile.args(more).arg("-o").arg(file);
     done(compile);
     let graph = weft_graph::Graph::open(file).expect("weft wrote it");
-    let names = graph.kernels.into_iter().map(|k| k.name);
-    names.filter(|name| name.contains("attention")).collect()
+    graph.kernels.into_iter().map(|k| k.name).collect()
+}
+
+fn kernels_of_attention(more: &[&str], file: &Path) -> Vec<String> {
+    kernels(more, file).into_iter().filter(|name| name.contains("attention")).collect()
+}
+
+/// All products of codes are those of tensor cores, whichever way an operand lies, and train as the
+/// CPU's do.
+#[test]
+fn products_of_codes_are_on_tensor_cores() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let of = ["--precision", "deepseek_fp8"];
+    let sizes = ["--set", "sequence=16", "--set", "batch=2"];
+    let names = kernels(&[&of[..], &sizes].concat(), &dir.path().join("nano.weft"));
+    let codes: Vec<_> = names.iter().filter(|n| n.contains("e4m3") && n.contains("gemm")).collect();
+    assert!(codes.iter().all(|name| name.starts_with("sm90a_")), "{codes:?}");
+    // Forward, an input's gradient and a weight's, of one expert and of many.
+    for made in ["s128_bf16", "rows", "s1_f32", "inner"] {
+        assert!(codes.iter().any(|name| name.contains(made)), "{made}: {codes:?}");
+    }
+    for made in ["sm90_codes_turn", "sm90_codes_turn_single"] {
+        assert!(names.iter().any(|name| name == made), "{made}: {names:?}");
+    }
+
+    let more = [&["--steps", "2"], &of[..]].concat();
+    let (cpu, ptx) = (dir.path().join("cpu"), dir.path().join("ptx"));
+    let (expected, found) = (losses("cpu", &more, &cpu, None), losses("ptx", &more, &ptx, None));
+    assert_eq!((expected.len(), found.len()), (2, 2));
+    for (a, b) in expected.iter().zip(&found) {
+        assert!((a - b).abs() <= BF16_BOUND * a, "{b} on ptx, {a} on cpu");
+    }
 }
 
 /// Of bf16, attention and its derivative are products of tensor cores in a whole model, and train

@@ -50,6 +50,11 @@ impl Backend for Cpu {
         gemm::scaled::plan(gemm, dims, label)
     }
 
+    /// Operands are packed as they are read, from any strides.
+    fn turned(&self, _: &ScaledGemm, _: &[DimDecl], _: &str) -> [Option<product::Turned>; 2] {
+        [None, None]
+    }
+
     fn attends_into_codes(&self, attention: &Attention, dims: &[DimDecl]) -> bool {
         attention::takes_codes(attention, dims)
     }

@@ -73,6 +73,7 @@ fn code(kernels: &Kernels, threads: usize) -> Result<(Vec<Kernel>, Vec<Vec<u8>>)
                 threads: source.cta.threads,
                 dynamic_shared_bytes: source.cta.dynamic_shared_bytes,
                 grid_max: source.cta.grid_max,
+                hopper14: source.cta.hopper14,
                 maps: source.cta.maps.iter().map(tensor_map).collect(),
             };
             made.push(Kernel {

@@ -58,7 +58,7 @@ pub enum Grouping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scales {
     pub dtype: ScaleType,
-    /// Rows of A or columns of B that share a scale: 1, or 128 (of B alone).
+    /// Rows of A or columns of B that share a scale: 1 or 128.
     pub rows: u32,
 }
 
@@ -96,6 +96,9 @@ pub struct Gemm {
     pub b_major: Major,
     /// Of operands of codes, and only of those: A's and B's.
     pub scales: Option<[Scales; 2]>,
+    /// Partial sums are meant to be as tensor cores make them. The code is the same; a device that
+    /// could sum better imitates them.
+    pub hopper14: bool,
     pub output: Output,
     pub grouping: Grouping,
     /// Adds to C instead of overwriting it.
@@ -121,6 +124,7 @@ impl Gemm {
                 name += &format!("_{dtype}{}", s.rows);
             }
         }
+        name += if self.hopper14 { "_hopper14" } else { "" };
         name += match self.output {
             Output::F32 => "_f32",
             Output::Bf16 => "_bf16",
@@ -172,8 +176,8 @@ impl Gemm {
                 if [self.a_major, self.b_major] != [Major::K; 2] {
                     return refuse("codes must be contiguous along k");
                 }
-                if a.rows != 1 || ![1, 128].contains(&b.rows) {
-                    return refuse("scales of A are 1 x 128, those of B 1 or 128 x 128");
+                if [a, b].iter().any(|s| ![1, 128].contains(&s.rows)) {
+                    return refuse("scales are of 1 or 128 rows or columns, by 128 terms");
                 }
                 if !n.is_multiple_of(32) || !(32..=192).contains(&n) {
                     return refuse("a tile has 32 to 192 columns, in steps of 32");

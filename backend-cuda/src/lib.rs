@@ -11,6 +11,7 @@ mod schedule;
 mod simt;
 pub mod target;
 pub mod tiles;
+mod turn;
 
 use gemm::select::Budget;
 use weft_codegen::region::graph::NodeId;
@@ -63,6 +64,15 @@ impl Backend for Cuda {
             Some(planned) => Ok(planned),
             None => simt::product::plan_scaled(gemm, dims, label),
         }
+    }
+
+    fn turned(
+        &self,
+        gemm: &ScaledGemm,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> [Option<product::Turned>; 2] {
+        turn::turned(gemm, self.budget, dims, label)
     }
 
     /// A CTA has the rows of one head in fragments: rows are encoded by a region, from memory.

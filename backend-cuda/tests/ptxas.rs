@@ -107,6 +107,7 @@ fn bf16(tile_cols: u32) -> Gemm {
         a_major: Major::K,
         b_major: Major::K,
         scales: None,
+        hopper14: false,
         output: Output::Bf16,
         grouping: Grouping::Batch,
         accumulate: false,

@@ -34,6 +34,15 @@ pub trait Backend {
         label: &str,
     ) -> Result<product::Planned, String>;
 
+    /// Copies of the operands' codes, for an operand that its product cannot read fast as it lies;
+    /// the product is then asked for with the copies. One copy serves all products of a value.
+    fn turned(
+        &self,
+        gemm: &product::ScaledGemm,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> [Option<product::Turned>; 2];
+
     /// Can the kernel that attends encode its rows, as `attention.codes` says? Else it is asked
     /// for without them, and a region encodes what it made.
     fn attends_into_codes(&self, attention: &attention::Attention, dims: &[DimDecl]) -> bool;

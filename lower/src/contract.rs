@@ -1,11 +1,11 @@
 //! Matrix products: from operands that lie anywhere to the description of a GEMM.
 
-use weft_graph::{Arg, DType, DimExpr};
+use weft_graph::{Arg, DType, DimExpr, Launch, Role, Step};
 use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
 
 use super::view::{View, row_major};
-use super::{Fault, Frame, Lower, Work, dims};
+use super::{Fault, Frame, Lower, TempInfo, Work, dims};
 use crate::describe::product::{Form, Gemm, Matrix, Operand, ScaledGemm, Scales, Sum};
 
 /// A batch of matrices: leading dims as one, and the two last.
@@ -14,6 +14,13 @@ struct Batch {
     matrix: Matrix,
     rows: DimExpr,
     cols: DimExpr,
+}
+
+/// What a copy of codes is: its sizes and what made it.
+#[derive(Clone, PartialEq)]
+pub(super) struct Layout {
+    dims: [DimExpr; 3],
+    kernel: String,
 }
 
 impl<'a> Lower<'a> {
@@ -106,7 +113,8 @@ impl<'a> Lower<'a> {
                 self.backend.product(&gemm, &self.dims.decls(), &place)?
             }
             _ => {
-                let scaled = self.scaled(f, op, gemm, n, swapped)?;
+                let mut scaled = self.scaled(f, op, gemm, n, swapped)?;
+                self.turn_operands(f, op, &mut scaled, &mut args);
                 self.backend.scaled_product(&scaled, &self.dims.decls(), &place)?
             }
         };
@@ -169,6 +177,50 @@ impl<'a> Lower<'a> {
                 _ => Sum::F32,
             },
         })
+    }
+
+    /// Copies operands that the backend wants in another order.
+    fn turn_operands(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+        scaled: &mut ScaledGemm,
+        args: &mut [Arg],
+    ) {
+        let place = self.place(op);
+        let both = self.backend.turned(scaled, &self.dims.decls(), &place);
+        for (side, turned) in both.into_iter().enumerate() {
+            let Some(turned) = turned else { continue };
+            let operand = if side == 0 { &mut scaled.a } else { &mut scaled.b };
+            operand.codes = turned.matrix(side);
+            let v = op.operands[side];
+            let layout = Layout {
+                dims: [turned.matrices, turned.lines, turned.line_stride],
+                kernel: turned.kernel.name.clone(),
+            };
+            if let Some((known, at)) = f.turned.get(&v)
+                && *known == layout
+            {
+                args[side] = at.clone();
+                continue;
+            }
+            let name = format!("{}.turned", f.names[v.0 as usize]);
+            let role = Role::Temp { offset: 0 };
+            let id = self.buffer(&name, DType::E4m3, layout.dims.to_vec(), role);
+            self.temps.insert(id, TempInfo { scope: self.open.clone(), frame: f.id });
+            let to = Arg::whole(id);
+            let from = std::mem::replace(&mut args[side], to.clone());
+            let kernel = self.kernels.add(turned.kernel, 0);
+            let label = format!("{}.turn", f.names[v.0 as usize].trim_start_matches('%'));
+            let step = Launch {
+                scalars: turned.scalars,
+                source: self.places(op),
+                bytes: turned.bytes,
+                ..Launch::new(kernel, vec![from, to.clone()], turned.grid, label)
+            };
+            self.push(Step::Launch(step));
+            f.turned.insert(v, (layout, to));
+        }
     }
 
     /// All dims but the last as rows.

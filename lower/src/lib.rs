@@ -128,6 +128,8 @@ struct Frame<'a> {
     views: Vec<Option<View>>,
     /// Row-major copies of values whose view is not, or that have none.
     copies: Vec<Option<Arg>>,
+    /// Copies of codes as products read them, with the sizes of each.
+    turned: BTreeMap<ValueId, (contract::Layout, Arg)>,
     /// Where values are to be written, for results that belong somewhere.
     dests: BTreeMap<ValueId, Arg>,
     /// The last op that may look at a value's storage; the number of ops for results.
@@ -178,6 +180,7 @@ impl<'a> Lower<'a> {
             names: text::value_names(func),
             views: vec![None; func.n_values()],
             copies: vec![None; func.n_values()],
+            turned: BTreeMap::new(),
             dests: BTreeMap::new(),
             last_use: last_uses(func, &late),
             late,

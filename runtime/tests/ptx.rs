@@ -52,6 +52,7 @@ fn graph(text: String) -> Graph {
         threads: 64,
         dynamic_shared_bytes: 0,
         grid_max: None,
+        hopper14: false,
         maps: vec![],
     };
     Graph {

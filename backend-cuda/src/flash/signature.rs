@@ -172,6 +172,7 @@ impl Signature {
             threads: THREADS,
             dynamic_shared_bytes: shared_bytes,
             grid_max: None,
+            hopper14: false,
             maps: maps.enumerate().map(map).collect(),
         }
     }

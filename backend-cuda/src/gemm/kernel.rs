@@ -268,6 +268,7 @@ impl Gemm {
             threads: THREADS,
             dynamic_shared_bytes: self.launch().shared_bytes,
             grid_max: None,
+            hopper14: self.hopper14,
             maps: self.maps().into_iter().map(map).collect(),
         }
     }

@@ -1,7 +1,8 @@
 //! From a product as lowering describes it to a launch on tensor cores, where they can do it.
 //!
 //! They take bf16, and e4m3 with scales of 128 terms, from operands that TMA can read: contiguous
-//! along one dim, all else in steps of 16 bytes. Other products are `None`, for plain threads.
+//! along one dim, of codes that of k, all else in steps of 16 bytes. Codes that lie otherwise are
+//! copied first (`turn`). Other products are `None`, for plain threads.
 
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::product::{self, Form, Matrix, Planned, ScaledGemm, Sum};
@@ -11,7 +12,7 @@ use super::{Argument, BLOCK_K, Gemm, Grouping, Kind, Output, ScaleType, Scales, 
 use crate::tiles::shared::Major;
 
 /// What TMA reads in steps of.
-const STEP_BYTES: i64 = 16;
+pub const STEP_BYTES: i64 = 16;
 
 /// Plans a product of bf16.
 pub fn plan(
@@ -38,12 +39,18 @@ pub fn plan_scaled(
     let (Some(a), Some(b)) = (&gemm.a.scales, &gemm.b.scales) else { return None };
     let is_e4m3 = |m: &Matrix| m.dtype == DType::E4m3;
     let block = i64::from(BLOCK_K);
+    let hopper14 = gemm.sum == Sum::Hopper14;
     let promotes = gemm.promote.is_none_or(|n| n == block);
-    if gemm.sum != Sum::F32 || !promotes || !is_e4m3(&codes.a) || !is_e4m3(&codes.b) {
+    if (hopper14 && !sums_as_described(gemm))
+        || !promotes
+        || !is_e4m3(&codes.a)
+        || !is_e4m3(&codes.b)
+    {
         return None;
     }
     // Groups of A are rows by k, of B k by columns.
-    if a.group != [1, block] || b.group[0] != block || ![1, block].contains(&b.group[1]) {
+    let fits = |of_k: i64, other: i64| of_k == block && [1, block].contains(&other);
+    if !fits(a.group[1], a.group[0]) || !fits(b.group[0], b.group[1]) {
         return None;
     }
     let scales = |s: &product::Scales, rows: i64| {
@@ -59,7 +66,26 @@ pub fn plan_scaled(
         [&a.row_stride, &a.col_stride, &a.group_stride],
         [&b.col_stride, &b.row_stride, &b.group_stride],
     ];
-    planned(Kind::E4m3, &codes, Some((of, strides)), budget, dims, label)
+    let scales = ScaledBy { of, strides, hopper14 };
+    planned(Kind::E4m3, &codes, Some(scales), budget, dims, label)
+}
+
+/// Whether what a tensor core sums is what `hopper14` describes. With scales that differ from block
+/// to block it cannot go on over all of k. And a block that is not full is one with zeros: a step
+/// of zeros alone cuts the sum once more.
+fn sums_as_described(gemm: &ScaledGemm) -> bool {
+    let whole = gemm.k.as_constant().is_some_and(|k| k % i64::from(BLOCK_K) == 0);
+    gemm.promote.is_some() && whole && !matches!(gemm.form, Form::Inner { .. })
+}
+
+/// Whether a tensor core's product reads operand `side` as it lies: codes must be contiguous along
+/// k.
+pub fn reads(codes: &Matrix, side: usize) -> bool {
+    let (rows, k) = match side {
+        0 => (&codes.row_stride, &codes.col_stride),
+        _ => (&codes.col_stride, &codes.row_stride),
+    };
+    tensor(codes, rows, k, 1).is_some_and(|t| t.major == Major::K)
 }
 
 /// An operand as TMA sees it.
@@ -85,10 +111,17 @@ fn tensor(matrix: &Matrix, rows: &DimExpr, k: &DimExpr, element_bytes: i64) -> O
 
 type ScaleStrides<'a> = [[&'a DimExpr; 3]; 2];
 
+/// What is said of the scales of A and B, and of the sums between them.
+struct ScaledBy<'a> {
+    of: [Scales; 2],
+    strides: ScaleStrides<'a>,
+    hopper14: bool,
+}
+
 fn planned(
     kind: Kind,
     gemm: &product::Gemm,
-    scales: Option<([Scales; 2], ScaleStrides<'_>)>,
+    scales: Option<ScaledBy<'_>>,
     budget: Budget,
     dims: &[DimDecl],
     label: &str,
@@ -123,7 +156,8 @@ fn planned(
         kind,
         a_major: a.major,
         b_major: b.major,
-        scales: scales.as_ref().map(|(of, _)| *of),
+        scales: scales.as_ref().map(|s| s.of),
+        hopper14: scales.as_ref().is_some_and(|s| s.hopper14),
         output,
         grouping,
         accumulate: gemm.accumulate,
@@ -138,7 +172,7 @@ fn planned(
         Sizes { m: bound(&gemm.m), n: bound(&gemm.n), k: bound(&gemm.k), groups: bound(&groups) };
     let chosen = select(&shape, sizes, budget);
     let launch = Launch { gemm, tensors: [&a, &b], groups: &groups, kind };
-    let strides = scales.map(|(_, strides)| strides);
+    let strides = scales.map(|s| s.strides);
     let scalar = |argument: &Argument| launch.scalar(argument, strides.as_ref());
     let mut kernel = chosen.source(label);
     kernel.cta.grid_max = Some(budget.sms);

@@ -14,6 +14,17 @@ pub fn load_shared_pair<'c>(cg: &Cg<'c>, address: Val<'c>) -> [Val<'c>; 2] {
     [both[0], both[1]]
 }
 
+/// A byte, widened to an i32.
+pub fn load_shared_byte<'c>(cg: &Cg<'c>, address: Val<'c>) -> Val<'c> {
+    cg.asm("ld.shared.u8 $0, [$1];", &[Ty::I32], &[address], 0, Effect::Memory)[0]
+}
+
+/// Four neighbours of 32 bits; the address is a multiple of 16.
+pub fn store_shared_four<'c>(cg: &Cg<'c>, v: [Val<'c>; 4], address: Val<'c>) {
+    let text = "st.shared.v4.b32 [$0], {$1,$2,$3,$4};";
+    cg.asm(text, &[], &[address, v[0], v[1], v[2], v[3]], 0, Effect::Memory);
+}
+
 pub fn store_shared<'c>(cg: &Cg<'c>, v: Val<'c>, address: Val<'c>) {
     let text = format!("st.shared.{} [$0], $1;", word(v.ty.elem));
     cg.asm(&text, &[], &[address, v], 0, Effect::Memory);

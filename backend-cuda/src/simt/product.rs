@@ -65,7 +65,12 @@ pub fn plan(gemm: &Gemm, dims: &[DimDecl], label: &str) -> Result<Planned, Strin
 /// The same of codes with scales.
 pub fn plan_scaled(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Result<Planned, String> {
     if gemm.sum == Sum::Hopper14 {
-        return Err("not available on cuda yet: accumulate = hopper14".into());
+        return Err(
+            "accumulate = hopper14 is how tensor cores add, and this product is not theirs: \
+                    they take e4m3 in whole groups of 128 terms (1x128, 128x1, 128x128), not in \
+                    segments, with promote = 128; use that, or accumulate = f32"
+                .into(),
+        );
     }
     let codes = gemm.codes();
     let all = [&gemm.a.scales, &gemm.b.scales];

@@ -18,6 +18,7 @@ pub fn bf16(tile_cols: u32) -> Gemm {
         a_major: Major::K,
         b_major: Major::K,
         scales: None,
+        hopper14: false,
         output: Output::F32,
         grouping: Grouping::Batch,
         accumulate: false,

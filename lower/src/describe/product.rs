@@ -157,6 +157,37 @@ pub struct Planned {
     pub bytes: DimExpr,
 }
 
+/// A launch that copies an operand's codes, and what it makes: `matrices` matrices, one behind the
+/// other, of a line for each row of A or column of B, whose codes follow one another along k.
+/// Its buffers are the operand and the copy.
+#[derive(Clone)]
+pub struct Turned {
+    pub kernel: KernelSource,
+    pub scalars: Vec<Scalar>,
+    pub grid: DimExpr,
+    /// Bytes that are read and written.
+    pub bytes: DimExpr,
+    pub matrices: DimExpr,
+    pub lines: DimExpr,
+    /// From one line to the next, in codes.
+    pub line_stride: DimExpr,
+}
+
+impl Turned {
+    /// How operand `side` lies in the copy.
+    pub fn matrix(&self, side: usize) -> Matrix {
+        let (lines, k) = (self.line_stride.clone(), DimExpr::constant(1));
+        let (row_stride, col_stride) = if side == 0 { (lines, k) } else { (k, lines) };
+        Matrix {
+            dtype: DType::E4m3,
+            row_stride,
+            col_stride,
+            group_stride: self.lines.clone() * self.line_stride.clone(),
+            aligned: true,
+        }
+    }
+}
+
 pub fn groups(form: &Form) -> DimExpr {
     match form {
         Form::Dense => 1.into(),

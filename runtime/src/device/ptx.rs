@@ -154,7 +154,12 @@ impl Kernels for Loaded {
         let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
         let grid = u32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))?;
         let grid = code.grid_max.map_or(grid, |most| grid.min(most));
+        let accumulate = match code.hopper14 {
+            true => ptx_sim::Accumulate::Hopper14,
+            false => ptx_sim::Accumulate::F32,
+        };
         let launch = ptx_sim::Launch {
+            accumulate,
             dynamic_shared_bytes: code.dynamic_shared_bytes,
             ..ptx_sim::Launch::new(grid, code.threads)
         };

@@ -105,7 +105,8 @@ impl Gemm {
         let a = [0, 8].map(|half| {
             // Rows beyond the last are not stored, but their scale must be somewhere.
             let row = cg.min(cg.add(row, half), last_row);
-            self.scale(cg, args, 0, tile, row, block)
+            let group = self.scales.map_or(1, |s| s[0].rows);
+            self.scale(cg, args, 0, tile, cg.div(row, group as i32), block)
         });
         BlockScales { a, b: self.column_scales(cg, args, consumer, tile, block) }
     }
