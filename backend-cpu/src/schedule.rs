@@ -81,6 +81,7 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, Node
     let unroll = if lane_folds { 4 } else { 1 };
     let kept = kept.0;
     let parts = parts(nest);
-    let schedule = Schedule { grid, chunk, order, lanes, unroll, parts, kept, warps: None };
+    let schedule =
+        Schedule { grid, chunk, order, lanes, unroll, parts, kept, ..Schedule::default() };
     Ok(Scheduled { schedule, grid: sizes, chunked, scratch_bytes })
 }

@@ -1,13 +1,17 @@
 //! How a nest is cut into blocks: each a warp's, whose lanes run along the rows of memory.
 //!
 //! A warp does a row, or a piece of one where nothing is folded along it, so every access of a
-//! contiguous operand is a line of 128 bytes (of f32). What a row needs folded is folded by its
-//! warp alone, in registers: nothing waits for other warps.
+//! contiguous operand is a line of 128 bytes (of f32). Where a row is long enough a lane takes
+//! neighbours that are 16 bytes together, as far as buffers and strides allow. What a row needs
+//! folded is folded by its warp alone, in registers: nothing waits for other warps.
 
-use weft_codegen::region::emit::Schedule;
+use std::collections::BTreeSet;
+
+use weft_codegen::region::emit::{ALIGNED_BYTES, Schedule, Vector};
 use weft_codegen::region::graph::NodeId;
-use weft_codegen::region::index::Var;
-use weft_codegen::region::trace::{ExprId, Nest, Root};
+use weft_codegen::region::index::{Atom, Ix, Var};
+use weft_codegen::region::scalar;
+use weft_codegen::region::trace::{Expr, ExprId, Nest, Root};
 use weft_ir::dim::Dim;
 use weft_lower::region::schedule::{Folds, Scheduled, lanes_fit, parts, repeated};
 
@@ -17,6 +21,8 @@ const WARPS: u32 = 4;
 const PIECE: i64 = 256;
 /// The same where each lane folds by itself, which is work enough.
 const FOLDED_PIECE: i64 = 32;
+/// Neighbours that a lane takes at once at most: of a piece every lane has some.
+const MOST: u32 = 8;
 /// A fold of up to so many elements, the same for all blocks, is done again by each.
 const PER_BLOCK_MAX: u64 = 16;
 
@@ -39,6 +45,8 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, Node
         let piece = if by_lane { FOLDED_PIECE } else { PIECE };
         (!of_row && extent(&v) > piece as u64).then_some(piece)
     });
+    let apart = lanes.is_some_and(|v| in_lanes(v).0);
+    let vector = if apart { None } else { vector(nest, lanes, &folds) };
     grid.splice(0..0, nest.part);
     let chunked = chunk.and(lanes);
     // A value that is the same for several blocks is not theirs to store.
@@ -63,7 +71,25 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, Node
             unroll: 1,
             parts: parts(nest),
             warps: Some(WARPS),
+            vector,
             ..Schedule::default()
         },
     })
+}
+
+/// Neighbours that fill an access of the widest element that is contiguous along a loop of lanes.
+/// More of narrower ones would part what is wider into two.
+fn vector(nest: &Nest, lanes: Option<Var>, folds: &Folds) -> Option<Vector> {
+    let along: Vec<Var> =
+        folds.all.iter().filter_map(|(_, vars)| vars.last().copied()).chain(lanes).collect();
+    let contiguous =
+        |ix: &Ix| along.iter().any(|v| ix.coefficient(Atom::Var(*v)).as_constant() == Some(1));
+    let loads = nest.exprs.iter().filter_map(|e| match &e.expr {
+        Expr::Load { at, .. } if contiguous(at) => Some(e.dtype),
+        _ => None,
+    });
+    let stores = nest.roots.iter().filter(|r| contiguous(&r.at)).map(|r| r.dtype);
+    let widest = loads.chain(stores).map(|dtype| scalar::memory(dtype).bytes()).max()?;
+    let most = (ALIGNED_BYTES / widest).min(MOST);
+    (most > 1).then(|| Vector { most, unaligned: BTreeSet::new() })
 }

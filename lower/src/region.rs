@@ -42,9 +42,7 @@ pub struct RegionLaunch {
     pub bytes: DimExpr,
 }
 
-/// Compiles `func`, whose operands are its parameters. Kernels are called `hint` and a number that
-/// tells their code; `label` is their source. `size` turns a dim of the module into one of the
-/// entry.
+/// As [`compile_at`], of buffers that all begin at multiples of 16 bytes.
 pub fn compile(
     backend: &dyn Backend,
     module: &Module,
@@ -53,7 +51,21 @@ pub fn compile(
     label: &str,
     size: &dyn Fn(Dim) -> DimExpr,
 ) -> Result<Region, Unsupported> {
-    plan::plan(backend, module, func, hint, label, size)
+    compile_at(backend, module, func, (hint, label), size, &|_| true)
+}
+
+/// Compiles `func`, whose operands are its parameters. Kernels are called `hint` and a number that
+/// tells their code; `label` is their source. `size` turns a dim of the module into one of the
+/// entry, and `aligned` says which buffers begin at multiples of 16 bytes.
+pub fn compile_at(
+    backend: &dyn Backend,
+    module: &Module,
+    func: &Func,
+    (hint, label): (&str, &str),
+    size: &dyn Fn(Dim) -> DimExpr,
+    aligned: &dyn Fn(Buf) -> bool,
+) -> Result<Region, Unsupported> {
+    plan::plan(backend, module, func, (hint, label), size, aligned)
 }
 
 /// A function of one op, to be compiled by itself: its parameters are the op's operands, each once.

@@ -6,6 +6,7 @@ use weft_graph::{Arg, Buffer, BufferId, DType, Role};
 use weft_ir::module::{Def, Func, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 
+use super::contract::is_aligned;
 use super::plan_memory::InPlace;
 use super::view::View;
 use super::{Fault, Frame, Lower, TempInfo, Work};
@@ -113,8 +114,21 @@ impl<'a> Lower<'a> {
         }
         let place = self.place(op);
         let size = |d| self.dims.expr(d);
-        let compiled = region::compile(self.backend, self.module, func, &hint(func), &place, &size)
-            .map_err(|e| if e.op == op.op.name() { e.reason } else { e.to_string() })?;
+        let grows = func.body_ops().any(|(_, op)| op.op == Op::CacheAppend);
+        let aligned = |buf: Buf| match buf {
+            Buf::Operand(i) => is_aligned(&given[i as usize]),
+            // One that is an operand's storage begins where that does.
+            Buf::Result(i) => match func.donated.iter().find(|(_, r)| *r == i) {
+                Some((p, _)) => is_aligned(&given[*p as usize]),
+                None => !grows && wanted.get(i as usize).is_none_or(lies_aligned),
+            },
+            Buf::Workspace(_) => true,
+        };
+        let hint = hint(func);
+        let region =
+            region::compile_at(self.backend, self.module, func, (&hint, &place), &size, &aligned);
+        let compiled =
+            region.map_err(|e| if e.op == op.op.name() { e.reason } else { e.to_string() })?;
         let mut made = vec![];
         for (i, r) in func.results.iter().enumerate() {
             let alias = compiled.aliases.iter().find(|(result, _)| *result as usize == i);
@@ -252,6 +266,11 @@ impl Part {
         self.func.donated = from.into_iter().zip(to).collect();
         self.func.results = results;
     }
+}
+
+/// A place that is yet to be made will be.
+fn lies_aligned(at: &Option<Arg>) -> bool {
+    at.as_ref().is_none_or(is_aligned)
 }
 
 /// What a kernel is called: its ops but for movement and constants. Regions of equal code then have

@@ -479,3 +479,34 @@ fn column_sums_of_row_sums() {
         );
     }
 }
+
+/// Where rows are long enough, whole and begin where they may, each thread of a GPU reads and
+/// writes 16 bytes of neighbours at once.
+#[test]
+fn a_thread_takes_sixteen_bytes_at_once() {
+    for (dtype, n, start, is_wide) in [
+        ("f32", 256, 0, true),
+        ("bf16", 512, 0, true),
+        ("f32", 258, 0, false),
+        ("f32", 256, 1, false),
+    ] {
+        let wide = n + start;
+        let m = module(&format!(
+            "func @f(%x: {dtype}[3, {wide}]) -> (y: {dtype}[3, {n}], z: {dtype}[3]) {{
+              %0 = slice %x {{dim = 1, start = {start}, len = {n}}} : {dtype}[3, {n}]
+              %y = neg %0 : {dtype}[3, {n}]
+              %z = reduce_max %0 {{dims = [1]}} : {dtype}[3]
+              return %y, %z
+            }}"
+        ));
+        check(&m, "f", &[], POSITIVE, 1e-5);
+        let graph = machines::ptx_graph(&m, &["f"]);
+        let text: Vec<_> = graph.objects.iter().map(|o| String::from_utf8_lossy(o)).collect();
+        let lines = || text.iter().flat_map(|t| t.lines());
+        let loads = lines().filter(|l| l.contains("ld.global") && l.contains(".v4.")).count();
+        let stores = lines().any(|l| l.contains("st.global") && l.contains(".v4."));
+        assert_eq!(loads >= 2, is_wide, "{dtype} {n} from {start}: {loads} loads");
+        // What is written begins where a buffer does.
+        assert_eq!(stores, n % 4 == 0, "{dtype} {n} from {start}");
+    }
+}

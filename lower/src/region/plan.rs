@@ -33,9 +33,9 @@ pub fn plan(
     backend: &dyn Backend,
     module: &Module,
     func: &Func,
-    hint: &str,
-    label: &str,
+    (hint, label): (&str, &str),
     size: &dyn Fn(Dim) -> DimExpr,
+    aligned: &dyn Fn(Buf) -> bool,
 ) -> Result<Region, Unsupported> {
     let mut graph = lower(func)?;
     share_rows(&mut graph);
@@ -49,6 +49,7 @@ pub fn plan(
             size,
             hint,
             label,
+            aligned,
             stored: BTreeMap::new(),
             workspaces: vec![],
             aliases: graph.donated.iter().map(|(p, r)| (*r, *p)).collect(),
@@ -93,6 +94,8 @@ struct Planner<'a> {
     size: &'a dyn Fn(Dim) -> DimExpr,
     hint: &'a str,
     label: &'a str,
+    /// Which buffers begin at multiples of 16 bytes.
+    aligned: &'a dyn Fn(Buf) -> bool,
     stored: BTreeMap<NodeId, Buf>,
     workspaces: Vec<DimExpr>,
     aliases: Vec<(u32, u32)>,
@@ -304,7 +307,11 @@ impl Planner<'_> {
         let per_element = nest.exprs.iter().filter(|e| matches!(e.expr, Expr::Scalar(..))).count();
         let main = DimExpr::product(nest.main.iter().map(|v| (self.size)(nest.vars.extent(*v))));
         let bytes = self.bytes(&nest);
-        let schedule = planned.schedule;
+        let mut schedule = planned.schedule;
+        if let Some(vector) = &mut schedule.vector {
+            let buffers = signature.buffers.iter().copied();
+            vector.unaligned = buffers.filter(|buf| !(self.aligned)(*buf)).collect();
+        }
         let code = format!("{nest:?}{schedule:?}");
         let args = signature.buffers.clone();
         let symbols = signature.scalars.clone();

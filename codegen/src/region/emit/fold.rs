@@ -56,9 +56,10 @@ impl<'c> Emitter<'_, 'c> {
         };
         self.hoist(x, &vars.iter().copied().collect());
         if let Some(warp) = self.warp {
-            let start = self.identity(elem.x(1), max);
+            let start = self.identity(elem.x(self.vector(*last, (0, None))), max);
             let ends = self.serial(serial, &[start], &|s, acc| s.in_warp(warp, x, *last, max, acc));
-            return self.cg.reduce_warp(ends[0], |a, b| self.joined(max, a, b));
+            let own = self.cg.reduce(ends[0], |a, b| self.joined(max, a, b));
+            return self.cg.reduce_warp(own, |a, b| self.joined(max, a, b));
         }
         let wide = self.identity(elem.x(self.step(x, *last)), max);
         let start = [wide, self.identity(elem.x(self.cg.target.lanes), max)];
@@ -139,7 +140,8 @@ impl<'c> Emitter<'_, 'c> {
         false
     }
 
-    /// Folds along `var`, each thread of a warp its own elements.
+    /// Folds along `var`, each thread of a warp its own elements, as many at once as it sums
+    /// apart.
     fn in_warp(
         &mut self,
         warp: Warp<'c>,
@@ -152,9 +154,11 @@ impl<'c> Emitter<'_, 'c> {
         // What may be folded together is, while the warp is.
         self.hoist(x, &BTreeSet::from([var]));
         let (lo, hi) = self.bounds(var);
-        cg.for_(cg.add(lo, warp.lane), hi, i64::from(WARP), acc, |i, carried| {
-            let v = self.in_lanes_of(Lanes { var, n: 1, mask: None }, i, |s| s.eval(x));
-            vec![self.joined(max, carried[0], v)]
+        let n = acc[0].ty.lanes;
+        let first = cg.add(lo, cg.mul(warp.lane, i64::from(n)));
+        cg.for_(first, hi, i64::from(n * WARP), acc, |i, carried| {
+            let v = self.in_lanes_of(Lanes { var, n, mask: None }, i, |s| s.eval(x));
+            vec![self.joined(max, carried[0], self.spread(v, n))]
         })
     }
 

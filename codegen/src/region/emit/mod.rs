@@ -18,7 +18,7 @@ use weft_ir::dim::{Dim, SymId};
 use weft_ir::ty::DType;
 
 use super::graph::Buf;
-use super::index::Var;
+use super::index::{Atom, Ix, Var};
 use super::scalar;
 use super::trace::{Expr, ExprId, Nest};
 use crate::emit::{Cg, Elem, Frame, Kernel, Val, WARP};
@@ -44,6 +44,9 @@ pub struct Schedule {
     /// Warps of a CTA, on a target with threads, where a block is a warp's. There `lanes` is the
     /// innermost loop, and nothing is kept.
     pub warps: Option<u32>,
+    /// Neighbours that a thread of a warp takes at once along a row, at most: a power of two, for
+    /// accesses of as many bytes as the hardware has. None is one.
+    pub vector: Option<Vector>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -52,6 +55,16 @@ pub struct Parts {
     pub index: Var,
     pub count: i64,
 }
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Vector {
+    pub most: u32,
+    /// Buffers that may begin anywhere; all others do at multiples of [`ALIGNED_BYTES`].
+    pub unaligned: BTreeSet<Buf>,
+}
+
+/// Bytes of the longest access of a thread.
+pub const ALIGNED_BYTES: u32 = 16;
 
 /// Where the values of an expression along `var` are kept.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -213,6 +226,43 @@ impl<'c> Emitter<'_, 'c> {
     fn buffer(&self, buf: Buf) -> Val<'c> {
         let at = self.signature.buffers.iter().position(|b| *b == buf);
         self.kernel.buffers[at.expect("the signature lists every buffer")]
+    }
+
+    /// Elements along `var`, of those from `from` on, that a thread of a warp takes at once, where
+    /// it is known that there are only whole vectors of them, and enough for all threads.
+    fn vector(&self, var: Var, (from, to): (i64, Option<i64>)) -> u32 {
+        let most = self.schedule.vector.as_ref().map_or(1, |v| v.most);
+        let extent = self.nest.vars.extent(var);
+        let limited = self.limits.is_some_and(|(v, _, _)| v == var);
+        let fits = |n: u32| {
+            let whole = |count: u64| count.is_multiple_of(u64::from(n));
+            let parts = from % i64::from(n) == 0 && to.is_none_or(|to| to % i64::from(n) == 0);
+            let enough = extent.as_fixed().is_none_or(|count| count >= u64::from(n * WARP));
+            !limited && whole(extent.coeff()) && parts && enough
+        };
+        let mut n = most;
+        while n > 1 && !fits(n) {
+            n /= 2;
+        }
+        n
+    }
+
+    /// What an access of the thread's lanes at `ix` is aligned to.
+    fn align_bytes(&self, buf: Buf, ix: &Ix, elem: Elem) -> u32 {
+        let (Some(vector), Some(lanes)) = (&self.schedule.vector, self.lanes) else {
+            return elem.bytes();
+        };
+        if lanes.n == 1 || vector.unaligned.contains(&buf) {
+            return elem.bytes();
+        }
+        // A thread's first element along the lanes is a multiple of their number.
+        let factor = |(atom, _, c): (Atom, &[SymId], i64)| match atom {
+            Atom::Var(v) if v == lanes.var => c.unsigned_abs() * u64::from(lanes.n),
+            _ => c.unsigned_abs(),
+        };
+        let bits = ix.terms().map(factor).fold(0, |all, c| all | c);
+        let elements = 1u64 << bits.trailing_zeros().min(8);
+        (elements as u32 * elem.bytes()).min(ALIGNED_BYTES)
     }
 
     fn deps(&self, e: ExprId) -> &BTreeSet<Var> {

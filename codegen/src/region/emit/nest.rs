@@ -119,7 +119,11 @@ impl<'c> Emitter<'_, 'c> {
                 None => self.ranges.remove(&var),
             };
             if let (Some(warp), true) = (self.warp, schedule.lanes == Some(var)) {
-                self.warp_loop(warp, var, depth, &later, bounds);
+                let n = match chunk.is_some() {
+                    true => self.vector(var, (schedule.chunk.unwrap_or(1), None)),
+                    false => self.vector(var, (lo, hi)),
+                };
+                self.warp_loop((warp, n), var, depth, &later, bounds);
             } else if schedule.lanes == Some(var) {
                 let n = known.filter(|_| chunk.is_none()).map(|(lo, hi)| hi - lo);
                 self.lane_loop(var, depth, &later, bounds, n);
@@ -183,18 +187,19 @@ impl<'c> Emitter<'_, 'c> {
         cg.for_each(lo, hi, 1, |i| self.scope(var, i, |s| s.level(depth + 1, roots, None)));
     }
 
-    /// A loop over lanes that are the threads of a warp: each takes its own elements.
+    /// A loop over lanes that are the threads of a warp: each takes its own elements, so many
+    /// neighbours at once.
     fn warp_loop(
         &mut self,
-        warp: Warp<'c>,
+        (warp, n): (Warp<'c>, u32),
         var: Var,
         depth: usize,
         roots: &[usize],
         (lo, hi): (Val<'c>, Val<'c>),
     ) {
-        let first = self.cg.add(lo, warp.lane);
-        self.cg.for_each(first, hi, i64::from(WARP), |i| {
-            let lanes = Lanes { var, n: 1, mask: None };
+        let first = self.cg.add(lo, self.cg.mul(warp.lane, i64::from(n)));
+        self.cg.for_each(first, hi, i64::from(n * WARP), |i| {
+            let lanes = Lanes { var, n, mask: None };
             self.in_lanes_of(lanes, i, |s| s.level(depth + 1, roots, None));
         });
     }

@@ -241,7 +241,19 @@ impl<'c> Emitter<'_, 'c> {
                     (Some(c), None) => Some(self.spread(c, lanes.n)),
                     (Some(c), Some(mask)) => Some(cg.and(self.spread(c, lanes.n), mask)),
                 };
-                cg.load_tail(elem.x(lanes.n), cg.at(ptr, elem, place.base), mask)
+                let ptr = cg.at(ptr, elem, place.base);
+                match mask {
+                    None => {
+                        let align = self.align_bytes(buf, at, elem);
+                        cg.load_aligned(elem.x(lanes.n), ptr, align)
+                    }
+                    // A thread has no masks.
+                    Some(_) if self.warp.is_some() && lanes.n > 1 => {
+                        let ptr = self.buffer(buf);
+                        self.load_lanes(ptr, elem, &place, condition)
+                    }
+                    Some(mask) => cg.masked_load(elem.x(lanes.n), ptr, mask),
+                }
             }
             _ => self.load_lanes(ptr, elem, &place, condition),
         };
@@ -318,7 +330,11 @@ impl<'c> Emitter<'_, 'c> {
             Step::Contiguous => {
                 let lanes = self.lanes.expect("only lanes are contiguous");
                 let v = self.spread(v, lanes.n);
-                cg.store_tail(v, cg.at(ptr, elem, place.base), lanes.mask);
+                let ptr = cg.at(ptr, elem, place.base);
+                match lanes.mask {
+                    None => cg.store_aligned(v, ptr, self.align_bytes(buf, at, elem)),
+                    Some(mask) => cg.masked_store(v, ptr, mask),
+                }
             }
             Step::Lanes(_) => {
                 let lanes = self.lanes.expect("lanes are stored in lanes");
