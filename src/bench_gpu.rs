@@ -3,8 +3,8 @@
 //!
 //! It needs nothing but the driver. Times are those of the device's own clock for each launch, with
 //! the second-level cache flushed before; a table gives their median and spread, beside the rate of
-//! a plain copy in the same run. On `ptx`, the interpreter of PTX, numbers are checked and nothing
-//! is timed.
+//! a plain copy and of large products in the same run. On `ptx`, the interpreter of PTX, numbers
+//! are checked and nothing is timed.
 
 mod cases;
 mod run;
@@ -103,26 +103,60 @@ fn timed_table(all: &[Case], device: &Arc<dyn Device>, how: Timing) -> Result<St
             bandwidth = bandwidth.max(row.bytes / seconds(row.median()));
         }
     }
-    let mut out = format!("A copy takes {:.0} GB/s. ", bandwidth / 1e9);
+    let rates = rates(device, how)?;
+    let mut out = format!("A copy takes {:.0} GB/s; ", bandwidth / 1e9);
+    let said =
+        rates.iter().map(|(of, rate)| format!("{}s {:.1}", of.trim_end_matches('_'), rate / 1e12));
+    let said: Vec<String> = said.collect();
+    let _ = write!(out, "large products reach, in TFLOP/s, of {}. ", said.join(", of "));
     let _ = writeln!(out, "Median of {} runs, and where a tenth of them lies beyond.\n", how.runs);
-    out += "| case | kernel | µs | 10 % | 90 % | GB/s | of copy | TFLOP/s |\n";
-    out += "|---|---|---|---|---|---|---|---|\n";
+    out += "| case | kernel | µs | 10 % | 90 % | GB/s | of copy | TFLOP/s | of rate |\n";
+    out += "|---|---|---|---|---|---|---|---|---|\n";
     for case in all {
         for problem in case.problems(how.flushes) {
             for row in time(case, problem, device, how)? {
-                let _ = writeln!(out, "{}", line(case, &problem.sizes, &row, bandwidth));
+                let _ = writeln!(out, "{}", line(case, &problem.sizes, &row, bandwidth, &rates));
             }
         }
     }
     Ok(out)
 }
 
-fn line(case: &Case, sizes: &str, row: &Timed, bandwidth: f64) -> String {
+/// Flops a second of large products on tensor cores, each with what names of their kernels hold.
+fn rates(device: &Arc<dyn Device>, how: Timing) -> Result<Vec<(&'static str, f64)>> {
+    let mut all = vec![];
+    for (of, case) in cases::rates() {
+        let mut rate = 0f64;
+        for problem in case.problems(how.flushes) {
+            for row in time(&case, problem, device, how)? {
+                if row.kernel.contains(of) && row.kernel.starts_with(TENSOR_CORES) {
+                    rate = rate.max(row.flops / seconds(row.median()));
+                }
+            }
+        }
+        all.push((of, rate));
+    }
+    Ok(all)
+}
+
+/// Names of kernels of tensor cores begin so.
+const TENSOR_CORES: &str = "sm90a_";
+
+fn line(
+    case: &Case,
+    sizes: &str,
+    row: &Timed,
+    bandwidth: f64,
+    rates: &[(&'static str, f64)],
+) -> String {
     let [median, low, high] = [row.median(), row.tenth(1), row.tenth(9)];
     let micro = |t: Duration| seconds(t) * 1e6;
     let (bytes, flops) = (row.bytes / seconds(median), row.flops / seconds(median));
+    let on = |of: &str| row.kernel.starts_with(TENSOR_CORES) && row.kernel.contains(of);
+    let rate = rates.iter().find(|(of, rate)| on(of) && *rate > 0.0);
+    let share = rate.map_or(String::new(), |(_, rate)| format!("{:.0} %", 100.0 * flops / rate));
     format!(
-        "| {} {sizes} | `{}` | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} % | {:.1} |",
+        "| {} {sizes} | `{}` | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} % | {:.1} | {share} |",
         case.name,
         row.kernel,
         micro(median),

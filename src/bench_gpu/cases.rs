@@ -9,6 +9,8 @@ pub struct Problem {
     pub text: String,
     /// Values of integer parameters, by name; others are drawn.
     pub ints: Vec<(&'static str, Vec<i64>)>,
+    /// Parameters of which no element is below zero.
+    pub positive: Vec<&'static str>,
 }
 
 pub struct Case {
@@ -32,6 +34,9 @@ const BF16: f64 = 1.0 / 128.0;
 /// Chains of f32 in another order.
 const F32: f64 = 4e-6;
 
+/// What a multiprocessor's tensor cores do best: a product so large that all else is hidden.
+const SATURATING: [usize; 3] = [8192, 8192, 8192];
+
 pub fn all() -> Vec<Case> {
     vec![
         copy(),
@@ -47,14 +52,31 @@ pub fn all() -> Vec<Case> {
             large: products(codes),
             tolerance: BF16,
         },
+        linear_map(),
         experts(),
+        experts_codes(),
         attention(),
         derivative(),
         latent(),
         norm(),
         swiglu(),
+        rotary(),
+        dispatch(),
         loss(),
+        adamw(),
     ]
+}
+
+/// Products that say what rate the tensor cores reach in this run: of bf16 and of codes, with a
+/// part of the name of the kernel that does them.
+pub fn rates() -> [(&'static str, Case); 2] {
+    let of = |name: &'static str, make: fn([usize; 3]) -> Problem| Case {
+        name,
+        small: make([130, 136, 200]),
+        large: vec![make(SATURATING)],
+        tolerance: BF16,
+    };
+    [("bf16_", of("bf16 rate", product)), ("e4m3_", of("e4m3 rate", codes))]
 }
 
 /// Rows, columns and terms of the products of a layer.
@@ -62,12 +84,12 @@ fn products(of: fn([usize; 3]) -> Problem) -> Vec<Problem> {
     let shapes =
         [[2112, 7168], [24_576, 1536], [32_768, 512], [7168, 16_384], [4096, 7168], [7168, 2048]];
     let mut all: Vec<Problem> = shapes.into_iter().map(|[n, k]| of([4096, n, k])).collect();
-    all.push(of([8192, 8192, 8192]));
+    all.push(of(SATURATING));
     all
 }
 
 fn problem(sizes: String, text: String) -> Problem {
-    Problem { sizes, text, ints: vec![] }
+    Problem { sizes, text, ints: vec![], positive: vec![] }
 }
 
 /// Reads and writes memory, and does nothing else.
@@ -106,6 +128,60 @@ fn codes([m, n, k]: [usize; 3]) -> Problem {
     problem(format!("{m}x{n}x{k}"), text)
 }
 
+/// The two gradients of a linear map of codes, whose operands are copied along k first.
+fn linear_map() -> Case {
+    let of = |[m, n, k]: [usize; 3]| {
+        let text = format!(
+            "func @f(%x: bf16[{m}, {k}], %w: f32[{n}, {k}], %dy: bf16[{m}, {n}])
+    -> (dx: bf16[{m}, {k}], dw: f32[{n}, {k}]) {{
+  %wq = quantize %w {{dtype = e4m3, group = [128, 128], scale = f32}} : e4m3<128x128, f32>[{n}, {k}]
+  %dyq = quantize %dy {{dtype = e4m3, group = [1, 128], scale = f32}} : e4m3<1x128, f32>[{m}, {n}]
+  %xt = quantize %x {{dtype = e4m3, group = [128, 1], scale = f32}} : e4m3<128x1, f32>[{m}, {k}]
+  %dyt = quantize %dy {{dtype = e4m3, group = [128, 1], scale = f32}} : e4m3<128x1, f32>[{m}, {n}]
+  %dx = matmul %dyq, %wq {{dtype = bf16, promote = 128}} : bf16[{m}, {k}]
+  %dw = matmul %dyt, %xt {{tx = true, dtype = f32, promote = 128}} : f32[{n}, {k}]
+  return %dx, %dw
+}}"
+        );
+        problem(format!("{m}x{n}x{k}"), text)
+    };
+    Case {
+        name: "gradients of codes",
+        small: of([130, 136, 200]),
+        large: vec![of([4096, 4096, 7168]), of([4096, 7168, 2048])],
+        tolerance: BF16,
+    }
+}
+
+/// The products of experts on codes: rows by group, and a weight's gradient summed by group.
+fn experts_codes() -> Case {
+    let of = |groups: usize, rows: usize, [n, k]: [usize; 2]| {
+        let m = groups * rows;
+        let text = format!(
+            "func @f(%x: bf16[{m}, {k}], %w: f32[{groups}, {n}, {k}], %dy: bf16[{m}, {n}],
+        %o: i32[{}]) -> (y: bf16[{m}, {n}], dw: f32[{groups}, {n}, {k}]) {{
+  %xq = quantize %x {{dtype = e4m3, group = [1, 128], scale = f32}} : e4m3<1x128, f32>[{m}, {k}]
+  %wq = quantize %w {{dtype = e4m3, group = [128, 128], scale = f32}} : e4m3<128x128, f32>[{groups}, {n}, {k}]
+  %xt = quantize %x {{dtype = e4m3, group = [128, 1], scale = f32}} : e4m3<128x1, f32>[{m}, {k}]
+  %dyt = quantize %dy {{dtype = e4m3, group = [128, 1], scale = f32}} : e4m3<128x1, f32>[{m}, {n}]
+  %y = grouped_matmul %xq, %wq, %o {{ty = true, dtype = bf16, promote = 128}} : bf16[{m}, {n}]
+  %dw = grouped_outer %dyt, %xt, %o {{dtype = f32, promote = 128}} : f32[{groups}, {n}, {k}]
+  return %y, %dw
+}}",
+            groups + 1
+        );
+        let offsets = (0..=groups).map(|e| (e * rows) as i64).collect();
+        let sizes = format!("{groups} of {rows}x{n}x{k}");
+        Problem { ints: vec![("o", offsets)], ..problem(sizes, text) }
+    };
+    Case {
+        name: "codes by expert",
+        small: of(3, 40, [72, 64]),
+        large: vec![of(4, 8192, [4096, 7168]), of(4, 8192, [7168, 2048])],
+        tolerance: BF16,
+    }
+}
+
 /// Products of rows by group.
 fn experts() -> Case {
     let of = |groups: usize, rows: usize, [n, k]: [usize; 2]| {
@@ -120,7 +196,7 @@ fn experts() -> Case {
         );
         let offsets = (0..=groups).map(|e| (e * rows) as i64).collect();
         let sizes = format!("{groups} of {rows}x{n}x{k}");
-        Problem { sizes, text, ints: vec![("o", offsets)] }
+        Problem { ints: vec![("o", offsets)], ..problem(sizes, text) }
     };
     let large = vec![of(4, 8192, [4096, 7168]), of(4, 8192, [7168, 2048])];
     Case { name: "products by expert", small: of(3, 40, [72, 64]), large, tolerance: BF16 }
@@ -187,7 +263,7 @@ fn latent() -> Case {
 }}"
         );
         let sizes = format!("{batch} requests, {heads} heads, {keys} keys");
-        Problem { sizes, text, ints: vec![("start", vec![keys as i64 - 1; batch])] }
+        Problem { ints: vec![("start", vec![keys as i64 - 1; batch])], ..problem(sizes, text) }
     };
     let large = vec![
         of([1, 128, 4096], [512, 64]),
@@ -232,6 +308,72 @@ fn swiglu() -> Case {
     Case { name: "swiglu", small: of(5, 136), large: vec![of(32_768, 2048)], tolerance: BF16 }
 }
 
+/// Positions of queries, turned in pairs of neighbours.
+fn rotary() -> Case {
+    let of = |rows: usize, heads: usize, width: usize| {
+        let ty = |dtype: &str| format!("{dtype}[1, {rows}, {heads}, {width}]");
+        let (bf16, f32) = (ty("bf16"), ty("f32"));
+        let text = format!(
+            "func @f(%x: {bf16}, %p: i32[1, {rows}], %freq: f32[{}]) -> (y: {bf16}) {{
+  %xf = convert %x {{dtype = f32}} : {f32}
+  %yf = rotary %xf, %p, %freq {{interleaved = true}} : {f32}
+  %y = convert %yf {{dtype = bf16}} : {bf16}
+  return %y
+}}",
+            width / 2
+        );
+        let positions = (0..rows as i64).collect();
+        let sizes = format!("{rows} rows, {heads} heads of {width}");
+        Problem { ints: vec![("p", positions)], ..problem(sizes, text) }
+    };
+    Case { name: "rotary", small: of(9, 2, 8), large: vec![of(4096, 128, 64)], tolerance: BF16 }
+}
+
+/// Rows of tokens to where their experts' are, and back, weighted.
+fn dispatch() -> Case {
+    let of = |tokens: usize, width: usize, [experts, active]: [usize; 2]| {
+        let rows = tokens * active;
+        let text = format!(
+            "func @f(%x: bf16[{tokens}, {width}], %ids: i32[{tokens}, {active}],
+        %p: f32[{tokens}, {active}]) -> (rows: bf16[{rows}, {width}], y: bf16[{tokens}, {width}]) {{
+  %offsets, %order = route %ids {{experts = {experts}, rows = {rows}}} : i32[{}], i32[{rows}]
+  %rows = dispatch %x, %order {{active = {active}}} : bf16[{rows}, {width}]
+  %y = combine %rows, %order, %p {{tokens = [{tokens}], active = {active}}} : bf16[{tokens}, {width}]
+  return %rows, %y
+}}",
+            experts + 1
+        );
+        // A token's experts differ; which they are has no pattern.
+        let id = |i: usize| (i / active * 7919 + i % active * (experts / active)) % experts;
+        let ids = (0..rows).map(|i| id(i) as i64).collect();
+        let sizes = format!("{tokens}x{width} to {active} of {experts}");
+        Problem { ints: vec![("ids", ids)], ..problem(sizes, text) }
+    };
+    Case {
+        name: "dispatch and combine",
+        small: of(21, 72, [8, 2]),
+        large: vec![of(4096, 7168, [64, 8])],
+        tolerance: BF16,
+    }
+}
+
+/// A step of the optimizer, with moments of bf16.
+fn adamw() -> Case {
+    let of = |n: usize| {
+        let text = format!(
+            "func @f(%w: state f32[{n}], %m: state bf16[{n}], %v: state bf16[{n}], %g: f32[{n}],
+        %lr: f32[], %t: f32[]) -> (w2: state f32[{n}], m2: state bf16[{n}], v2: state bf16[{n}])
+    donates (0 -> 0, 1 -> 1, 2 -> 2) {{
+  %w2, %m2, %v2 = adamw %w, %m, %v, %g, %lr, %t {{beta1 = 0.9, beta2 = 0.95, eps = 1e-8, decay = 0.1}}
+    : state f32[{n}], state bf16[{n}], state bf16[{n}]
+  return %w2, %m2, %v2
+}}"
+        );
+        Problem { positive: vec!["v", "lr", "t"], ..problem(format!("{n}"), text) }
+    };
+    Case { name: "adamw", small: of(1000), large: vec![of(1 << 27)], tolerance: BF16 }
+}
+
 fn loss() -> Case {
     let of = |m: usize, n: usize| {
         let text = format!(
@@ -241,7 +383,7 @@ fn loss() -> Case {
 }}"
         );
         let targets = (0..m).map(|i| (i * 7919 % n) as i64).collect();
-        Problem { sizes: format!("{m}x{n}"), text, ints: vec![("targets", targets)] }
+        Problem { ints: vec![("targets", targets)], ..problem(format!("{m}x{n}"), text) }
     };
     Case {
         name: "cross entropy",

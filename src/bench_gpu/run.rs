@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use half::bf16;
 use weft_backend_cuda::compile::{Options, compile};
 use weft_backend_cuda::gemm::select::Budget;
-use weft_graph::{DType, Role};
+use weft_graph::{Buffer, DType, Role};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
 use weft_passes::{PassCx, by_name, run_pass};
@@ -54,7 +54,7 @@ pub fn check(case: &Case, device: &Arc<dyn Device>) -> Result<f64> {
     let expected = interpreter.run_sized(f, args.clone(), &Sizes::new())?;
     let mut session = session(module, device)?;
     let buffers = session.entry().buffers.clone();
-    for (buffer, arg) in buffers.iter().filter(|b| b.role == Role::Input).zip(&args) {
+    for (buffer, arg) in buffers.iter().filter(|b| is_parameter(b)).zip(&args) {
         write(&mut session, &buffer.name, buffer.dtype, &arg.numbers())?;
     }
     session.run()?;
@@ -84,7 +84,7 @@ pub fn time(
     let what = || format!("{} {}", case.name, problem.sizes);
     let mut timed = session(module(problem)?, device).with_context(what)?;
     for buffer in timed.entry().buffers.clone() {
-        if buffer.role == Role::Input {
+        if is_parameter(&buffer) {
             let given = problem.ints.iter().find(|(name, _)| *name == buffer.name);
             let n = timed.len_of(&buffer.name)?;
             match given {
@@ -92,7 +92,11 @@ pub fn time(
                     let values: Vec<f64> = values.iter().map(|v| *v as f64).collect();
                     write(&mut timed, &buffer.name, buffer.dtype, &values)?;
                 }
-                None => write(&mut timed, &buffer.name, buffer.dtype, &noise(n))?,
+                None => {
+                    let positive = problem.positive.iter().any(|name| *name == buffer.name);
+                    let low = if positive { 0.0 } else { -1.0 };
+                    write(&mut timed, &buffer.name, buffer.dtype, &noise(n, low))?;
+                }
             }
         }
     }
@@ -123,6 +127,11 @@ pub fn time(
     }
     rows.iter_mut().for_each(|row| row.times.sort());
     Ok(rows)
+}
+
+/// A parameter of the entry's function; its buffers are the first, in order.
+fn is_parameter(buffer: &Buffer) -> bool {
+    matches!(buffer.role, Role::Input | Role::State)
 }
 
 /// The module that a text describes, with a place for each op.
@@ -160,10 +169,17 @@ fn session(mut module: Module, device: &Arc<dyn Device>) -> Result<Session> {
 }
 
 fn arguments(module: &Module, f: FuncId, problem: &Problem) -> Result<Vec<Tensor>> {
-    let range = |_: usize, _: &weft_ir::ty::Type| Range { low: -1.0, high: 1.0 };
+    let func = module.func(f);
+    let is_positive = |i: usize| {
+        let name = func.params.get(i).and_then(|p| func.value(*p).name.as_deref());
+        name.is_some_and(|name| problem.positive.contains(&name))
+    };
+    let range = |i: usize, _: &weft_ir::ty::Type| Range {
+        low: if is_positive(i) { 0.0 } else { -1.0 },
+        high: 1.0,
+    };
     let drawn = random_args(module, f, &Sizes::new(), 1, &range);
     let mut args = drawn.map_err(|e| anyhow!(e))?;
-    let func = module.func(f);
     for (p, arg) in func.params.iter().zip(&mut args) {
         let name = &func.value(*p).name;
         let given = problem.ints.iter().find(|(given, _)| name.as_deref() == Some(*given));
@@ -199,14 +215,14 @@ fn read(session: &Session, name: &str, dtype: DType) -> Result<Vec<f64>> {
     })
 }
 
-/// Numbers in -1..1 that no clock is spared by.
-fn noise(n: usize) -> Vec<f64> {
+/// Numbers in `low..1` that no clock is spared by.
+fn noise(n: usize, low: f64) -> Vec<f64> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        (state >> 40) as f64 / f64::from(1u32 << 23) - 1.0
+        low + (1.0 - low) * (state >> 40) as f64 / f64::from(1u32 << 24)
     };
     (0..n).map(|_| next()).collect()
 }
