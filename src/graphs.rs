@@ -43,15 +43,15 @@ pub enum Target {
     Here,
     /// Any with AVX2; better ones use what they have.
     Any,
-    /// Hopper GPUs, or the interpreter of their kernels.
-    Cuda,
+    /// Hopper GPUs, or the interpreter of their kernels; with what persistent kernels may use.
+    Cuda(Budget),
 }
 
 impl From<DeviceKind> for Target {
     fn from(device: DeviceKind) -> Target {
         match device {
             DeviceKind::Cpu => Target::Here,
-            DeviceKind::Ptx | DeviceKind::Cuda => Target::Cuda,
+            DeviceKind::Ptx | DeviceKind::Cuda => Target::Cuda(Budget::WHOLE),
         }
     }
 }
@@ -414,8 +414,8 @@ fn compile(
     // What has to be timed has to be done.
     let cache = if way.show.wants_stages() { None } else { Cache::of_user() };
     let graph = match target {
-        Target::Cuda => {
-            let options = cuda::Options { threads, budget: Budget::WHOLE, source, command };
+        Target::Cuda(budget) => {
+            let options = cuda::Options { threads, budget, source, command };
             cuda::compile_cached(cache.as_ref(), module, entries, &options, observe)?
         }
         Target::Here | Target::Any => {
@@ -434,9 +434,9 @@ fn compile(
 pub fn compiled(module: &Module, entries: &[&str], target: Target) -> Result<Graph> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(match target {
-        Target::Cuda => {
+        Target::Cuda(budget) => {
             let (source, command) = (String::new(), String::new());
-            let options = cuda::Options { threads, budget: Budget::WHOLE, source, command };
+            let options = cuda::Options { threads, budget, source, command };
             cuda::compile(module, entries, &options, &mut |_| {})?
         }
         Target::Here | Target::Any => cpu::compile(module, entries, &Options::native(threads))?,
