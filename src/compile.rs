@@ -92,15 +92,35 @@ impl Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    let serves = !matches!(args.purpose, For::Train);
     if let Some(path) = &args.output {
+        if serves && args.mesh.is_given() {
+            bail!(
+                "not available yet: a graph that generates on several ranks; without -o its IR \
+                 is there (--stop-after overlap)"
+            );
+        }
         return write_graph(&args, path);
     }
-    if args.mesh.is_given() {
+    if args.mesh.is_given() && !serves {
         bail!("ranks share the training step of a graph: give --for train -o FILE");
+    }
+    let mesh = args.mesh.serving()?;
+    if mesh.is_some() && args.verify_passes {
+        bail!("not available yet: --verify-passes on several ranks; leave --mesh out");
     }
     let source = frontend::load(&args.model.model)?;
     let tree = source.elaborate(&args.model.overrides(None)?)?;
-    let batch = Size::Fixed(args.batch);
+    // Ranks take their batch in two halves.
+    let batch = match mesh {
+        Some(_) if args.batch % 2 == 1 => bail!(
+            "--batch {}: ranks take a batch in two halves, so it is even; the nearest is {}",
+            args.batch,
+            args.batch + 1
+        ),
+        Some(_) => Size::Fixed(args.batch / 2),
+        None => Size::Fixed(args.batch),
+    };
     let (purpose, settings) = match args.purpose {
         For::Train => {
             let seq = Size::Fixed(args.sequence);
@@ -115,7 +135,8 @@ pub fn run(args: Args) -> Result<()> {
             (Purpose::Infer, Settings { batch, seq, segments: false, cache })
         }
     };
-    let cx = PassCx { gradients: purpose == Purpose::Train, ..PassCx::default() };
+    let gradients = purpose == Purpose::Train;
+    let cx = PassCx { gradients, two_batches: mesh.is_some(), mesh, ..PassCx::default() };
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }

@@ -415,6 +415,7 @@ fn compile(
     let cache = if way.show.wants_stages() { None } else { Cache::of_user() };
     let graph = match target {
         Target::Cuda(budget) => {
+            let budget = left_by_transfers(module, budget);
             let options = cuda::Options { threads, budget, source, command };
             cuda::compile_cached(cache.as_ref(), module, entries, &options, observe)?
         }
@@ -428,6 +429,14 @@ fn compile(
         }
     };
     Ok(graph.graph)
+}
+
+/// The multiprocessors that do not carry what ranks send each other, of those that kernels may use.
+fn left_by_transfers(module: &Module, budget: Budget) -> Budget {
+    let ops = module.funcs.iter().flat_map(|f| f.body_ops().map(|(_, op)| op));
+    let carrying = ops.filter_map(|op| op.attrs.get_int("sms")).max().unwrap_or(0);
+    let left = i64::from(Budget::WHOLE.sms).saturating_sub(carrying).max(1);
+    Budget { sms: budget.sms.min(left as u32) }
 }
 
 /// Entries of a module that is no file of the user's.

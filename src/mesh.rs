@@ -46,6 +46,24 @@ impl MeshArgs {
         self.parallel.as_deref()
     }
 
+    /// The ranks of entries that serve, where there are several: `experts=N`, each with requests of
+    /// its own.
+    pub fn serving(&self) -> Result<Option<Mesh>> {
+        let hint = "give --mesh experts=N: each rank has requests of its own, and its experts";
+        if !self.is_given() {
+            return Ok(None);
+        }
+        let other = self.parallel.is_some() || self.zero > 0 || self.stages.is_given();
+        let [text] = &self.mesh[..] else { bail!("ranks that serve: {hint}") };
+        if other {
+            bail!("ranks that serve have no stages and no optimizer: {hint}");
+        }
+        let Some(n) = text.strip_prefix("experts=") else { bail!("--mesh {text}: {hint}") };
+        let n = number(text, n)?;
+        let mesh = Mesh { data: n, experts: n, ..Mesh::default() };
+        Ok((n > 1).then_some(mesh))
+    }
+
     /// The mesh and the order of its pipeline, where there is more than one rank; `ranks` is how
     /// many there will be, if the command says so.
     pub fn mesh(
@@ -72,10 +90,7 @@ impl MeshArgs {
             let Some((axis, n)) = text.split_once('=') else {
                 bail!("--mesh {text}: expected AXIS=N");
             };
-            let n = match n.parse::<u64>() {
-                Ok(n @ 1..=4096) => n,
-                _ => bail!("--mesh {text}: expected a number of ranks from 1 to 4096, found {n}"),
-            };
+            let n = number(text, n)?;
             let again = |t: &String| t.split_once('=').is_some_and(|(a, _)| a == axis);
             if self.mesh[..i].iter().any(again) {
                 bail!("--mesh {text}: {axis} is given twice");
@@ -105,6 +120,14 @@ impl MeshArgs {
         }
         let table = self.stages.table(&mesh, block.as_ref(), train)?;
         Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
+    }
+}
+
+/// The number that an axis of `--mesh` is given.
+fn number(text: &str, n: &str) -> Result<u64> {
+    match n.parse::<u64>() {
+        Ok(n @ 1..=4096) => Ok(n),
+        _ => bail!("--mesh {text}: expected a number of ranks from 1 to 4096, found {n}"),
     }
 }
 
@@ -139,8 +162,14 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
             );
         }
     }
-    let &Parallel { data, experts, tensor, pipeline, .. } = layout;
-    Ok(Mesh { pipeline, data, tensor, experts, zero: layout.zero > 0 })
+    Ok(Mesh {
+        pipeline: layout.pipeline,
+        data: layout.data,
+        tensor: layout.tensor,
+        experts: layout.experts,
+        zero: layout.zero > 0,
+        communication_sms: layout.communication_sms,
+    })
 }
 
 /// Refuses ranks along experts that are not among those along data.

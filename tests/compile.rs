@@ -119,3 +119,35 @@ fn ir_of_unknown_origin_is_asked_about() {
     let refused = weft(folder.path(), &too_far);
     assert!(text(&refused.stderr).contains("further already"), "{}", text(&refused.stderr));
 }
+
+#[test]
+fn ranks_that_serve_weave_two_halves_of_a_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let compiled = |more: &[&str]| {
+        let model = "models/nano.model";
+        let args = [&["compile", model, "--sequence", "16", "--stop-after", "overlap"], more];
+        weft(folder.path(), &args.concat())
+    };
+    for purpose in ["prefill", "decode"] {
+        let done = compiled(&["--for", purpose, "--batch", "4", "--mesh", "experts=2"]);
+        let ir = text(&done.stdout);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        // A turn of the layers does both, and begins each exchange before it computes the other.
+        let turn = ir.split("\nfunc ").find(|f| f.starts_with("@layers.1.layers.1("));
+        let turn = turn.unwrap_or_else(|| panic!("no turn of both halves in {ir}"));
+        let begun = turn.matches("exchange_start").count();
+        assert!(begun >= 3 && turn.matches("done %").count() == begun, "{turn}");
+        assert!(turn.contains("stream = comm") && turn.contains("stream = compute"), "{turn}");
+        assert!(ir.contains("%a.tokens: i32[2, ") && ir.contains("%b.tokens: i32[2, "), "{ir}");
+    }
+    let refused = |more: &[&str], why: &str| {
+        let done = compiled(more);
+        let said = text(&done.stderr);
+        assert!(!done.status.success() && said.contains(why), "{said}");
+    };
+    let odd = ["--for", "decode", "--batch", "5", "--mesh", "experts=2"];
+    refused(&odd, "two halves, so it is even; the nearest is 6");
+    refused(&["--for", "decode", "--mesh", "experts=3"], "the nearest is experts = 2");
+    refused(&["--for", "decode", "--mesh", "data=2"], "give --mesh experts=N");
+    refused(&["--for", "decode", "--mesh", "experts=2", "--zero", "1"], "no optimizer");
+}

@@ -35,6 +35,9 @@ pub enum CollectiveKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Collective {
     pub kind: CollectiveKind,
+    /// Which half of it, if it is done in two; both name the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half: Option<Half>,
     pub group: Group,
     pub from: Arg,
     pub to: Arg,
@@ -47,6 +50,32 @@ pub struct Collective {
     pub label: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
+}
+
+/// A collective in two halves has a number within its entry. Both stand in the same loop, and
+/// between them nothing changes what it reads or reads what it brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Half {
+    /// Hands over what needs nothing of other ranks, without waiting.
+    Start(u32),
+    /// Waits for the rest.
+    Done(u32),
+}
+
+impl Half {
+    pub const fn flight(self) -> u32 {
+        match self {
+            Half::Start(n) | Half::Done(n) => n,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Half::Start(_) => ", begun",
+            Half::Done(_) => ", done",
+        }
+    }
 }
 
 /// Where rows begin by segment, i32[n + 1] each: those that a rank sends, and those that come to
@@ -136,10 +165,11 @@ fn collect(entry: &Entry, rank: usize, steps: &[Step], within: &str, lines: &mut
                 let ranks = ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
                 lines.push(format!(
                     "{ranks}|{} of {} over {axis} ({size}, {stride} apart), {outer} x \
-                     {block} {}{within}",
+                     {block} {}{within}{}",
                     c.kind.name(),
                     c.label,
-                    c.dtype
+                    c.dtype,
+                    c.half.map_or("", Half::name)
                 ));
             }
             Step::Message(m) => {
@@ -212,6 +242,7 @@ mod tests {
     fn sum(label: &str) -> Step {
         Step::Collective(Collective {
             kind: CollectiveKind::AllReduce,
+            half: None,
             group: Group { axis: "data".into(), size: 3, stride: 1 },
             from: Arg::whole(BufferId(0)),
             to: Arg::whole(BufferId(1)),

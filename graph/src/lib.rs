@@ -40,7 +40,7 @@ mod verify;
 mod weight;
 
 pub use buffer::{Buffer, BufferId, ConstantId, Role};
-pub use collective::{Collective, CollectiveKind, Group, Segments};
+pub use collective::{Collective, CollectiveKind, Group, Half, Segments};
 pub use dim::{DimDecl, DimExpr, DimId, Factor, Term};
 pub use dtype::DType;
 pub use file::{FORMAT_VERSION, OpenError, Reason};

@@ -13,6 +13,7 @@
 //! - A message has a place in its group.
 //! - A collective has a group, sums f32 only, and scatters blocks that its ranks divide.
 //! - An exchange has segments that its ranks divide.
+//! - What is begun is done later in the same loop, once, and both halves name the same.
 //! - With every dim at its bound, every argument starts inside its buffer and every copy stays in
 //!   it.
 //!
@@ -21,7 +22,7 @@
 use crate::weight::placeholders;
 use crate::{
     Arg, Buffer, BufferId, Collective, CollectiveKind, Copy, DType, DimDecl, DimExpr, Entry, Graph,
-    Group, Init, Kernel, Launch, Loop, Message, Role, Scalar, Step,
+    Group, Half, Init, Kernel, Launch, Loop, Message, Role, Scalar, Step,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -217,6 +218,7 @@ impl EntryCheck<'_> {
 
     /// `counts` are those of the enclosing loops with every dim at its bound.
     fn steps(&self, steps: &[Step], counts: &mut Vec<i64>) -> Checked {
+        self.halves(steps)?;
         for step in steps {
             match step {
                 Step::Launch(launch) => self.launch(launch, counts)?,
@@ -232,6 +234,34 @@ impl EntryCheck<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether what these steps begin and end are halves of the same.
+    fn halves(&self, steps: &[Step]) -> Checked {
+        let mut open: BTreeMap<u32, &Collective> = BTreeMap::new();
+        for step in steps {
+            let Step::Collective(c) = step else { continue };
+            let place = || format!("entry {}, step {}", self.entry.name, c.label);
+            match c.half {
+                None => {}
+                Some(Half::Start(n)) => {
+                    let new = open.insert(n, c).is_none();
+                    ensure(new, &place(), || format!("begins {n}, which is not done yet"))?;
+                }
+                Some(Half::Done(n)) => {
+                    let begun = open.remove(&n).map(|b| Collective { half: c.half, ..b.clone() });
+                    let same = begun.is_some_and(|b| b == *c);
+                    ensure(same, &place(), || format!("ends {n}, which these steps do not begin"))?;
+                }
+            }
+        }
+        match open.first_key_value() {
+            None => Ok(()),
+            Some((n, c)) => fail(
+                &format!("entry {}, step {}", self.entry.name, c.label),
+                format!("begins {n}, which is never done"),
+            ),
+        }
     }
 
     fn launch(&self, launch: &Launch, counts: &[i64]) -> Checked {

@@ -168,3 +168,33 @@ fn arguments_stay_in_their_buffers() {
         "entry eval, step y: reaches bytes 0..524289 of h, which has 524288",
     );
 }
+
+#[test]
+fn what_is_begun_is_done_once_in_the_same_loop() {
+    let half = |half, label: &str| {
+        Step::Collective(Collective {
+            kind: CollectiveKind::AllReduce,
+            half: Some(half),
+            group: Group { axis: "data".into(), size: 2, stride: 1 },
+            from: Arg::whole(BufferId(0)),
+            to: Arg::whole(BufferId(1)),
+            segments: None,
+            outer: 1.into(),
+            block: 0.into(),
+            dtype: DType::F32,
+            label: label.into(),
+            source: vec![],
+        })
+    };
+    let wrong = |steps: Vec<Step>, expect: &str| check(|g| entry(g).steps.extend(steps), expect);
+    let mut graph = sample::graph();
+    let right = [half(Half::Start(0), "x"), half(Half::Done(0), "x")];
+    entry(&mut graph).steps.extend(right);
+    assert_eq!(graph.verify(), Ok(()));
+    wrong(vec![half(Half::Start(0), "x")], "entry eval, step x: begins 0, which is never done");
+    let other = "entry eval, step y: ends 0, which these steps do not begin";
+    wrong(vec![half(Half::Done(0), "y")], other);
+    wrong(vec![half(Half::Start(0), "x"), half(Half::Done(0), "y")], other);
+    let again = "entry eval, step y: begins 0, which is not done yet";
+    wrong(vec![half(Half::Start(0), "x"), half(Half::Start(0), "y")], again);
+}

@@ -149,14 +149,15 @@ fn callee(module: &Module, op: &OpData, sizes: SizeOf) -> Result<Cost, CostError
 fn collective(of: &Sizes, op: &OpData, x: &Type, y: &Type) -> Result<Cost, CostError> {
     let axis = op.attrs.get_axis("axis").and_then(|a| of.module.axes.get(a.0 as usize));
     let n = axis.ok_or(CostError("a collective without a mesh axis".into()))?.size as u128;
-    let (whole, sum) = match op.op {
+    let kind = op.op.started().unwrap_or(op.op);
+    let (whole, sum) = match kind {
         Op::AllGather => (of.bytes(y)?, 0),
         // Of the room for all rows a rank needs its own on average.
         Op::Exchange => (of.bytes(x)?.min(of.bytes(y)?), 0),
         Op::ExchangeOffsets => (of.bytes(x)?, 0),
         _ => (of.bytes(x)?, of.elements(x)? * (n - 1) / n),
     };
-    let times = if op.op == Op::AllReduce { 2 } else { 1 };
+    let times = if kind == Op::AllReduce { 2 } else { 1 };
     Ok(Cost { flops: sum, link_bytes: times * whole * (n - 1) / n, ..Cost::default() })
 }
 
@@ -206,7 +207,7 @@ fn traffic(
     let read = of.bytes_of_all(operands)?;
     let written = of.bytes_of_all(results)?;
     Ok(match op {
-        Op::Reshape | Op::StopGradient | Op::BatchSum | Op::Read => (0, 0),
+        Op::Reshape | Op::StopGradient | Op::BatchSum | Op::Read | Op::Done => (0, 0),
         Op::Slice => (written, written),
         Op::Gather | Op::Take => (written + of.bytes(operands[1])?, written),
         Op::CacheAppend => (of.bytes_of_all(&operands[1..])?, of.bytes(operands[1])?),

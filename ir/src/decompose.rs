@@ -43,7 +43,9 @@ pub fn decompose(b: &mut Builder, op: Op, xs: &[ValueId], attrs: &Attrs) -> Valu
         | Op::GroupedMatmul | Op::GroupedOuter | Op::Gather | Op::ScatterAdd | Op::Take | Op::Put
         | Op::OneHot | Op::Topk | Op::Route | Op::Dispatch | Op::Combine | Op::CombineDot
         | Op::Read | Op::Assign | Op::CacheAppend | Op::AllReduce | Op::ReduceScatter
-        | Op::AllGather | Op::Spread | Op::Part | Op::ExchangeOffsets | Op::Exchange | Op::Send
+        | Op::AllGather | Op::Spread | Op::Part | Op::ExchangeOffsets | Op::Exchange
+        | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart | Op::ExchangeStart
+        | Op::Done | Op::Send
         | Op::Recv | Op::Call | Op::Repeat | Op::Fused => {
             Err(TypeError(format!("{} is a primitive", op.name())))
         },

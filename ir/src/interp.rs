@@ -35,7 +35,7 @@ use crate::module::{Func, FuncId, Module, OpData, ValueId};
 use crate::op::{Op, Trait};
 use crate::ty::{DType, Type};
 
-use collective::Rank;
+use collective::{Flight, Rank};
 
 pub use collective::run_programs;
 pub use random::{Range, random_args};
@@ -214,23 +214,29 @@ impl Run<'_> {
             }
             values[p.0 as usize] = Some(arg);
         }
+        // Operands of what is in flight.
+        let mut flights: BTreeMap<ValueId, (Flight, Vec<Rc<Tensor>>)> = BTreeMap::new();
         for (_, op) in f.body_ops() {
             let fault = |why| self.error(f, Some(op), why);
+            if op.op == Op::Done {
+                let y = self.done(f, op, &mut flights).map_err(fault)?;
+                self.check(f.ty(op.results[0]), &y).map_err(|e| fault(format!("result: {e}")))?;
+                values[op.results[0].0 as usize] = Some(Rc::new(y));
+                continue;
+            }
             let xs = op.operands.iter().map(|v| defined(&values, *v));
             let xs: Vec<Rc<Tensor>> = xs.collect::<Result<_, _>>().map_err(fault)?;
             builder::infer(Some(self.module), f, op.op, &op.operands, &op.attrs)
                 .map_err(|e| fault(e.0))?;
             let results = if op.op.has(Trait::Calls) {
                 control::run(self, id, f, op, xs)?
+            } else if op.op.started().is_some() {
+                let all: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
+                let flight = collective::begin(self, op, &all).map_err(fault)?;
+                flights.insert(op.results[0], (flight, xs));
+                continue;
             } else if op.op.has(Trait::Collective) {
-                let y = match op.op {
-                    Op::Exchange | Op::ExchangeOffsets => {
-                        let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
-                        exchange::run(self, op, &xs)
-                    }
-                    _ => collective::run(self, op, &xs[0]),
-                };
-                vec![Rc::new(self.rounded(y.map_err(fault)?))]
+                vec![Rc::new(self.meet(op, None, &xs).map_err(fault)?)]
             } else if op.op.has(Trait::Message) {
                 let x = xs.first().map(|x| (**x).clone());
                 collective::message(self, op, x).map_err(fault)?.into_iter().map(Rc::new).collect()
@@ -254,6 +260,40 @@ impl Run<'_> {
         }
         let results = f.results.iter().map(|v| defined(&values, *v));
         results.collect::<Result<_, _>>().map_err(|why| self.error(f, None, why))
+    }
+
+    /// A collective; what is of a flight has been handed over.
+    fn meet(
+        &self,
+        op: &OpData,
+        flight: Option<Flight>,
+        xs: &[Rc<Tensor>],
+    ) -> Result<Tensor, Fault> {
+        let y = match op.op {
+            Op::Exchange | Op::ExchangeStart | Op::ExchangeOffsets => {
+                let xs: Vec<&Tensor> = xs.iter().map(|x| &**x).collect();
+                exchange::run(self, op, flight, &xs)?
+            }
+            _ => collective::run(self, op, flight, &xs[0])?,
+        };
+        Ok(self.rounded(y))
+    }
+
+    /// The second half of a collective.
+    fn done(
+        &self,
+        f: &Func,
+        op: &OpData,
+        flights: &mut BTreeMap<ValueId, (Flight, Vec<Rc<Tensor>>)>,
+    ) -> Result<Tensor, Fault> {
+        let v = op.operands[0];
+        let begun = f.def_op(v).map(|id| f.op(id)).ok_or("waits for what nothing begins")?;
+        let (flight, xs) = flights.remove(&v).ok_or("waits for what is done")?;
+        let y = self.meet(begun, Some(flight), &xs)?;
+        if let Some(watch) = self.watch {
+            watch(f, op.results[0], &y);
+        }
+        Ok(y)
     }
 
     fn error(&self, f: &Func, op: Option<&OpData>, why: Fault) -> RunError {
@@ -484,6 +524,11 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         | Op::AllGather
         | Op::ExchangeOffsets
         | Op::Exchange
+        | Op::AllReduceStart
+        | Op::ReduceScatterStart
+        | Op::AllGatherStart
+        | Op::ExchangeStart
+        | Op::Done
         | Op::Send
         | Op::Recv => Err("runs on several ranks".into()),
         Op::Call | Op::Repeat | Op::Fused => Err("runs another function".into()),

@@ -99,7 +99,7 @@ impl OpDef {
     }
 
     pub fn attr(&self, name: &str) -> Option<&AttrSpec> {
-        self.attrs.iter().find(|a| a.name == name)
+        self.attrs.iter().chain(SCHEDULED).find(|a| a.name == name)
     }
 }
 
@@ -120,11 +120,34 @@ impl Op {
         self.def().has(t)
     }
 
+    /// The two halves of a collective begin with this op.
+    pub fn start(self) -> Option<Op> {
+        STARTS.iter().find(|(whole, _)| *whole == self).map(|(_, start)| *start)
+    }
+
+    /// The collective that an op begins, where it is the first half of one.
+    pub fn started(self) -> Option<Op> {
+        STARTS.iter().find(|(_, start)| *start == self).map(|(whole, _)| *whole)
+    }
+
     /// No effect but its results.
     pub fn is_pure(self) -> bool {
         !self.has(Trait::State) && !self.has(Trait::Calls) && !self.has(Trait::Message)
     }
 }
+
+/// Collectives, and the ops that begin them.
+const STARTS: &[(Op, Op)] = &[
+    (Op::AllReduce, Op::AllReduceStart),
+    (Op::ReduceScatter, Op::ReduceScatterStart),
+    (Op::AllGather, Op::AllGatherStart),
+    (Op::Exchange, Op::ExchangeStart),
+];
+
+/// What any op may be told of when it runs: on which of a device's two streams, that of compute or
+/// that of communication. Said by `overlap`, in whose order both run.
+const SCHEDULED: &[AttrSpec] =
+    &[AttrSpec { name: "stream", kind: Word(&["compute", "comm"]), optional: true }];
 
 /// Required attributes stand before the `;`, optional ones after it (absent means false, zero or
 /// "not there"). A last operand `".."` stands for any number more.
@@ -414,6 +437,24 @@ ops! {
   /// `experts`.
   Exchange "exchange" ("rows" "sent" "got") {axis: Axis; back: Bool} exchange
     [Pure Collective Blocks] CostRule::Collective;
+  /// `all_reduce` in two halves. It hands over what needs nothing of other ranks and does not wait;
+  /// the result is in flight, and one `done` of the same function takes it. Until then neither `x`
+  /// nor the place of the result changes. Several may be in flight; ranks begin them in one order,
+  /// and end them in one. `sms`: the multiprocessors that carry it. Made by `overlap`, as the
+  /// others.
+  AllReduceStart "all_reduce_start" ("x") {axis: Axis; sms: Int} started
+    [Pure Collective Blocks] CostRule::Collective;
+  /// `reduce_scatter` that does not wait.
+  ReduceScatterStart "reduce_scatter_start" ("x") {axis: Axis, dim: Int; sms: Int} started
+    [Pure Collective Blocks] CostRule::Collective;
+  /// `all_gather` that does not wait.
+  AllGatherStart "all_gather_start" ("x") {axis: Axis, dim: Int; sms: Int} started
+    [Pure Collective Blocks] CostRule::Collective;
+  /// `exchange` that does not wait.
+  ExchangeStart "exchange_start" ("rows" "sent" "got") {axis: Axis; back: Bool, sms: Int} started
+    [Pure Collective Blocks] CostRule::Collective;
+  /// Waits for what is in flight: the result of the collective that began it.
+  Done "done" ("flight") {} done [Pure Collective Blocks] CostRule::Free;
   /// Hands `x` to the rank at place `to` along `axis`, which receives what it is sent by a rank in
   /// the order in which that sends it. Does not wait. Made by `schedule_pipeline`.
   Send "send" ("x") {axis: Axis, to: Int} send [Message Blocks] CostRule::Message;
@@ -427,8 +468,12 @@ ops! {
   /// `count` runs of `func`. Operands: `carry` values handed from run to run, then `xs` stacks
   /// whose slice i run i reads, then values all runs see. `func` takes them in that order and
   /// returns the carried values, then one slice of each stack of results. Returns the last carried
-  /// values and the stacks. `reverse` runs the last slice first.
-  Repeat "repeat" ("..") {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool} repeat [Calls] CostRule::Callee;
+  /// values and the stacks. `reverse` runs the last slice first. The last `back_xs` stacks that are
+  /// read and the last `back_ys` that are made run the other way: of two loops made one (`overlap`),
+  /// one may begin where the other ends.
+  Repeat "repeat" ("..")
+    {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool, back_xs: Int, back_ys: Int}
+    repeat [Calls] CostRule::Callee;
   /// A region run as one kernel: `func` holds pointwise, movement and row ops only, or attention,
   /// movement and codes of its rows. Created by `fuse`.
   Fused "fused" ("..") {func: Func} call [Calls] CostRule::Callee;

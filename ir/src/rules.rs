@@ -4,7 +4,8 @@
 mod ranks;
 
 pub use ranks::{
-    all_gather, all_reduce, exchange, exchange_offsets, part, recv, reduce_scatter, send, spread,
+    all_gather, all_reduce, done, exchange, exchange_offsets, part, recv, reduce_scatter, send,
+    spread, started,
 };
 
 use crate::attr::Attrs;
@@ -42,10 +43,16 @@ impl RuleCx<'_> {
         if ok { Ok(()) } else { self.err(why) }
     }
 
+    /// That a type is of something that can be read now.
+    fn there(&self, ty: &Type) -> Result<(), TypeError> {
+        self.check(!ty.state, "an operand is a state; `read` it first")?;
+        self.check(!ty.flight, "an operand is in flight; its `done` gives it")
+    }
+
     /// Operand `i` as an ordinary value.
     fn value(&self, i: usize) -> Result<&Type, TypeError> {
         let ty = self.operands[i];
-        self.check(!ty.state, "an operand is a state; `read` it first")?;
+        self.there(ty)?;
         self.check(ty.quant.is_none(), "an operand is quantized; `dequantize` it first")?;
         Ok(ty)
     }
@@ -53,7 +60,7 @@ impl RuleCx<'_> {
     /// A float, perhaps quantized.
     fn factor(&self, i: usize) -> Result<&Type, TypeError> {
         let ty = self.operands[i];
-        self.check(!ty.state, "an operand is a state; `read` it first")?;
+        self.there(ty)?;
         self.check(ty.dtype.is_float(), "needs a floating-point operand")?;
         Ok(ty)
     }
@@ -723,6 +730,9 @@ pub fn repeat(cx: &RuleCx) -> Types {
     cx.check(params.len() == cx.operands.len(), "the function takes another number of operands")?;
     cx.check(carry + xs <= params.len(), "`carry` and `xs` are more than the operands")?;
     cx.check(carry <= results.len(), "the function returns fewer than `carry` results")?;
+    let back = |name: &str, all: usize| (0..=all as i64).contains(&cx.int(name));
+    let fits = back("back_xs", xs) && back("back_ys", results.len() - carry);
+    cx.check(fits, "`back_xs` and `back_ys` are of the stacks")?;
     for (i, (p, x)) in params.iter().zip(cx.operands).enumerate() {
         let stacked = (carry..carry + xs).contains(&i);
         let fits = if stacked { equal(x, &stack(p, count)) } else { equal(p, x) };

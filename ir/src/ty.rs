@@ -102,11 +102,13 @@ pub struct Type {
     /// A state value lives in storage that its consumer takes over: it may be consumed once (see
     /// `verify.rs`).
     pub state: bool,
+    /// On its way between ranks: made by a collective's `_start`, taken by one `done`.
+    pub flight: bool,
 }
 
 impl Type {
     pub fn new(dtype: DType, dims: impl Into<Vec<Dim>>) -> Type {
-        Type { dtype, dims: dims.into(), quant: None, axes: vec![], state: false }
+        Type { dtype, dims: dims.into(), quant: None, axes: vec![], state: false, flight: false }
     }
 
     pub fn f32(dims: impl Into<Vec<Dim>>) -> Type {
@@ -127,11 +129,11 @@ impl Type {
     }
 
     pub fn with_dims(&self, dims: impl Into<Vec<Dim>>) -> Type {
-        Type { dims: dims.into(), axes: vec![], state: false, ..self.clone() }
+        Type { dims: dims.into(), axes: vec![], state: false, flight: false, ..self.clone() }
     }
 
     pub fn with_dtype(&self, dtype: DType) -> Type {
-        Type { dtype, quant: None, state: false, ..self.clone() }
+        Type { dtype, quant: None, state: false, flight: false, ..self.clone() }
     }
 
     pub fn as_state(&self) -> Type {
@@ -140,7 +142,12 @@ impl Type {
 
     /// The same type as an ordinary value.
     pub fn as_value(&self) -> Type {
-        Type { state: false, ..self.clone() }
+        Type { state: false, flight: false, ..self.clone() }
+    }
+
+    /// The same type on its way between ranks.
+    pub fn in_flight(&self) -> Type {
+        Type { flight: true, ..self.as_value() }
     }
 
     pub fn last(&self) -> Option<Dim> {

@@ -38,7 +38,12 @@
 //!   state result stands in one; a parameter that stands in none is not consumed.
 //! - **repeats**: what a repeated function donates is a carried value that returns in its place, or
 //!   a slice of a stack that returns in a stack; never a value that all runs share.
+//!
+//! Of what is in flight (`flights.rs`):
+//! - **flights**: it is begun and done in one function: neither a parameter nor a result, and taken
+//!   by one `done` and no other op. What was read from a state is done before that is consumed.
 
+mod flights;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -319,6 +324,7 @@ fn func(cx: &mut Cx, id: FuncId) {
     for (op_id, data) in f.body_ops() {
         op(cx, f, Place::Op(id, op_id), id, data);
     }
+    flights::check(cx, id);
     // Chains of states are looked for in what is otherwise right.
     if cx.errors.len() == before {
         states::check(cx, id);

@@ -1,10 +1,17 @@
 //! What ranks do together and hand each other: steps of their own, on row-major values.
 
-use weft_graph::{Collective, CollectiveKind, End, Group, Message, Segments, Step};
-use weft_ir::module::OpData;
+use weft_graph::{Collective, CollectiveKind, End, Group, Half, Message, Segments, Step};
+use weft_ir::module::{Func, OpData, ValueId};
 use weft_ir::op::Op;
 
 use super::{Fault, Frame, Lower, dims, view};
+
+/// The result of the op that takes what is in flight.
+fn done_by(func: &Func, flight: ValueId) -> Option<ValueId> {
+    let mut ops = func.body_ops().map(|(_, op)| op);
+    let done = ops.find(|op| op.op == Op::Done && op.operands.contains(&flight))?;
+    done.results.first().copied()
+}
 
 impl<'a> Lower<'a> {
     /// The ranks along the axis that an op names.
@@ -42,7 +49,8 @@ impl<'a> Lower<'a> {
     }
 
     pub(super) fn collective(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
-        let kind = match op.op {
+        let whole = op.op.started().unwrap_or(op.op);
+        let kind = match whole {
             Op::AllReduce => CollectiveKind::AllReduce,
             Op::ReduceScatter => CollectiveKind::ReduceScatter,
             Op::Part => CollectiveKind::Part,
@@ -52,20 +60,26 @@ impl<'a> Lower<'a> {
             _ => CollectiveKind::AllGather,
         };
         let group = self.group(op)?;
-        let (x, y) = (op.operands[0], op.results[0]);
+        let x = op.operands[0];
+        // What a half begins is the result of the op that ends it, whose place is taken now.
+        let y = match op.op.started() {
+            Some(_) => done_by(f.func, op.results[0]).ok_or("is never done")?,
+            None => op.results[0],
+        };
         let from = self.plain(f, x)?;
         let segments = self.segments(f, op)?;
         let to = self.result_room(f, y)?;
         let ty = f.func.ty(x);
         // A sum for all has no dim: it is one block. Rows are blocks.
-        let at = match op.op {
+        let at = match whole {
             Op::Exchange => 1,
             _ => op.attrs.get_int("dim").unwrap_or(0) as usize,
         };
         let product = |d| weft_graph::DimExpr::product(self.dims.exprs(d));
         let (outer, block) = (product(&ty.dims[..at]), product(&ty.dims[at..]));
         let name = f.names[y.0 as usize].trim_start_matches('%').to_string();
-        self.push(Step::Collective(Collective {
+        let mut step = Collective {
+            half: None,
             kind,
             group,
             from,
@@ -76,7 +90,21 @@ impl<'a> Lower<'a> {
             dtype: dims::dtype(ty.dtype),
             label: name,
             source: self.places(op),
-        }));
+        };
+        if op.op.started().is_some() {
+            step.half = Some(Half::Start(self.n_flights));
+            self.n_flights += 1;
+            f.flights.insert(op.results[0], step.clone());
+        }
+        self.push(Step::Collective(step));
+        Ok(())
+    }
+
+    /// The second half; it names what the first does, so that all of it is in use until then.
+    pub(super) fn done(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        let begun = f.flights.remove(&op.operands[0]).ok_or("waits for what nothing begins")?;
+        let half = begun.half.map(|half| Half::Done(half.flight()));
+        self.push(Step::Collective(Collective { half, ..begun }));
         Ok(())
     }
 

@@ -47,6 +47,7 @@ pub fn select_kernels(
         open: vec![],
         n_loops: 0,
         n_frames: 0,
+        n_flights: 0,
     };
     let f = module.func(func);
     let params = cx.params(f)?;

@@ -33,7 +33,9 @@ mod view;
 
 use std::collections::BTreeMap;
 
-use weft_graph::{Arg, Buffer, BufferId, Copy, DimExpr, KernelId, Launch, Role, Scalar, Step};
+use weft_graph::{
+    Arg, Buffer, BufferId, Collective, Copy, DimExpr, KernelId, Launch, Role, Scalar, Step,
+};
 use weft_ir::module::{Func, FuncId, Module, OpData, ValueId};
 use weft_ir::op::Op;
 use weft_ir::text;
@@ -111,6 +113,7 @@ struct Lower<'a> {
     open: Vec<u32>,
     n_loops: u32,
     n_frames: u32,
+    n_flights: u32,
 }
 
 struct TempInfo {
@@ -138,6 +141,8 @@ struct Frame<'a> {
     late: Vec<bool>,
     /// The op at hand, counted in the body.
     at: usize,
+    /// What is in flight.
+    flights: BTreeMap<ValueId, Collective>,
 }
 
 /// A launch without the parts every launch has.
@@ -185,6 +190,7 @@ impl<'a> Lower<'a> {
             last_use: last_uses(func, &late),
             late,
             at: 0,
+            flights: BTreeMap::new(),
         };
         for (p, view) in func.params.iter().zip(args) {
             frame.views[p.0 as usize] = Some(view);
@@ -266,7 +272,12 @@ impl<'a> Lower<'a> {
             | Op::AllGather
             | Op::Part
             | Op::ExchangeOffsets
-            | Op::Exchange => self.collective(f, op),
+            | Op::Exchange
+            | Op::AllReduceStart
+            | Op::ReduceScatterStart
+            | Op::AllGatherStart
+            | Op::ExchangeStart => self.collective(f, op),
+            Op::Done => self.done(f, op),
             Op::Send | Op::Recv => self.message(f, op),
             Op::Call => self.call(f, op),
             Op::Repeat => self.repeat(f, op),
@@ -437,6 +448,10 @@ impl<'a> Lower<'a> {
             let Some(storage) = f.views[state.0 as usize].as_ref().map(|v| v.at.buffer) else {
                 continue;
             };
+            if let Some(c) = f.flights.values().find(|c| c.from.buffer == storage) {
+                let why = format!("changes a state that {} carries to other ranks", c.label);
+                return Err(why.into());
+            }
             for v in (0..f.func.n_values() as u32).map(ValueId) {
                 let needed = f.last_use[v.0 as usize] >= f.at && !f.func.ty(v).state;
                 if needed && self.shows(f, v, storage) {

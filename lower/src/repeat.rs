@@ -18,8 +18,12 @@ impl<'a> Lower<'a> {
         let callee = op.attrs.get_func("func").ok_or("names no function")?;
         let body = self.module.func(callee);
         let count = op.attrs.get_int("count").ok_or("has no count")?;
-        let carry = op.attrs.get_int("carry").unwrap_or(0) as usize;
-        let stacked = carry + op.attrs.get_int("xs").unwrap_or(0) as usize;
+        let attr = |name| op.attrs.get_int(name).unwrap_or(0) as usize;
+        let carry = attr("carry");
+        let stacked = carry + attr("xs");
+        // Stacks that run the other way are the last of their kind.
+        let back_from = (stacked - attr("back_xs"), op.results.len() - attr("back_ys"));
+        let back = |i: usize, from: usize| (i >= from).then_some(count);
         let depth = self.open.len() as u32;
 
         let mut args: Vec<View> = vec![];
@@ -35,12 +39,24 @@ impl<'a> Lower<'a> {
                 self.plain_view(f, *x)?
             };
             let sliced = (carry..stacked).contains(&i);
-            args.push(if sliced { view.slice_of_stack(&self.dims, depth) } else { view });
+            let sliced = sliced.then(|| back(i, back_from.0));
+            args.push(match sliced {
+                Some(Some(_)) if state => return Err("a stack of states runs one way".into()),
+                Some(back) => view.slice_of_stack(&self.dims, depth, back),
+                None => view,
+            });
         }
         let mut stacks: Vec<Option<Arg>> = vec![None; op.results.len()];
+        // Where each turn writes its slice.
+        let mut written: Vec<Option<Arg>> = vec![None; op.results.len()];
         for (j, r) in op.results.iter().enumerate().skip(carry) {
             if !f.func.ty(*r).state {
-                stacks[j] = Some(self.room(f, *r)?);
+                let stack = self.room(f, *r)?;
+                let ty = body.ty(body.results[j]);
+                let bytes = view::size_bytes(&self.dims, &ty.dims, ty.dtype);
+                let back = back(j, back_from.1);
+                written[j] = Some(view::slice_at(stack.clone(), depth, bytes, back));
+                stacks[j] = Some(stack);
             }
         }
 
@@ -48,7 +64,7 @@ impl<'a> Lower<'a> {
         self.open.push(self.n_loops);
         self.n_loops += 1;
         self.steps.push(vec![]);
-        let lowered = self.turn(f, body, callee, carry, &args, &stacks);
+        let lowered = self.turn(f, body, callee, carry, &args, &written);
         self.open.pop();
         let steps = self.steps.pop().unwrap_or_default();
         let slices = lowered?;
@@ -82,20 +98,14 @@ impl<'a> Lower<'a> {
         callee: weft_ir::module::FuncId,
         carry: usize,
         args: &[View],
-        stacks: &[Option<Arg>],
+        written: &[Option<Arg>],
     ) -> Result<Vec<View>, Fault> {
-        let depth = self.open.len() as u32 - 1;
         let last = last_uses(body, &made_at_state(body));
         let mut dests = vec![];
         for (j, r) in body.results.iter().enumerate() {
             let ty = body.ty(*r);
-            dests.push(match &stacks[j] {
-                Some(stack) => {
-                    let bytes = view::size_bytes(&self.dims, &ty.dims, ty.dtype);
-                    let mut at = stack.clone();
-                    at.strides.push(weft_graph::LoopStride { loop_depth: depth, bytes });
-                    Some(at)
-                }
+            dests.push(match &written[j] {
+                Some(at) => Some(at.clone()),
                 None if j < carry && !ty.state && writes_in_place(body, &last, j) => {
                     Some(args[j].at.clone())
                 }

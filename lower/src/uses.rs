@@ -11,6 +11,8 @@ fn is_view(op: Op) -> bool {
         Op::Assign | Op::CacheAppend | Op::AdamW => true,
         // A function may return what it was given. A repeat copies that.
         Op::Call => true,
+        // What is in flight is its operand still.
+        op if op.started().is_some() => true,
         _ => false,
     }
 }
@@ -61,6 +63,11 @@ pub fn writer(func: &Func, v: ValueId) -> Option<(ValueId, usize)> {
         Op::Reshape => writer(func, op.operands[0]),
         Op::Read | Op::StopGradient | Op::BatchSum => None,
         _ if func.ty(v).state => None,
+        // It may come from the moment it is begun.
+        Op::Done => {
+            let begun = func.def_op(op.operands[0])?;
+            Some((v, func.body.iter().position(|o| *o == begun)?))
+        }
         _ => Some((v, func.body.iter().position(|o| *o == id)?)),
     }
 }

@@ -109,14 +109,27 @@ impl View {
         Some(strides)
     }
 
-    /// The slice of the first dim that belongs to the index of a loop.
-    pub fn slice_of_stack(&self, cx: &Dims, loop_depth: u32) -> View {
+    /// The slice of the first dim that belongs to the index of a loop; from the last, if `back`
+    /// says how many there are.
+    pub fn slice_of_stack(&self, cx: &Dims, loop_depth: u32, back: Option<i64>) -> View {
         let size = self.dims[1..].to_vec();
         let bytes = size_bytes(cx, &size, self.dtype);
-        let mut at = self.at.clone();
-        at.strides.push(weft_graph::LoopStride { loop_depth, bytes });
+        let at = slice_at(self.at.clone(), loop_depth, bytes, back);
         View { at, dtype: self.dtype, dims: size, strides: self.strides[1..].to_vec() }
     }
+}
+
+/// Where the slice of `bytes` begins that belongs to the index of a loop, as in `slice_of_stack`.
+pub fn slice_at(mut at: Arg, loop_depth: u32, bytes: DimExpr, back: Option<i64>) -> Arg {
+    let bytes = match back {
+        None => bytes,
+        Some(count) => {
+            at.byte_offset = at.byte_offset + bytes.clone() * (count - 1);
+            bytes * -1
+        }
+    };
+    at.strides.push(weft_graph::LoopStride { loop_depth, bytes });
+    at
 }
 
 /// Row-major strides in elements.

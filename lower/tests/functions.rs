@@ -90,6 +90,29 @@ fn a_repeat_carries_slices_and_stacks() {
     agrees(&text.replace("xs = 1}", "xs = 1, reverse = true}"), &[("S", 5)]);
 }
 
+/// Of two loops made one, the second begins where the first ends.
+#[test]
+fn stacks_run_either_way() {
+    let text = "dims { S <= 8 }
+        func @body(%c: f32[S, 3], %d: f32[S, 3], %w: f32[3, 3], %v: f32[3, 3])
+            -> (f32[S, 3], f32[S, 3], f32[S, 3], f32[S, 3]) {
+          %1 = matmul %c, %w : f32[S, 3]
+          %2 = matmul %d, %v : f32[S, 3]
+          %3 = add %1, %c : f32[S, 3]
+          %4 = sub %2, %d : f32[S, 3]
+          return %3, %4, %1, %2
+        }
+        func @f(%c: f32[S, 3], %d: f32[S, 3], %w: f32[4, 3, 3], %v: f32[4, 3, 3])
+            -> (f32[S, 3], f32[S, 3], f32[4, S, 3], f32[4, S, 3]) {
+          %x, %y, %xs, %ys = repeat %c, %d, %w, %v
+            {func = @body, count = 4, carry = 2, xs = 2, back_xs = 1, back_ys = 1}
+            : f32[S, 3], f32[S, 3], f32[4, S, 3], f32[4, S, 3]
+          return %x, %y, %xs, %ys
+        }";
+    agrees(text, &[("S", 5)]);
+    agrees(&text.replace("xs = 2, back", "xs = 2, reverse = true, back"), &[("S", 5)]);
+}
+
 /// Two carried values change places every turn, a third is only handed on.
 #[test]
 fn carried_values_change_places() {

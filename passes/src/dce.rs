@@ -182,10 +182,16 @@ fn prune_func(func: &Func, mine: &Live, live: &[Live], kept: &mut [bool]) -> Fun
 }
 
 fn repeat_attrs(attrs: &Attrs, carry: usize, xs: usize, g: &Live) -> Attrs {
-    attrs
+    let mut kept = attrs
         .clone()
         .int("carry", count(&g.params[..carry]) as i64)
-        .int("xs", count(&g.params[carry..carry + xs]) as i64)
+        .int("xs", count(&g.params[carry..carry + xs]) as i64);
+    for (name, flags) in [("back_xs", &g.params[..carry + xs]), ("back_ys", &g.results[..])] {
+        if let Some(n) = attrs.get_int(name) {
+            kept = kept.int(name, count(&flags[flags.len() - n as usize..]) as i64);
+        }
+    }
+    kept
 }
 
 fn count(flags: &[bool]) -> usize {

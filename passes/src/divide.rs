@@ -69,8 +69,8 @@ pub struct Parts {
     pub sums: Vec<Sum>,
 }
 
-/// Divides the stores, in every entry.
-pub fn divide(module: &mut Module, step: FuncId, parts: &Parts) -> Result<(), PassError> {
+/// Divides the stores, in every entry, and the sums of the step.
+pub fn divide(module: &mut Module, step: Option<FuncId>, parts: &Parts) -> Result<(), PassError> {
     for (name, cut) in &parts.stores {
         if let Some(store) = module.stores.get_mut(name) {
             store.ty = cut.part(&store.ty);
@@ -89,7 +89,7 @@ pub fn divide(module: &mut Module, step: FuncId, parts: &Parts) -> Result<(), Pa
             continue;
         }
         let func = module.func(entry).clone();
-        let sums = if entry == step { &parts.sums[..] } else { &[] };
+        let sums = if Some(entry) == step { &parts.sums[..] } else { &[] };
         let held = BTreeMap::new();
         let divided = Divide { module, stores: &parts.stores, sums, func: &func, held }.func();
         *module.func_mut(entry) = divided.map_err(|e| e.within(&func))?;

@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod hoist;
 pub mod inline;
 pub mod keep_results;
+pub mod overlap;
 pub mod policy;
 pub mod quantize;
 pub mod rewrite;
@@ -27,6 +28,7 @@ pub mod shard;
 pub mod split_quantized;
 pub mod tensor;
 pub mod train_step;
+pub mod two_batches;
 pub mod watch;
 pub mod weigh_early;
 pub mod zero;
@@ -79,6 +81,8 @@ pub struct PassCx {
     pub apart: bool,
     /// The pipeline that the ranks along `pipeline` form.
     pub pipeline: Option<Pipeline>,
+    /// Entries that serve take two halves of a batch, each with caches of its own.
+    pub two_batches: bool,
 }
 
 /// A pipeline, as one of its ranks sees it.
@@ -120,15 +124,21 @@ pub struct Mesh {
     pub experts: u64,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
+    /// Multiprocessors that carry what ranks send each other; 0 where nothing is said.
+    pub communication_sms: u64,
 }
 
 impl Default for Mesh {
     fn default() -> Mesh {
-        Mesh { pipeline: 1, data: 1, tensor: 1, experts: 1, zero: false }
+        Mesh::ONE
     }
 }
 
 impl Mesh {
+    /// The mesh of one rank.
+    pub const ONE: Mesh =
+        Mesh { pipeline: 1, data: 1, tensor: 1, experts: 1, zero: false, communication_sms: 0 };
+
     pub fn n_ranks(&self) -> u64 {
         self.pipeline * self.data * self.tensor
     }
@@ -271,6 +281,7 @@ pub const PIPELINE: &[Pass] = &[
     watch::PASS,    // before `hoist` and `inline`: operands stand beside their products
     dce::PASS,      // the rounding of weights whose masters are quantized now
     hoist::PASS,    // before `inline`: what is done to weights is done once a step
+    two_batches::PASS, // after `hoist`: both halves of a batch read what weights become
     inline::PASS,   // both halves of a run in one body: what they share is computed once
     canonicalize::PASS, // what the derivatives left: transposes into matmuls, reshapes of reshapes
     fold::PASS,     // zeros and ones of cotangents
@@ -281,7 +292,8 @@ pub const PIPELINE: &[Pass] = &[
     split_quantized::PASS, // after all that looks at products; what makes codes can be fused
     cse::PASS,      // what several quantizations of one value share
     dce::PASS,      // what only a quantized value was read for
-    fuse::PASS,     // last: what the others match is whole ops
+    fuse::PASS,     // after all that matches whole ops
+    overlap::PASS,  // last: its order is the order of what runs
 ];
 
 /// Every pass by its name.

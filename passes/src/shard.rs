@@ -25,7 +25,7 @@ use weft_ir::op::Op;
 use weft_ir::ty::{AxisId, Type};
 
 use crate::rewrite::{Copier, carry, stacked};
-use crate::{Pass, PassCx, PassError, Stats};
+use crate::{Mesh, Pass, PassCx, PassError, Stats};
 
 pub const PASS: Pass = Pass { name: "shard", requires: &[], establishes: &[], run };
 
@@ -34,7 +34,7 @@ pub const DATA: &str = "data";
 
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let Some(mesh) = cx.mesh.as_ref().filter(|m| m.data > 1) else { return Ok(Stats::default()) };
-    let Some(step) = module.find("train_step") else { return Ok(Stats::default()) };
+    let Some(step) = module.find("train_step") else { return serve(module, mesh) };
     let axis = module.find_axis(DATA);
     let axis = axis.unwrap_or_else(|| add_axis(module, DATA, mesh.data, None));
     if !mesh.data.is_power_of_two() {
@@ -61,6 +61,16 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         counts.push(("weights of experts divided", n));
     }
     Ok(Stats { counts })
+}
+
+/// Entries without a training step: each rank has requests of its own, and its part of the experts.
+fn serve(module: &mut Module, mesh: &Mesh) -> Result<Stats, PassError> {
+    if mesh.experts < 2 || mesh.data != mesh.experts {
+        return Ok(Stats::default());
+    }
+    let axis = add_axis(module, experts::EXPERTS, mesh.experts, None);
+    let n = experts::serve(module, mesh.experts, axis)?;
+    Ok(Stats::one("weights of experts divided", n))
 }
 
 /// An axis of the mesh, faster than those before it.

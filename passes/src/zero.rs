@@ -30,7 +30,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         return Ok(Stats::default());
     };
     let parts = parts(module, module.func(step));
-    divide(module, step, &parts)?;
+    divide(module, Some(step), &parts)?;
     Ok(Stats::one("stores divided", parts.stores.len()))
 }
 

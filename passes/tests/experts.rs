@@ -76,6 +76,11 @@ fn names(m: &Module) -> Vec<String> {
     func.params.iter().map(|p| func.value(*p).name.clone().expect("it has a name")).collect()
 }
 
+/// Whole, or its first half.
+fn exchanges(op: Op) -> bool {
+    op.started().unwrap_or(op) == Op::Exchange
+}
+
 fn check(fp8: bool, mesh: Mesh) {
     let one = compiled(fp8, None);
     let entry = one.find("train_step").expect("the step was made");
@@ -86,7 +91,7 @@ fn check(fp8: bool, mesh: Mesh) {
     let all: BTreeMap<String, Tensor> = names(&one).into_iter().zip(all).collect();
 
     let several = compiled(fp8, Some(mesh));
-    let sends = |f: &weft_ir::module::Func| f.body_ops().any(|(_, op)| op.op == Op::Exchange);
+    let sends = |f: &weft_ir::module::Func| f.body_ops().any(|(_, op)| exchanges(op.op));
     assert!(several.funcs.iter().any(sends), "rows are sent");
     let gathers = |f: &weft_ir::module::Func| {
         let n = f.body_ops().filter(|(_, op)| op.op == Op::AllGather);
@@ -119,9 +124,9 @@ fn check(fp8: bool, mesh: Mesh) {
 }
 
 const MESHES: [Mesh; 3] = [
-    Mesh { pipeline: 1, data: 2, tensor: 1, experts: 2, zero: false },
-    Mesh { pipeline: 1, data: 4, tensor: 1, experts: 2, zero: true },
-    Mesh { pipeline: 1, data: 4, tensor: 1, experts: 4, zero: false },
+    Mesh { data: 2, experts: 2, ..Mesh::ONE },
+    Mesh { data: 4, experts: 2, zero: true, ..Mesh::ONE },
+    Mesh { data: 4, experts: 4, ..Mesh::ONE },
 ];
 
 #[test]
@@ -132,4 +137,99 @@ fn ranks_that_send_rows_compute_the_bits_of_one() {
 #[test]
 fn so_they_do_in_codes() {
     MESHES.into_iter().for_each(|mesh| check(true, mesh));
+}
+
+/// The layers of `MODEL` with an expert for every token and a cache, as they serve.
+const SERVING: &str = r#"
+dims { R = ragged(4) 16 }
+weight @router : f32[2, 4, 8] at "layers.{i}.router" from [0] init drawn
+weight @up : f32[2, 4, 4, 8] at "layers.{i}.experts.{j}.up" from [0, 0] init drawn
+weight @down : f32[2, 4, 8, 4] at "layers.{i}.experts.{j}.down" from [0, 0] init drawn
+weight @shared : f32[2, 8, 8] at "layers.{i}.shared" from [0] init drawn
+state @cache : f32[2, 2, 4, 8] at "cache.{i}" from [0] init 0
+
+func @layer(%x: f32[2, 4, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4], %shared: f32[8, 8],
+    %cache: state f32[2, 4, 8], %start: i32[2]) -> (f32[2, 4, 8], state f32[2, 4, 8]) donates (5 -> 1) {
+  %seen, %next = cache_append %cache, %x, %start : f32[2, 4, 8], state f32[2, 4, 8]
+  %a = add %x, %seen : f32[2, 4, 8]
+  %scores = matmul %a, %router {ty = true} : f32[2, 4, 4]
+  %p = softmax %scores : f32[2, 4, 4]
+  %ids = topk %p {k = 2} : i32[2, 4, 2]
+  %w = take %p, %ids : f32[2, 4, 2]
+  %offsets, %order = route %ids {experts = 4, rows = R} : i32[5], i32[R]
+  %rows = dispatch %a, %order {active = 2} : f32[R, 8]
+  %1 = grouped_matmul %rows, %up, %offsets {ty = true, site = up} : f32[R, 4]
+  %2 = sigmoid %1 : f32[R, 4]
+  %3 = grouped_matmul %2, %down, %offsets {ty = true, site = down} : f32[R, 8]
+  %y = combine %3, %order, %w {tokens = [2, 4], active = 2} : f32[2, 4, 8]
+  %every = matmul %a, %shared {site = every} : f32[2, 4, 8]
+  %4 = add %y, %every : f32[2, 4, 8]
+  %h = add %a, %4 : f32[2, 4, 8]
+  return %h, %next
+}
+
+func @forward(%x: f32[2, 4, 8], %start: i32[2], %router: f32[2, 4, 8], %up: f32[2, 4, 4, 8],
+    %down: f32[2, 4, 8, 4], %shared: f32[2, 8, 8], %cache: state f32[2, 2, 4, 8])
+    -> (out: f32[2, 4, 8], cache: state f32[2, 2, 4, 8]) donates (6 -> 1) {
+  %h, %next = repeat %x, %router, %up, %down, %shared, %cache, %start
+    {func = @layer, count = 2, carry = 1, xs = 5} : f32[2, 4, 8], state f32[2, 2, 4, 8]
+  return %h, %next
+}
+"#;
+
+#[test]
+fn ranks_that_serve_two_halves_of_a_batch_compute_the_bits_of_one() {
+    let served = |mesh: Option<Mesh>| {
+        let mut m = module(SERVING);
+        let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
+        let cx = PassCx { two_batches: mesh.is_some(), mesh, ..PassCx::default() };
+        apply(&mut m, &names, &cx);
+        m
+    };
+    let given = |m: &Module| -> Vec<String> {
+        let func = m.func(m.find("forward").expect("the entry stays"));
+        func.params.iter().map(|p| func.value(*p).name.clone().expect("it has a name")).collect()
+    };
+    let one = served(None);
+    let entry = one.find("forward").expect("the entry stays");
+    let drawn = |seed: u64| -> BTreeMap<String, Tensor> {
+        let draw = Draw { low: 0.1, high: 0.9, ints: 1.0 };
+        let args = arguments(&one, entry, &Default::default(), seed, draw);
+        given(&one).into_iter().zip(args).collect()
+    };
+    let weights = drawn(1);
+    for n in [2, 4] {
+        let several = served(Some(Mesh { data: n, experts: n, ..Mesh::ONE }));
+        let woven = several.find("layer.layer").expect("a turn does both halves");
+        let begun = several.func(woven).body_ops().filter(|(_, op)| op.op == Op::ExchangeStart);
+        assert!(
+            begun.count() >= 3,
+            "of four exchanges all but the last have something beside them"
+        );
+        let half = |rank: usize, half: &str| drawn(10 + 2 * rank as u64 + u64::from(half == "b."));
+        let own = |name: &str| ["x", "start", "cache"].contains(&name);
+        let args = (0..n as usize).map(|rank| {
+            let of = |name: &String| match name.split_at(name.len().min(2)) {
+                (side @ ("a." | "b."), rest) => half(rank, side)[rest].clone(),
+                _ => cut_for(&several, name, &weights[name], rank),
+            };
+            given(&several).iter().map(of).collect()
+        });
+        let interp = Interp::new(&several, Precision::Stated);
+        let entry_of_ranks = several.find("forward").expect("the entry stays");
+        let found = interp.run_ranks(entry_of_ranks, args.collect(), &Default::default());
+        for (rank, found) in found.unwrap_or_else(|e| panic!("{e}")).iter().enumerate() {
+            for (i, side) in ["a.", "b."].iter().enumerate() {
+                let inputs = half(rank, side);
+                let arg = |name: &String| match own(name) {
+                    true => inputs[name].clone(),
+                    false => weights[name].clone(),
+                };
+                let args = given(&one).iter().map(arg).collect();
+                let expected = Interp::new(&one, Precision::Stated).run(entry, args);
+                let expected = expected.unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(bits(&found[2 * i..2 * i + 2]), bits(&expected), "{side} of {rank}");
+            }
+        }
+    }
 }

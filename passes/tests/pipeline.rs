@@ -358,7 +358,7 @@ fn pipelines_that_share_the_batch_compute_the_bits_of_one() {
     check(&table(Name::DualPipe, 2, 4, 2), 2);
 }
 
-const AMONG_TWO: Mesh = Mesh { pipeline: 1, data: 2, tensor: 1, experts: 2, zero: false };
+const AMONG_TWO: Mesh = Mesh { data: 2, experts: 2, ..Mesh::ONE };
 
 #[test]
 fn pipelines_whose_ranks_have_the_experts_between_them_compute_the_bits_of_one() {

@@ -18,9 +18,10 @@ pub mod last_action;
 pub mod mpi;
 pub mod threads;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -84,6 +85,20 @@ pub enum Lost {
     Transport(String),
 }
 
+/// A message that a rank will wait for: the n-th of a peer.
+#[derive(Debug)]
+pub struct Coming(u64);
+
+/// Messages of a peer, in the order in which it sends them. Who waits for one may find that others
+/// are before it, of collectives that are not done yet: they are kept.
+#[derive(Debug, Default)]
+struct Inbox {
+    /// Lengths of those that are expected and have not arrived.
+    expected: VecDeque<usize>,
+    n_arrived: u64,
+    kept: BTreeMap<u64, Vec<u8>>,
+}
+
 /// What a rank was doing when it could not go on.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("rank {rank}, step {step}: {op} {what} of stage {stage}, with rank {peer}, {lost}")]
@@ -106,6 +121,8 @@ pub struct Rank {
     step: AtomicU64,
     /// Collectives begun.
     n_begun: AtomicU64,
+    /// By peer.
+    inboxes: Mutex<BTreeMap<usize, Inbox>>,
     log: Option<LastAction>,
     fault: Option<Fault>,
 }
@@ -118,7 +135,8 @@ impl Rank {
         fault: Option<Fault>,
     ) -> Rank {
         let fault = fault.filter(|f| f.rank == comm.rank());
-        Rank { comm, stage, step: AtomicU64::new(0), n_begun: AtomicU64::new(0), log, fault }
+        let (step, n_begun) = (AtomicU64::new(0), AtomicU64::new(0));
+        Rank { comm, stage, step, n_begun, inboxes: Mutex::default(), log, fault }
     }
 
     pub fn rank(&self) -> usize {
@@ -148,7 +166,44 @@ impl Rank {
             self.note(op, what, None);
             fault.happen(&*self.comm);
         }
+        self.resume(op, what, ranks)
+    }
+
+    /// Goes on with what has begun.
+    pub fn resume<'a>(&'a self, op: &'a str, what: &'a str, ranks: Vec<usize>) -> Meeting<'a> {
         Meeting { rank: self, op, what, ranks }
+    }
+
+    fn inboxes(&self) -> MutexGuard<'_, BTreeMap<usize, Inbox>> {
+        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expect(&self, from: usize, bytes: usize) -> Coming {
+        let mut inboxes = self.inboxes();
+        let inbox = inboxes.entry(from).or_default();
+        inbox.expected.push_back(bytes);
+        Coming(inbox.n_arrived + inbox.expected.len() as u64 - 1)
+    }
+
+    /// Waits for a message, and so for all that the peer sent before it.
+    fn take(&self, from: usize, Coming(n): Coming, bytes: &mut [u8]) -> Result<(), Lost> {
+        let mut inboxes = self.inboxes();
+        let inbox = inboxes.entry(from).or_default();
+        if let Some(kept) = inbox.kept.remove(&n) {
+            bytes.copy_from_slice(&kept);
+            return Ok(());
+        }
+        while let Some(size) = inbox.expected.pop_front() {
+            let arrived = inbox.n_arrived;
+            inbox.n_arrived += 1;
+            if arrived == n {
+                return self.comm.recv(from, bytes);
+            }
+            let mut other = vec![0; size];
+            self.comm.recv(from, &mut other)?;
+            inbox.kept.insert(arrived, other);
+        }
+        unreachable!("a message is expected before it is waited for, and waited for once")
     }
 
     fn note(&self, op: &str, what: &str, peer: Option<usize>) {
@@ -185,9 +240,20 @@ impl Meeting<'_> {
     }
 
     pub fn recv(&self, place: usize, bytes: &mut [u8]) -> Result<(), RankError> {
+        let coming = self.expect(place, bytes.len());
+        self.take(place, coming, bytes)
+    }
+
+    /// Says that a message is to come from a place, behind those that it was said of before.
+    pub fn expect(&self, place: usize, bytes: usize) -> Coming {
+        self.rank.expect(self.ranks[place], bytes)
+    }
+
+    /// Waits for a message that is to come.
+    pub fn take(&self, place: usize, coming: Coming, bytes: &mut [u8]) -> Result<(), RankError> {
         let from = self.ranks[place];
         self.rank.note(self.op, self.what, Some(from));
-        self.rank.comm.recv(from, bytes).map_err(|lost| self.error(from, lost))
+        self.rank.take(from, coming, bytes).map_err(|lost| self.error(from, lost))
     }
 
     fn error(&self, peer: usize, lost: Lost) -> RankError {

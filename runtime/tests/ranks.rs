@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use weft_graph::CollectiveKind::{self, AllGather, AllReduce, Part, ReduceScatter};
 use weft_runtime::ranks::collective::{self, Blocks};
-use weft_runtime::ranks::exchange::{self, Offsets};
+use weft_runtime::ranks::exchange::Offsets;
 use weft_runtime::ranks::threads::{self, Ending};
 use weft_runtime::ranks::{Communicator, Rank, RankError};
 
@@ -88,6 +88,47 @@ fn a_gathering_puts_blocks_side_by_side() {
     }
 }
 
+/// Halves of several at once, ended in another order than they were begun in, a whole one between:
+/// each gets what is its own.
+#[test]
+fn what_is_in_flight_is_taken_in_any_order() {
+    for n in 1..=5 {
+        let endings = threads::run(n, LIMIT, move |comm: Arc<dyn Communicator>| {
+            let rank = Rank::new(comm, 0, None, None);
+            let meeting = |kind: CollectiveKind| rank.begin(kind.name(), "x", (0..n).collect());
+            let whole = bytes(&values(rank.rank(), 6 * n));
+            let blocks = Blocks { outer: 1, block_bytes: whole.len() };
+            let kinds = [AllReduce, ReduceScatter, AllGather, AllReduce];
+            let mut open = vec![];
+            for kind in kinds {
+                let flight = collective::start(kind, &meeting(kind), blocks, None, &whole)?;
+                open.push((kind, flight));
+            }
+            let mut all: Vec<Vec<u8>> = vec![collective::all_reduce(&meeting(AllReduce), &whole)?];
+            for i in [2, 0, 1, 0] {
+                let (kind, flight) = open.remove(i);
+                let to_bytes = match kind {
+                    ReduceScatter => whole.len() / n,
+                    AllGather => whole.len() * n,
+                    _ => whole.len(),
+                };
+                let mut to = vec![0; to_bytes];
+                let meeting = rank.resume(kind.name(), "x", (0..n).collect());
+                collective::finish(kind, &meeting, blocks, None, flight, &whole, &mut to)?;
+                all.push(to);
+            }
+            Ok::<_, RankError>(all)
+        });
+        let sum: Vec<f32> = (0..6 * n).map(|i| tree(0..n, i, 6 * n)).collect();
+        let gathered: Vec<u8> = (0..n).flat_map(|rank| bytes(&values(rank, 6 * n))).collect();
+        for (rank, ending) in endings.expect("threads start").into_iter().enumerate() {
+            let Ending::Done(all) = ending else { panic!("rank {rank}: {ending:?}") };
+            let (sum, part) = (bytes(&sum), bytes(&sum[6 * rank..6 * rank + 6]));
+            assert_eq!(all, [sum.clone(), gathered.clone(), sum.clone(), sum, part], "{n} ranks");
+        }
+    }
+}
+
 #[test]
 fn each_keeps_its_part_of_its_own() {
     for n in 1..=5 {
@@ -136,12 +177,17 @@ fn rows_reach_their_experts_and_come_back() {
             let meeting = |op| rank.begin(op, "rows", (0..n).collect());
             let mut got = vec![0u8; 4 * sent.len()];
             let sent: Vec<u8> = sent.iter().flat_map(|x| x.to_le_bytes()).collect();
-            exchange::offsets(&meeting("exchange_offsets"), &sent, &mut got)?;
+            let met =
+                |kind: CollectiveKind, offsets: Option<&Offsets>, from: &[u8], to: &mut [u8]| {
+                    let blocks = Blocks { outer: capacity, block_bytes: 3 };
+                    collective::run(kind, &meeting(kind.name()), blocks, offsets, from, to)
+                };
+            met(CollectiveKind::ExchangeOffsets, None, &sent, &mut got)?;
             let offsets = Offsets::read(&sent, &got);
             let mut there = vec![1u8; n * rows.len()];
-            exchange::rows(&meeting("exchange"), 3, &offsets, &rows, &mut there)?;
+            met(CollectiveKind::Exchange, Some(&offsets), &rows, &mut there)?;
             let mut back = vec![1u8; rows.len()];
-            exchange::back(&meeting("exchange_back"), 3, &offsets, &there, &mut back)?;
+            met(CollectiveKind::ExchangeBack, Some(&offsets), &there, &mut back)?;
             let n_rows = offsets.sent[own * n];
             assert_eq!(back[..3 * n_rows], rows[..3 * n_rows]);
             assert!(back[3 * n_rows..].iter().all(|x| *x == 0));

@@ -1,14 +1,15 @@
 //! `pass NAME, .. [with OPTION, ..]`: runs the passes on the module; what they leave is verified,
 //! prints as `// expect:` says, and computes in f64 what the functions of the same signature
-//! computed before.
+//! computed before, on all ranks where there are several.
 //!
-//! Options: `gradients`, `apart`, `everything`, `no_wide` (saved), `micro_batches=N`, `data=N`
-//! (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`. If the last pass must refuse the
-//! input, the expectation is `error: ..`.
+//! Options: `gradients`, `apart`, `two_batches`, `everything`, `no_wide` (saved),
+//! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`,
+//! `communication_sms=N`. If the last pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{Func, Module};
+use weft_ir::op::Trait;
 use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
@@ -42,9 +43,14 @@ fn context(options: &str) -> Result<PassCx, String> {
         match option.split_once('=').unwrap_or((option, "")) {
             ("gradients", "") => cx.gradients = true,
             ("apart", "") => cx.apart = true,
+            ("two_batches", "") => cx.two_batches = true,
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,
             ("no_wide", "") => cx.save = Save::NoWide,
+            ("communication_sms", n) => {
+                let n = n.parse().map_err(|_| "communication_sms is a number")?;
+                cx.mesh.get_or_insert_default().communication_sms = n;
+            }
             ("watch", site) => cx.watch.push(site.to_string()),
             ("data", n) => {
                 let data = n.parse().map_err(|_| "data is a number")?;
@@ -145,9 +151,18 @@ fn same_numbers(before: &Module, after: &Module) -> Result<(), String> {
         else {
             continue;
         };
-        let args = random_args(before, id, &sizes, 1, &range)?;
+        let same = before.n_ranks() == after.n_ranks() && !talks(f);
+        let n = if same { before.n_ranks() } else { 1 };
+        let args = (1..=n).map(|seed| random_args(before, id, &sizes, seed, &range));
+        let args = args.collect::<Result<Vec<_>, _>>()?;
         // Arguments that the input itself has no value for, offsets for instance, say nothing.
-        let run = |m, f| Interp::new(m, Precision::F64).run_sized(f, args.clone(), &sizes);
+        let run = |m, f| {
+            let interp = Interp::new(m, Precision::F64);
+            match &args[..] {
+                [one] => interp.run_sized(f, one.clone(), &sizes),
+                all => interp.run_ranks(f, all.to_vec(), &sizes).map(|ranks| ranks.concat()),
+            }
+        };
         let Ok(expected) = run(before, id) else { continue };
         let found = run(after, g).map_err(|e| e.to_string())?;
         let numbers = |r: &[Tensor]| r.iter().map(Tensor::numbers).collect::<Vec<_>>();
@@ -155,6 +170,11 @@ fn same_numbers(before: &Module, after: &Module) -> Result<(), String> {
         same.map_err(|e| format!("@{} computes something else: {e}", f.name))?;
     }
     Ok(())
+}
+
+/// Ranks that send each other messages have programs of their own.
+fn talks(f: &Func) -> bool {
+    f.body_ops().any(|(_, op)| op.op.has(Trait::Message))
 }
 
 fn signature(f: &Func) -> (Vec<&Type>, Vec<&Type>) {

@@ -19,6 +19,8 @@ pub fn supports(op: Op) -> bool {
         Op::Call | Op::Repeat | Op::Fused => false,
         Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::Send | Op::Recv => false,
         Op::ExchangeOffsets | Op::Exchange | Op::Spread | Op::Part => false,
+        Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart => false,
+        Op::ExchangeStart | Op::Done => false,
         Op::Constant | Op::Iota | Op::Extent => true,
         Op::Neg | Op::Abs | Op::Sign | Op::Floor | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt => true,
         Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos | Op::Erf => true,
@@ -214,6 +216,11 @@ impl Lower<'_> {
             | Op::Part
             | Op::ExchangeOffsets
             | Op::Exchange
+            | Op::AllReduceStart
+            | Op::ReduceScatterStart
+            | Op::AllGatherStart
+            | Op::ExchangeStart
+            | Op::Done
             | Op::Send
             | Op::Recv
             | Op::Call

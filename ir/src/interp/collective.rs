@@ -4,8 +4,10 @@
 //! A rank is a place on the mesh of the module's axes, numbered with the last axis fastest. From
 //! each rank to each other goes one queue. In a collective every rank of a group hands its operand
 //! to all others, with what op it is for: whoever finds another op there than its own ends the run.
+//! What a `_start` hands over is numbered along its axis, and lies there until its `done` takes it.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::{Data, Fault, Interp, Precision, Run, RunError, Sizes, Tensor};
@@ -26,7 +28,12 @@ pub fn group(module: &Module, axis: AxisId, rank: usize) -> Vec<usize> {
 pub(super) struct Rank<'a> {
     rank: usize,
     meeting: &'a Meeting,
+    /// Collectives begun in two halves so far, by axis.
+    begun: RefCell<BTreeMap<AxisId, u64>>,
 }
+
+/// Which of the collectives in two halves along an axis.
+pub(super) type Flight = (AxisId, u64);
 
 impl Interp<'_> {
     /// The results of every rank; `args` and the answer are by rank.
@@ -70,7 +77,8 @@ pub fn run_programs(
                 let meeting = &meeting;
                 scope.spawn(move || {
                     let interp = Interp::new(module, precision);
-                    let results = interp.run_as(*func, args, sizes, Some(Rank { rank, meeting }));
+                    let own = Rank { rank, meeting, begun: RefCell::default() };
+                    let results = interp.run_as(*func, args, sizes, Some(own));
                     meeting.leave(rank);
                     results
                 })
@@ -91,8 +99,12 @@ pub fn run_programs(
 
 const LEFT: &str = "another rank has ended";
 
-/// A value, and what it was brought to: an op and its attributes, or nothing for a message.
-type Brought = (String, Tensor);
+/// A value and what it was brought to: an op and its attributes.
+struct Brought {
+    flight: Option<Flight>,
+    what: String,
+    x: Tensor,
+}
 
 /// Where ranks hand each other values.
 struct Meeting {
@@ -120,12 +132,15 @@ impl Meeting {
         self.changed.notify_all();
     }
 
-    fn recv(&self, from: usize, to: usize) -> Result<Brought, Fault> {
+    /// The next value of a rank: of a flight, or of what is not in two halves.
+    fn recv(&self, from: usize, to: usize, flight: Option<Flight>) -> Result<Brought, Fault> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let n = table.left.len();
         loop {
-            if let Some(what) = table.queues[from * n + to].pop_front() {
-                return Ok(what);
+            let queue = &mut table.queues[from * n + to];
+            let next = queue.iter().position(|b| b.flight == flight);
+            if let Some(brought) = next.and_then(|i| queue.remove(i)) {
+                return Ok(brought);
             }
             if table.left[from] {
                 return Err(format!("{LEFT}, which this op needs"));
@@ -134,28 +149,34 @@ impl Meeting {
         }
     }
 
+    /// Hands the operand of an op to the others of `group`.
+    fn bring(&self, rank: usize, group: &[usize], op: &str, flight: Option<Flight>, x: &Tensor) {
+        for other in group.iter().filter(|other| **other != rank) {
+            self.send(rank, *other, Brought { flight, what: op.to_string(), x: x.clone() });
+        }
+    }
+
     /// The operands of all ranks of `group` at this op, in its order.
-    fn meet(
+    fn collect(
         &self,
         rank: usize,
         group: &[usize],
         op: &str,
+        flight: Option<Flight>,
         x: &Tensor,
     ) -> Result<Vec<Tensor>, Fault> {
-        for other in group.iter().filter(|other| **other != rank) {
-            self.send(rank, *other, (op.to_string(), x.clone()));
-        }
         let mut all = vec![];
         for other in group {
             if *other == rank {
                 all.push(x.clone());
                 continue;
             }
-            let (theirs, x) = self.recv(*other, rank)?;
-            if theirs != op {
+            let theirs = self.recv(*other, rank, flight)?;
+            if theirs.what != op {
+                let theirs = theirs.what;
                 return Err(format!("rank {rank} is at {op}, and rank {other} at {theirs}"));
             }
-            all.push(x);
+            all.push(theirs.x);
         }
         Ok(all)
     }
@@ -169,7 +190,7 @@ impl Meeting {
 /// One end of a message: what it brings, if it is the receiving one.
 pub(super) fn message(run: &Run, op: &OpData, x: Option<Tensor>) -> Result<Vec<Tensor>, Fault> {
     let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
-    let Some(Rank { rank, meeting }) = &run.rank else {
+    let Some(Rank { rank, meeting, .. }) = &run.rank else {
         return Err(format!("needs the {} ranks of the mesh to run", run.module.n_ranks()));
     };
     let group = group(run.module, axis, *rank);
@@ -179,33 +200,64 @@ pub(super) fn message(run: &Run, op: &OpData, x: Option<Tensor>) -> Result<Vec<T
     };
     match x {
         Some(x) => {
-            meeting.send(*rank, end("to")?, (op.op.name().into(), x));
+            let what = op.op.name().into();
+            meeting.send(*rank, end("to")?, Brought { flight: None, what, x });
             Ok(vec![])
         }
         None => {
             let from = end("from")?;
-            match meeting.recv(from, *rank)? {
-                (theirs, x) if theirs == Op::Send.name() => Ok(vec![x]),
-                (theirs, _) => Err(format!("rank {rank} receives, and rank {from} is at {theirs}")),
+            match meeting.recv(from, *rank, None)? {
+                Brought { what, x, .. } if what == Op::Send.name() => Ok(vec![x]),
+                Brought { what, .. } => {
+                    Err(format!("rank {rank} receives, and rank {from} is at {what}"))
+                }
             }
         }
     }
 }
 
-/// The rank's place along the op's axis, and what all brought there, by place.
-pub(super) fn of_group(run: &Run, op: &OpData, x: &Tensor) -> Result<(usize, Vec<Tensor>), Fault> {
+/// What an operand is brought to, as all ranks must say it alike.
+fn what(run: &Run, op: &OpData, x: &Tensor) -> String {
+    let attrs = op.attrs.iter();
+    let attrs = attrs.map(|(n, v)| format!("{n} = {}", text::print_attr(run.module, v)));
+    let attrs = attrs.collect::<Vec<_>>().join(", ");
+    format!("{} {{{attrs}}} of {}{:?}", op.op.name(), x.dtype.name(), x.dims)
+}
+
+/// Hands the operands of a collective's first half to the others.
+pub(super) fn begin(run: &Run, op: &OpData, xs: &[&Tensor]) -> Result<Flight, Fault> {
+    let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
+    let Some(Rank { rank, meeting, begun }) = &run.rank else { return Ok((axis, 0)) };
+    let mut begun = begun.borrow_mut();
+    let n = begun.entry(axis).or_default();
+    *n += 1;
+    let group = group(run.module, axis, *rank);
+    for x in xs {
+        meeting.bring(*rank, &group, &what(run, op, x), Some((axis, *n)), x);
+    }
+    Ok((axis, *n))
+}
+
+/// The rank's place along the op's axis, and what all brought there, by place. What is of a flight
+/// has been brought by its `begin`.
+pub(super) fn of_group(
+    run: &Run,
+    op: &OpData,
+    flight: Option<Flight>,
+    x: &Tensor,
+) -> Result<(usize, Vec<Tensor>), Fault> {
     let axis = op.attrs.get_axis("axis").ok_or("names no mesh axis")?;
     let n = run.module.n_ranks();
     let (place, all) = match &run.rank {
-        Some(Rank { rank, meeting }) => {
-            let attrs = op.attrs.iter();
-            let attrs = attrs.map(|(n, v)| format!("{n} = {}", text::print_attr(run.module, v)));
-            let attrs = attrs.collect::<Vec<_>>().join(", ");
-            let what = format!("{} {{{attrs}}} of {}{:?}", op.op.name(), x.dtype.name(), x.dims);
+        Some(Rank { rank, meeting, .. }) => {
+            let what = what(run, op, x);
             let group = group(run.module, axis, *rank);
             let place = group.iter().position(|r| r == rank);
             let place = place.ok_or("a rank lies outside its group")?;
-            (place, meeting.meet(*rank, &group, &what, x)?)
+            if flight.is_none() {
+                meeting.bring(*rank, &group, &what, None, x);
+            }
+            (place, meeting.collect(*rank, &group, &what, flight, x)?)
         }
         None if n == 1 => (0, vec![x.clone()]),
         None => return Err(format!("needs the {n} ranks of the mesh to run")),
@@ -213,14 +265,19 @@ pub(super) fn of_group(run: &Run, op: &OpData, x: &Tensor) -> Result<(usize, Vec
     Ok((place, all))
 }
 
-pub(super) fn run(run: &Run, op: &OpData, x: &Tensor) -> Result<Tensor, Fault> {
+pub(super) fn run(
+    run: &Run,
+    op: &OpData,
+    flight: Option<Flight>,
+    x: &Tensor,
+) -> Result<Tensor, Fault> {
     if op.op == Op::Spread {
         return Ok(x.clone());
     }
-    let (place, all) = of_group(run, op, x)?;
+    let (place, all) = of_group(run, op, flight, x)?;
     let all: Vec<&Tensor> = all.iter().collect();
     let dim = op.attrs.get_int("dim").unwrap_or(0) as usize;
-    match op.op {
+    match op.op.started().unwrap_or(op.op) {
         Op::AllGather => concat(&all, dim),
         Op::Part => part(all[place], dim, place, all.len()),
         Op::ReduceScatter => part(&sum(run, &all)?, dim, place, all.len()),

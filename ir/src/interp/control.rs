@@ -32,17 +32,16 @@ fn repeat(
     let (carried, rest) = xs.split_at(carry);
     let (stacks, shared) = rest.split_at(n_stacks);
     let mut carried = carried.to_vec();
-    // For each stacked result, its slices in place order.
+    // For each stacked result, its slices in the order of the turns.
     let mut slices: Vec<Vec<Rc<Tensor>>> = vec![];
-    let places: Vec<usize> = if op.attrs.get_flag("reverse") {
-        (0..count).rev().collect()
-    } else {
-        (0..count).collect()
-    };
-    for i in &places {
+    let reverse = op.attrs.get_flag("reverse");
+    // The slice of a turn, in a stack that runs the same way as the others or the other way.
+    let place = |turn: usize, back: bool| if reverse != back { count - 1 - turn } else { turn };
+    for turn in 0..count {
         let mut args = carried;
-        for stack in stacks {
-            args.push(Rc::new(stack.slice_of_stack(*i).map_err(fault)?));
+        for (i, stack) in stacks.iter().enumerate() {
+            let slice = place(turn, i + attr("back_xs") >= n_stacks);
+            args.push(Rc::new(stack.slice_of_stack(slice).map_err(fault)?));
         }
         args.extend(shared.iter().cloned());
         carried = run.func(callee, args)?;
@@ -50,8 +49,10 @@ fn repeat(
         slices.resize(of_run.len(), vec![]);
         slices.iter_mut().zip(of_run).for_each(|(all, slice)| all.push(slice));
     }
-    for all in slices {
-        let all = if op.attrs.get_flag("reverse") { all.into_iter().rev().collect() } else { all };
+    let n_made = slices.len();
+    for (i, all) in slices.into_iter().enumerate() {
+        let back = reverse != (i + attr("back_ys") >= n_made);
+        let all = if back { all.into_iter().rev().collect() } else { all };
         carried.push(Rc::new(stacked(&all).map_err(fault)?));
     }
     Ok(carried)

@@ -1,20 +1,25 @@
 //! Rows to the ranks that have their experts, and back. `E` experts, `n` places along the axis, the
 //! same number of experts at each.
 
-use super::collective::of_group;
+use super::collective::{Flight, of_group};
 use super::{Data, Fault, Run, Tensor};
 use crate::module::OpData;
 use crate::op::Op;
 
-pub(super) fn run(run: &Run, op: &OpData, xs: &[&Tensor]) -> Result<Tensor, Fault> {
+pub(super) fn run(
+    run: &Run,
+    op: &OpData,
+    flight: Option<Flight>,
+    xs: &[&Tensor],
+) -> Result<Tensor, Fault> {
     match op.op {
         Op::ExchangeOffsets => offsets(run, op, xs[0]),
-        _ => rows(run, op, xs),
+        _ => rows(run, op, flight, xs),
     }
 }
 
 fn offsets(run: &Run, op: &OpData, own: &Tensor) -> Result<Tensor, Fault> {
-    let (place, all) = of_group(run, op, own)?;
+    let (place, all) = of_group(run, op, None, own)?;
     let mut got = vec![0];
     let n_own = (own.len() - 1) / all.len();
     for expert in place * n_own..(place + 1) * n_own {
@@ -34,11 +39,11 @@ fn segment(offsets: &Tensor, i: usize) -> Result<(usize, usize), Fault> {
     }
 }
 
-fn rows(run: &Run, op: &OpData, xs: &[&Tensor]) -> Result<Tensor, Fault> {
+fn rows(run: &Run, op: &OpData, flight: Option<Flight>, xs: &[&Tensor]) -> Result<Tensor, Fault> {
     let back = op.attrs.get_flag("back");
-    let (place, rows) = of_group(run, op, xs[0])?;
-    let (_, sent) = of_group(run, op, xs[1])?;
-    let (_, got) = of_group(run, op, xs[2])?;
+    let (place, rows) = of_group(run, op, flight, xs[0])?;
+    let (_, sent) = of_group(run, op, flight, xs[1])?;
+    let (_, got) = of_group(run, op, flight, xs[2])?;
     let n = rows.len();
     let n_own = (xs[1].len() - 1) / n;
     // For each segment that comes here, in order: whose it is, and which of theirs.

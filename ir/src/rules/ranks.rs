@@ -2,7 +2,7 @@
 
 use super::{RuleCx, TypeError, Types, one, segments};
 use crate::dim::Dim;
-use crate::ty::DType;
+use crate::ty::{DType, Type};
 
 /// The number of places along the attribute `axis`.
 fn places(cx: &RuleCx) -> Result<u64, TypeError> {
@@ -76,6 +76,21 @@ pub fn exchange(cx: &RuleCx) -> Types {
         if cx.flag("back") { rows.dims[0].checked_div(n) } else { rows.dims[0].checked_mul(n) };
     let Some(there) = there else { return cx.err("rows from all ranks are no multiple of theirs") };
     one(rows.with_dims([there, rows.dims[1]]))
+}
+
+/// What the whole gives, in flight.
+pub fn started(cx: &RuleCx) -> Types {
+    let Some(whole) = cx.op.started() else { return cx.err("begins nothing") };
+    if let Some(sms) = cx.attrs.get_int("sms") {
+        cx.check(sms >= 0, "`sms` is a number of multiprocessors")?;
+    }
+    let types = (whole.def().rule)(cx)?;
+    Ok(types.iter().map(Type::in_flight).collect())
+}
+
+pub fn done(cx: &RuleCx) -> Types {
+    cx.check(cx.operands[0].flight, "the operand is not in flight")?;
+    one(cx.operands[0].as_value())
 }
 
 /// A place along the axis that `name` gives.

@@ -506,7 +506,7 @@ impl<'a> Parser<'a> {
     }
 
     fn ty(&mut self) -> Parsed<Type> {
-        let state = self.eat("state");
+        let (state, flight) = (self.eat("state"), self.eat("flight"));
         let dtype = self.dtype()?;
         let quant = if self.eat("<") { Some(self.quant()?) } else { None };
         let cut = self.brackets(|p| {
@@ -520,7 +520,7 @@ impl<'a> Parser<'a> {
         })?;
         let (dims, axes): (Vec<_>, Vec<_>) = cut.into_iter().unzip();
         let axes = if axes.iter().all(Option::is_none) { vec![] } else { axes };
-        Ok(Type { dtype, dims, quant, axes, state })
+        Ok(Type { dtype, dims, quant, axes, state, flight })
     }
 
     /// After the `<`.

@@ -66,6 +66,7 @@ pub fn print_op(m: &Module, f: &Func, id: OpId) -> String {
 
 pub fn print_type(m: &Module, ty: &Type) -> String {
     let mut out = String::from(if ty.state { "state " } else { "" });
+    out.push_str(if ty.flight { "flight " } else { "" });
     out.push_str(ty.dtype.name());
     if let Some(q) = &ty.quant {
         let _ = write!(out, "<{}x{}, {}", q.group[0], q.group[1], q.scale.name());

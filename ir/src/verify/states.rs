@@ -29,7 +29,10 @@ pub fn check(cx: &mut Cx, id: FuncId) {
 
     for (op_id, op) in f.body_ops() {
         let at = Place::Op(id, op_id);
-        for v in &op.operands {
+        // What is in flight shows what it was begun with until it is done.
+        let begun = op.operands.iter().filter(|_| op.op == Op::Done).filter_map(|x| f.def_op(*x));
+        let carried = begun.flat_map(|id| &f.op(id).operands);
+        for v in op.operands.iter().chain(carried) {
             used(cx, at, *v, &consumed, &shows, &names);
         }
         let effect = effect(m, f, op);

@@ -162,6 +162,11 @@ impl TokenDims {
             | Op::Part
             | Op::ExchangeOffsets
             | Op::Exchange
+            | Op::AllReduceStart
+            | Op::ReduceScatterStart
+            | Op::AllGatherStart
+            | Op::ExchangeStart
+            | Op::Done
             | Op::Send
             | Op::Recv
             | Op::Call

@@ -132,7 +132,8 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::AllReduce => one(dy),
         Op::Spread => one(c.sum_over_ranks(dy)?),
         Op::ReduceScatter | Op::AllGather | Op::Part | Op::ExchangeOffsets | Op::Exchange | Op::Send
-        | Op::Recv => {
+        | Op::Recv | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart
+        | Op::ExchangeStart | Op::Done => {
             c.refuse("derivatives are taken before ops are sharded")
         }
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),

@@ -54,8 +54,33 @@ pub fn share(
         let why = format!("{} ranks along experts, and the model has none", mesh.experts);
         return Err(PassError::new(why));
     }
-    divide(module, step, &parts)?;
+    divide(module, Some(step), &parts)?;
     Ok(parts.sums.len())
+}
+
+/// The same for entries that serve: nothing is summed over ranks.
+pub fn serve(module: &mut Module, n_ranks: u64, axis: AxisId) -> Result<usize, PassError> {
+    let mut parts = Parts::default();
+    let dims = expert_dims(module);
+    for func in module.funcs.iter().zip(&dims) {
+        let (func, dims) = func;
+        let entry = !func.result_names.is_empty();
+        for (p, dim) in dims.iter().filter(|_| entry) {
+            let param = func.params[*p];
+            let Some(name) = func.value(param).name.clone() else { continue };
+            let size = func.ty(param).dims[*dim].as_fixed().unwrap_or(0);
+            if !size.is_multiple_of(n_ranks) {
+                return Err(PassError::new(uneven(&name, size, n_ranks)));
+            }
+            parts.stores.insert(name, Cut { axis, n_parts: n_ranks, dim: *dim });
+        }
+    }
+    if parts.stores.is_empty() {
+        let why = format!("{n_ranks} ranks along experts, and the model has none");
+        return Err(PassError::new(why));
+    }
+    divide(module, None, &parts)?;
+    Ok(parts.stores.len())
 }
 
 fn uneven(weight: &str, n_experts: u64, n_ranks: u64) -> String {

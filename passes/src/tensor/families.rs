@@ -360,7 +360,9 @@ impl At<'_, '_> {
             | Op::ScatterAdd | Op::Put | Op::CombineDot | Op::RmsNormGrad | Op::AttentionGrad
             | Op::CrossEntropyGrad | Op::Assign | Op::CacheAppend | Op::AdamW | Op::AllReduce
             | Op::Spread | Op::Part | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets
-            | Op::Exchange | Op::Send | Op::Recv | Op::Call | Op::Repeat | Op::Fused => {
+            | Op::Exchange | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart
+            | Op::ExchangeStart | Op::Done | Op::Send | Op::Recv | Op::Call | Op::Repeat
+            | Op::Fused => {
                 self.all_whole();
             }
         }

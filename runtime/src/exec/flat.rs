@@ -6,13 +6,14 @@
 use super::{ExecError, Profile};
 use crate::device::{Clock, Kernels};
 use crate::ranks::Rank;
-use crate::ranks::collective::{self, Blocks};
+use crate::ranks::collective::{self, Blocks, Flight};
 use crate::ranks::exchange::Offsets;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use weft_graph::{
-    Arg, Collective, CollectiveKind, End, Entry, Group, KernelId, Launch, Message, Scalar, Step,
-    offset_range,
+    Arg, Collective, CollectiveKind, End, Entry, Group, Half, KernelId, Launch, Message, Scalar,
+    Step, offset_range,
 };
 
 #[derive(Debug, Default)]
@@ -66,6 +67,7 @@ struct FlatCopy {
 #[derive(Debug)]
 struct FlatCollective {
     kind: CollectiveKind,
+    half: Option<Half>,
     group: Group,
     label: String,
     /// Two of `buffers`, from and to, or four: offsets of an exchange.
@@ -146,6 +148,7 @@ impl Flat {
             indices: Vec::new(),
             buffers: Vec::new(),
             scalars: Vec::new(),
+            flights: BTreeMap::new(),
         };
         // SAFETY: the caller's promise.
         unsafe { run.steps(0..self.steps.len()) }
@@ -219,6 +222,7 @@ impl Build<'_> {
         let bits = step.block.eval(self.dims).max(0) * i64::from(step.dtype.bits());
         let flat = FlatCollective {
             kind: step.kind,
+            half: step.half,
             group: step.group.clone(),
             label: step.label.clone(),
             buffers: buffers..self.flat.buffers.len(),
@@ -345,6 +349,8 @@ struct Run<'a> {
     /// Addresses and scalars of the launch at hand, where a loop moves them.
     buffers: Vec<*mut u8>,
     scalars: Vec<i64>,
+    /// Collectives that have begun, by number.
+    flights: BTreeMap<u32, Flight>,
 }
 
 impl Run<'_> {
@@ -485,8 +491,20 @@ impl Run<'_> {
             _ => None,
         };
         let ranks = step.group.ranks(rank.rank());
-        let meeting = rank.begin(step.kind.name(), &step.label, ranks);
-        let done = collective::run(step.kind, &meeting, step.blocks, offsets.as_ref(), from, to);
+        let (kind, blocks, offsets) = (step.kind, step.blocks, offsets.as_ref());
+        let meeting = match step.half {
+            Some(Half::Done(_)) => rank.resume(kind.name(), &step.label, ranks),
+            _ => rank.begin(kind.name(), &step.label, ranks),
+        };
+        let done = match step.half {
+            None => collective::run(kind, &meeting, blocks, offsets, from, to),
+            Some(Half::Start(n)) => collective::start(kind, &meeting, blocks, offsets, from)
+                .map(|flight| drop(self.flights.insert(n, flight))),
+            Some(Half::Done(n)) => {
+                let flight = self.flights.remove(&n).unwrap_or_default();
+                collective::finish(kind, &meeting, blocks, offsets, flight, from, to)
+            }
+        };
         done.map_err(|e| ExecError::from(Box::new(e)))
     }
 

@@ -8,7 +8,7 @@
 use weft_graph::CollectiveKind;
 
 use super::exchange::{self, Offsets};
-use super::{Meeting, RankError};
+use super::{Coming, Meeting, RankError};
 use crate::memory::{as_bytes, as_bytes_mut};
 
 /// An operand as `outer` blocks of `block_bytes`.
@@ -16,6 +16,31 @@ use crate::memory::{as_bytes, as_bytes_mut};
 pub struct Blocks {
     pub outer: usize,
     pub block_bytes: usize,
+}
+
+/// A collective that has begun: the messages that it waits for.
+#[derive(Debug, Default)]
+pub struct Flight {
+    /// By place, ascending: what is coming from there.
+    coming: Vec<(usize, Coming)>,
+}
+
+impl Flight {
+    fn expect(&mut self, meeting: &Meeting<'_>, place: usize, bytes: usize) {
+        self.coming.push((place, meeting.expect(place, bytes)));
+    }
+
+    /// Waits for what comes from a place.
+    pub(super) fn take(
+        &mut self,
+        meeting: &Meeting<'_>,
+        place: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), RankError> {
+        let i = self.coming.iter().position(|(p, _)| *p == place);
+        let (_, coming) = self.coming.remove(i.expect("begun with a message from there"));
+        meeting.take(place, coming, bytes)
+    }
 }
 
 /// Carries out a collective on host memory; `to` has the size of the result. `offsets` are an
@@ -28,24 +53,100 @@ pub fn run(
     from: &[u8],
     to: &mut [u8],
 ) -> Result<(), RankError> {
-    let row_bytes = blocks.block_bytes;
+    let flight = start(kind, meeting, blocks, offsets, from)?;
+    finish(kind, meeting, blocks, offsets, flight, from, to)
+}
+
+/// The first half: hands over all that needs nothing of other places, and waits for nothing.
+pub fn start(
+    kind: CollectiveKind,
+    meeting: &Meeting<'_>,
+    blocks: Blocks,
+    offsets: Option<&Offsets>,
+    from: &[u8],
+) -> Result<Flight, RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    let others = || (0..n).filter(move |of| *of != place);
+    let mut flight = Flight::default();
     match (kind, offsets) {
         (CollectiveKind::AllReduce, _) => {
-            to.copy_from_slice(&all_reduce(meeting, from)?);
+            // Leaves of the tree; its other levels wait for these.
+            if place % 2 == 1 {
+                meeting.send(place - 1, as_bytes(&summand(from)))?;
+            } else if place + 1 < n {
+                flight.expect(meeting, place + 1, from.len());
+            }
+        }
+        (CollectiveKind::ReduceScatter, _) => {
+            for of in others() {
+                meeting.send(of, &part(blocks, from, n, of))?;
+                flight.expect(meeting, of, from.len() / n);
+            }
+        }
+        (CollectiveKind::AllGather, _) => {
+            for of in others() {
+                meeting.send(of, from)?;
+                flight.expect(meeting, of, from.len());
+            }
+        }
+        // Nobody else has to do with it.
+        (CollectiveKind::Part, _) => {}
+        (CollectiveKind::ExchangeOffsets, _) => {
+            for of in others() {
+                let counts = exchange::counts(from, n, of);
+                meeting.send(of, as_bytes(&counts))?;
+                flight.expect(meeting, of, 4 * counts.len());
+            }
+        }
+        (CollectiveKind::Exchange | CollectiveKind::ExchangeBack, Some(offsets)) => {
+            let back = kind == CollectiveKind::ExchangeBack;
+            for of in others() {
+                let (out, coming) = offsets.rows_between(n, of, back);
+                if out > 0 {
+                    meeting.send(of, &offsets.part(n, of, blocks.block_bytes, from, back))?;
+                }
+                if coming > 0 {
+                    flight.expect(meeting, of, coming * blocks.block_bytes);
+                }
+            }
+        }
+        (CollectiveKind::Exchange | CollectiveKind::ExchangeBack, None) => {
+            unreachable!("a graph whose exchanges lack segments does not verify")
+        }
+    }
+    Ok(flight)
+}
+
+/// The second half.
+pub fn finish(
+    kind: CollectiveKind,
+    meeting: &Meeting<'_>,
+    blocks: Blocks,
+    offsets: Option<&Offsets>,
+    mut flight: Flight,
+    from: &[u8],
+    to: &mut [u8],
+) -> Result<(), RankError> {
+    let flight = &mut flight;
+    match (kind, offsets) {
+        (CollectiveKind::AllReduce, _) => {
+            let mut sum = reduce(meeting, flight, from)?;
+            broadcast(meeting, as_bytes_mut(&mut sum))?;
+            to.copy_from_slice(as_bytes(&sum));
             Ok(())
         }
-        (CollectiveKind::ReduceScatter, _) => reduce_scatter(meeting, blocks, from, to),
-        (CollectiveKind::AllGather, _) => all_gather(meeting, blocks, from, to),
+        (CollectiveKind::ReduceScatter, _) => reduce_scatter(meeting, flight, blocks, from, to),
+        (CollectiveKind::AllGather, _) => all_gather(meeting, flight, blocks, from, to),
         (CollectiveKind::Part, _) => {
             to.copy_from_slice(&part(blocks, from, meeting.n(), meeting.place()));
             Ok(())
         }
-        (CollectiveKind::ExchangeOffsets, _) => exchange::offsets(meeting, from, to),
+        (CollectiveKind::ExchangeOffsets, _) => exchange::offsets(meeting, flight, from, to),
         (CollectiveKind::Exchange, Some(offsets)) => {
-            exchange::rows(meeting, row_bytes, offsets, from, to)
+            exchange::rows(meeting, flight, blocks.block_bytes, offsets, from, to)
         }
         (CollectiveKind::ExchangeBack, Some(offsets)) => {
-            exchange::back(meeting, row_bytes, offsets, from, to)
+            exchange::back(meeting, flight, blocks.block_bytes, offsets, from, to)
         }
         (CollectiveKind::Exchange | CollectiveKind::ExchangeBack, None) => {
             unreachable!("a graph whose exchanges lack segments does not verify")
@@ -55,25 +156,36 @@ pub fn run(
 
 /// The sum over all places, for each.
 pub fn all_reduce(meeting: &Meeting<'_>, from: &[u8]) -> Result<Vec<u8>, RankError> {
-    let mut sum = reduce(meeting, from)?;
-    broadcast(meeting, as_bytes_mut(&mut sum))?;
-    Ok(as_bytes(&sum).to_vec())
+    let blocks = Blocks { outer: 1, block_bytes: from.len() };
+    let mut to = vec![0; from.len()];
+    run(CollectiveKind::AllReduce, meeting, blocks, None, from, &mut to)?;
+    Ok(to)
 }
 
-/// The sum over all places, at place 0; the others hold parts of it.
-fn reduce(meeting: &Meeting<'_>, from: &[u8]) -> Result<Vec<f32>, RankError> {
+/// What a place adds to a sum.
+fn summand(from: &[u8]) -> Vec<f32> {
+    floats(from).into_iter().map(|x| x + 0.0).collect()
+}
+
+/// The sum over all places, at place 0; the others hold parts of it. The leaves are on their way.
+fn reduce(meeting: &Meeting<'_>, flight: &mut Flight, from: &[u8]) -> Result<Vec<f32>, RankError> {
     let (n, place) = (meeting.n(), meeting.place());
-    let mut sum = floats(from);
-    sum.iter_mut().for_each(|x| *x += 0.0);
+    let mut sum = summand(from);
     let mut right = vec![0.0f32; sum.len()];
     let mut distance = 1;
     while distance < n {
+        let leaf = distance == 1;
         if place & distance != 0 {
-            meeting.send(place - distance, as_bytes(&sum))?;
+            if !leaf {
+                meeting.send(place - distance, as_bytes(&sum))?;
+            }
             break;
         }
         if place + distance < n {
-            meeting.recv(place + distance, as_bytes_mut(&mut right))?;
+            match leaf {
+                true => flight.take(meeting, place + 1, as_bytes_mut(&mut right))?,
+                false => meeting.recv(place + distance, as_bytes_mut(&mut right))?,
+            }
             sum.iter_mut().zip(&right).for_each(|(x, y)| *x += y);
         }
         distance *= 2;
@@ -99,24 +211,21 @@ pub fn broadcast(meeting: &Meeting<'_>, bytes: &mut [u8]) -> Result<(), RankErro
 /// Each place gets its part of every other's operand and adds them up itself, in the tree's order.
 fn reduce_scatter(
     meeting: &Meeting<'_>,
+    flight: &mut Flight,
     blocks: Blocks,
     from: &[u8],
     to: &mut [u8],
 ) -> Result<(), RankError> {
     let (n, place) = (meeting.n(), meeting.place());
-    let part = |of: usize| part(blocks, from, n, of);
-    for of in (0..n).filter(|of| *of != place) {
-        meeting.send(of, &part(of))?;
-    }
     let mut parts: Vec<Vec<f32>> = vec![];
     for of in 0..n {
         let mut bytes = vec![0u8; to.len()];
         if of == place {
-            bytes = part(of);
+            bytes = part(blocks, from, n, of);
         } else {
-            meeting.recv(of, &mut bytes)?;
+            flight.take(meeting, of, &mut bytes)?;
         }
-        parts.push(floats(&bytes).into_iter().map(|x| x + 0.0).collect());
+        parts.push(summand(&bytes));
     }
     to.copy_from_slice(as_bytes(&tree(&parts)));
     Ok(())
@@ -141,21 +250,19 @@ fn tree(parts: &[Vec<f32>]) -> Vec<f32> {
 
 fn all_gather(
     meeting: &Meeting<'_>,
+    flight: &mut Flight,
     blocks: Blocks,
     from: &[u8],
     to: &mut [u8],
 ) -> Result<(), RankError> {
     let (n, place) = (meeting.n(), meeting.place());
-    for of in (0..n).filter(|of| *of != place) {
-        meeting.send(of, from)?;
-    }
     let mut other = vec![0u8; from.len()];
     let size = blocks.block_bytes;
     for of in 0..n {
         let bytes = if of == place {
             from
         } else {
-            meeting.recv(of, &mut other)?;
+            flight.take(meeting, of, &mut other)?;
             &other
         };
         for i in 0..blocks.outer {

@@ -4,6 +4,7 @@
 //! begin: `sent` of a rank's own rows by expert, `got` of the rows that come to it, by its expert
 //! and the place they come from. Both sides of a message know its length from them.
 
+use super::collective::Flight;
 use super::{Meeting, RankError};
 use crate::memory::as_bytes;
 
@@ -26,29 +27,69 @@ fn numbers(bytes: &[u8]) -> Vec<usize> {
     bytes.chunks_exact(4).map(of).collect()
 }
 
-/// `got` of all ranks' `sent`.
-pub fn offsets(meeting: &Meeting<'_>, from: &[u8], to: &mut [u8]) -> Result<(), RankError> {
-    let (n, place, sent) = (meeting.n(), meeting.place(), numbers(from));
-    let own = (sent.len() - 1) / n;
-    let counts = |of: usize| -> Vec<i32> {
-        let offsets = &sent[of * own..(of + 1) * own + 1];
-        offsets.windows(2).map(|w| w[1] as i32 - w[0] as i32).collect()
-    };
-    for of in (0..n).filter(|of| *of != place) {
-        meeting.send(of, as_bytes(&counts(of)))?;
+impl Offsets {
+    /// Experts of each of `n` places.
+    fn own(&self, n: usize) -> usize {
+        (self.sent.len() - 1) / n
     }
+
+    /// The segments of `got` that come from place `of`.
+    fn segments(&self, n: usize, of: usize) -> impl Iterator<Item = usize> + Clone {
+        (0..self.own(n)).map(move |expert| expert * n + of)
+    }
+
+    /// Rows of this place that are for the experts of place `of`.
+    fn sent_to(&self, n: usize, of: usize) -> std::ops::Range<usize> {
+        let own = self.own(n);
+        self.sent[of * own]..self.sent[(of + 1) * own]
+    }
+
+    /// How many rows go to place `of`, and how many come from there.
+    pub fn rows_between(&self, n: usize, of: usize, back: bool) -> (usize, usize) {
+        let there = self.sent_to(n, of).len();
+        let here = self.segments(n, of).map(|s| self.got[s + 1] - self.got[s]).sum();
+        if back { (here, there) } else { (there, here) }
+    }
+
+    /// The rows that go to place `of`.
+    pub fn part(&self, n: usize, of: usize, row_bytes: usize, from: &[u8], back: bool) -> Vec<u8> {
+        if !back {
+            let rows = self.sent_to(n, of);
+            return from[rows.start * row_bytes..rows.end * row_bytes].to_vec();
+        }
+        let rows = self.segments(n, of);
+        let rows = rows.map(|s| &from[self.got[s] * row_bytes..self.got[s + 1] * row_bytes]);
+        rows.flatten().copied().collect()
+    }
+}
+
+/// How many rows of each of its experts a place gets, of those that begin at `from`.
+pub fn counts(from: &[u8], n: usize, of: usize) -> Vec<i32> {
+    let sent = numbers(from);
+    let own = (sent.len() - 1) / n;
+    let offsets = &sent[of * own..(of + 1) * own + 1];
+    offsets.windows(2).map(|w| w[1] as i32 - w[0] as i32).collect()
+}
+
+/// `got` of all ranks' `sent`.
+pub(super) fn offsets(
+    meeting: &Meeting<'_>,
+    flight: &mut Flight,
+    from: &[u8],
+    to: &mut [u8],
+) -> Result<(), RankError> {
+    let (n, place) = (meeting.n(), meeting.place());
+    let own = counts(from, n, place);
     let mut all = vec![];
     for of in 0..n {
-        let mut bytes = vec![0; 4 * own];
-        if of == place {
-            bytes.copy_from_slice(as_bytes(&counts(of)));
-        } else {
-            meeting.recv(of, &mut bytes)?;
+        let mut bytes = as_bytes(&own).to_vec();
+        if of != place {
+            flight.take(meeting, of, &mut bytes)?;
         }
         all.push(numbers(&bytes));
     }
     let mut got = vec![0i32];
-    for expert in 0..own {
+    for expert in 0..own.len() {
         for counts in &all {
             got.push(got[got.len() - 1] + counts[expert] as i32);
         }
@@ -58,34 +99,29 @@ pub fn offsets(meeting: &Meeting<'_>, from: &[u8], to: &mut [u8]) -> Result<(), 
 }
 
 /// Rows of `row_bytes` to their experts; `to` is filled up with zeros.
-pub fn rows(
+pub(super) fn rows(
     meeting: &Meeting<'_>,
+    flight: &mut Flight,
     row_bytes: usize,
     offsets: &Offsets,
     from: &[u8],
     to: &mut [u8],
 ) -> Result<(), RankError> {
     let (n, place) = (meeting.n(), meeting.place());
-    let Offsets { sent, got } = offsets;
-    let own = (sent.len() - 1) / n;
-    let part = |of: usize| &from[sent[of * own] * row_bytes..sent[(of + 1) * own] * row_bytes];
-    for of in (0..n).filter(|of| *of != place && !part(*of).is_empty()) {
-        meeting.send(of, part(of))?;
-    }
+    let got = &offsets.got;
     let end = got[got.len() - 1] * row_bytes;
     to[end..].fill(0);
-    let mut bytes = vec![];
     for of in 0..n {
-        let segments = (0..own).map(|expert| expert * n + of);
-        let n_rows: usize = segments.clone().map(|s| got[s + 1] - got[s]).sum();
-        bytes.resize(n_rows * row_bytes, 0);
+        let (_, n_rows) = offsets.rows_between(n, of, false);
+        let mut bytes = vec![];
         if of == place {
-            bytes.copy_from_slice(part(of));
+            bytes = offsets.part(n, of, row_bytes, from, false);
         } else if n_rows > 0 {
-            meeting.recv(of, &mut bytes)?;
+            bytes.resize(n_rows * row_bytes, 0);
+            flight.take(meeting, of, &mut bytes)?;
         }
         let mut rest = &bytes[..];
-        for s in segments {
+        for s in offsets.segments(n, of) {
             let segment = &mut to[got[s] * row_bytes..got[s + 1] * row_bytes];
             let (own, others) = rest.split_at(segment.len());
             segment.copy_from_slice(own);
@@ -96,35 +132,24 @@ pub fn rows(
 }
 
 /// Rows of `row_bytes` from their experts back to where they came from.
-pub fn back(
+pub(super) fn back(
     meeting: &Meeting<'_>,
+    flight: &mut Flight,
     row_bytes: usize,
     offsets: &Offsets,
     from: &[u8],
     to: &mut [u8],
 ) -> Result<(), RankError> {
     let (n, place) = (meeting.n(), meeting.place());
-    let Offsets { sent, got } = offsets;
-    let own = (sent.len() - 1) / n;
-    let part = |of: usize| -> Vec<u8> {
-        let segments = (0..own).map(|expert| expert * n + of);
-        let rows = segments.map(|s| &from[got[s] * row_bytes..got[s + 1] * row_bytes]);
-        rows.flatten().copied().collect()
-    };
-    for of in (0..n).filter(|of| *of != place) {
-        let part = part(of);
-        if !part.is_empty() {
-            meeting.send(of, &part)?;
-        }
-    }
-    let end = sent[sent.len() - 1] * row_bytes;
+    let end = offsets.sent[offsets.sent.len() - 1] * row_bytes;
     to[end..].fill(0);
     for of in 0..n {
-        let rows = &mut to[sent[of * own] * row_bytes..sent[(of + 1) * own] * row_bytes];
+        let rows = offsets.sent_to(n, of);
+        let rows = &mut to[rows.start * row_bytes..rows.end * row_bytes];
         if of == place {
-            rows.copy_from_slice(&part(of));
+            rows.copy_from_slice(&offsets.part(n, of, row_bytes, from, true));
         } else if !rows.is_empty() {
-            meeting.recv(of, rows)?;
+            flight.take(meeting, of, rows)?;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use weft_graph::{Entry, Step};
+use weft_graph::{Entry, Half, Step};
 
 use super::Communicator;
 
@@ -58,9 +58,22 @@ impl Fault {
         }
         let mut steps = vec![];
         collectives(&mut entry.steps, &mut steps);
-        let mut pair = steps.into_iter().skip(self.at as usize).take(2);
-        if let (Some(a), Some(b)) = (pair.next(), pair.next()) {
-            std::mem::swap(a, b);
+        let half = |step: &Step| match step {
+            Step::Collective(c) => c.half,
+            _ => None,
+        };
+        let begins = (0..steps.len()).filter(|i| !matches!(half(steps[*i]), Some(Half::Done(_))));
+        let pair: Vec<usize> = begins.skip(self.at as usize).take(2).collect();
+        let &[a, b] = &pair[..] else { return };
+        // What is begun elsewhere is done elsewhere.
+        let done = |i: usize| {
+            let flight = half(steps[i])?.flight();
+            steps.iter().position(|s| half(s) == Some(Half::Done(flight)))
+        };
+        let ends = done(a).zip(done(b));
+        for (i, j) in std::iter::once((a, b)).chain(ends) {
+            let (first, rest) = steps.split_at_mut(i.max(j));
+            std::mem::swap(&mut *first[i.min(j)], &mut *rest[0]);
         }
     }
 
@@ -77,7 +90,7 @@ impl Fault {
     }
 }
 
-/// In the order in which they are done, those of loops once.
+/// In order, those of loops once.
 fn collectives<'a>(steps: &'a mut [Step], found: &mut Vec<&'a mut Step>) {
     for step in steps {
         match step {
