@@ -4,11 +4,12 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use support::ranks::{cut_for, part};
 use support::{Draw, apply, arguments, distance, module};
-use weft_ir::interp::{Data, Interp, Precision, Tensor};
+use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_ir::op::Op;
-use weft_ir::ty::{AxisId, DType};
+use weft_ir::ty::DType;
 use weft_passes::tensor::explain;
 use weft_passes::{Mesh, PIPELINE, PassCx, Save, Train};
 
@@ -103,36 +104,6 @@ fn compiled(mesh: Option<Mesh>, save: Save) -> Module {
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
     apply(&mut m, &names, &cx);
     m
-}
-
-/// What a rank has of a value.
-fn cut_for(m: &Module, name: &str, whole: &Tensor, rank: usize) -> Tensor {
-    let Some(store) = m.stores.get(name) else { return whole.clone() };
-    let mut own = whole.clone();
-    for (dim, axis) in store.ty.axes.iter().enumerate() {
-        let Some(axis) = axis else { continue };
-        own = part(&own, dim, place(m, *axis, rank), m.axes[axis.0 as usize].size as usize);
-    }
-    own
-}
-
-fn place(m: &Module, axis: AxisId, rank: usize) -> usize {
-    rank / m.stride(axis) as usize % m.axes[axis.0 as usize].size as usize
-}
-
-fn part(whole: &Tensor, dim: usize, place: usize, n: usize) -> Tensor {
-    let inner: usize = whole.dims[dim..].iter().product();
-    let numbers = whole.numbers();
-    let blocks = numbers.chunks(inner);
-    let own: Vec<f64> =
-        blocks.flat_map(|b| b[place * inner / n..(place + 1) * inner / n].to_vec()).collect();
-    let data = match &whole.data {
-        Data::Int(_) => Data::Int(own.iter().map(|x| *x as i64).collect()),
-        _ => Data::Float(own),
-    };
-    let mut dims = whole.dims.clone();
-    dims[dim] /= n;
-    Tensor { dims, data, ..whole.clone() }
 }
 
 fn names(m: &Module) -> Vec<String> {

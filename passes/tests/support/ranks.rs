@@ -23,8 +23,13 @@ fn place(m: &Module, axis: AxisId, rank: usize) -> usize {
 pub fn part(whole: &Tensor, dim: usize, place: usize, n: usize) -> Tensor {
     let inner: usize = whole.dims[dim..].iter().product();
     let block = |b: &[f64]| b[place * inner / n..(place + 1) * inner / n].to_vec();
-    let data = whole.numbers().chunks(inner).flat_map(block).collect();
+    let numbers = whole.numbers();
+    let own = numbers.chunks(inner).flat_map(block);
+    let data = match &whole.data {
+        Data::Int(_) => Data::Int(own.map(|x| x as i64).collect()),
+        _ => Data::Float(own.collect()),
+    };
     let mut dims = whole.dims.clone();
     dims[dim] /= n;
-    Tensor { dims, data: Data::Float(data), ..whole.clone() }
+    Tensor { dims, data, ..whole.clone() }
 }
