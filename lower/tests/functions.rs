@@ -408,7 +408,9 @@ fn graphs_are_found_again() {
     // Another graph finds the kernels, whole ones as they are and damaged ones not at all.
     let kernels: Vec<_> = folder.path().join("kernels").read_dir().unwrap().flatten().collect();
     assert_eq!(kernels.len(), first.graph.kernels.len());
-    std::fs::write(kernels[0].path(), "half of one").unwrap();
+    let mut damaged = std::fs::read(kernels[0].path()).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(kernels[0].path(), damaged).unwrap();
     std::fs::remove_file(&file).unwrap();
     let again = cached();
     assert!(!again.hit && again.graph == first.graph);
