@@ -5,11 +5,10 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::ranks::{cut_for, part};
-use support::{Draw, apply, arguments, module, recipe};
+use support::{Draw, TRAIN, apply, arguments, module, recipe};
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_ir::op::Op;
-use weft_ir::ty::DType;
 use weft_passes::{Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers of four experts, two for each of eight tokens.
@@ -45,16 +44,7 @@ func @loss(%x: f32[2, 4, 8], %router: f32[2, 4, 8], %up: f32[2, 4, 4, 8], %down:
 "#;
 
 fn compiled(fp8: bool, mesh: Option<Mesh>) -> Module {
-    let train = Train {
-        micro_batches: 4,
-        micro_batches_vary: false,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        decay: 0.1,
-        clip: Some(0.05),
-        moments: DType::F32,
-    };
+    let train = Train { micro_batches: 4, ..TRAIN };
     let mut cx = PassCx { train: Some(train), mesh, ..PassCx::default() };
     if fp8 {
         cx.policy = ["up", "down"].map(|site| (site.to_string(), recipe())).into();

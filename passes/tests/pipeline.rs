@@ -6,10 +6,9 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::ranks::cut_for;
-use support::{Draw, apply, arguments, module, recipe};
+use support::{Draw, TRAIN, apply, arguments, module, recipe};
 use weft_ir::interp::{Data, Interp, Precision, Tensor, run_programs};
 use weft_ir::module::Module;
-use weft_ir::ty::DType;
 use weft_passes::policy::Policy;
 use weft_passes::{Mesh, PIPELINE, PassCx, Pipeline, Train};
 use weft_schedule::{Name, Size, Table, generate};
@@ -179,19 +178,6 @@ func @loss(%tokens: i32[2, 4], %emb: f32[5, 8], %proj: f32[4, 8, 8], %router: f3
 }
 "#;
 
-fn train(micro_batches: u64) -> Train {
-    Train {
-        micro_batches,
-        micro_batches_vary: false,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        decay: 0.1,
-        clip: Some(0.05),
-        moments: DType::F32,
-    }
-}
-
 type Named = BTreeMap<String, Tensor>;
 
 fn names(m: &Module, entry: &str) -> Vec<String> {
@@ -245,8 +231,14 @@ impl Case {
         let mesh = pipeline.as_ref().map(|p| Mesh { pipeline: places(p), ..self.mesh });
         let sites: &[&str] = if self.fp8 { &["proj", "up", "down"] } else { &[] };
         let policy: Policy = sites.iter().map(|site| (site.to_string(), recipe())).collect();
-        let cx =
-            PassCx { train: Some(train(n)), apart, mesh, pipeline, policy, ..PassCx::default() };
+        let cx = PassCx {
+            train: Some(Train { micro_batches: n, ..TRAIN }),
+            apart,
+            mesh,
+            pipeline,
+            policy,
+            ..PassCx::default()
+        };
         let passes: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
         apply(&mut m, &passes, &cx);
         m
@@ -390,7 +382,8 @@ fn a_weight_that_two_stages_read_is_refused_by_name() {
     );
     let mut m = module(&text);
     let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 2, 2, 1), place: 0 });
-    let cx = PassCx { train: Some(train(2)), pipeline, ..PassCx::default() };
+    let cx =
+        PassCx { train: Some(Train { micro_batches: 2, ..TRAIN }), pipeline, ..PassCx::default() };
     let pass = weft_passes::by_name("assign_stages").expect("a pass");
     let e = weft_passes::run_pass(1, pass, &mut m, &cx).expect_err("it is refused").to_string();
     assert!(e.contains("`emb` is read by stage 0 and by stage 1"), "{e}");
@@ -400,7 +393,8 @@ fn a_weight_that_two_stages_read_is_refused_by_name() {
 fn more_stages_than_layers_are_refused_with_the_nearest_number() {
     let mut m = module(MODEL);
     let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 8, 8, 1), place: 0 });
-    let cx = PassCx { train: Some(train(8)), pipeline, ..PassCx::default() };
+    let cx =
+        PassCx { train: Some(Train { micro_batches: 8, ..TRAIN }), pipeline, ..PassCx::default() };
     let pass = weft_passes::by_name("assign_stages").expect("a pass");
     let e = weft_passes::run_pass(1, pass, &mut m, &cx).expect_err("it is refused").to_string();
     assert!(e.contains("8 stages (8 ranks along pipeline)"), "{e}");

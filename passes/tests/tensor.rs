@@ -5,11 +5,10 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::ranks::{cut_for, part};
-use support::{Draw, apply, arguments, distance, module};
+use support::{Draw, TRAIN, apply, arguments, distance, module};
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::Module;
 use weft_ir::op::Op;
-use weft_ir::ty::DType;
 use weft_passes::tensor::explain;
 use weft_passes::{Mesh, PIPELINE, PassCx, Save, Train};
 
@@ -89,16 +88,7 @@ func @loss(%tokens: i32[2, 4], %targets: i32[2, 4], %embed: f32[12, 8], %qn: f32
 "#;
 
 fn compiled(mesh: Option<Mesh>, save: Save) -> Module {
-    let train = Train {
-        micro_batches: 2,
-        micro_batches_vary: false,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        decay: 0.1,
-        clip: Some(0.05),
-        moments: DType::F32,
-    };
+    let train = Train { micro_batches: 2, ..TRAIN };
     let cx = PassCx { train: Some(train), mesh, save, ..PassCx::default() };
     let mut m = module(MODEL);
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();

@@ -4,10 +4,9 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::{Draw, apply, arguments, distance, module, run, sizes};
+use support::{Draw, TRAIN, apply, arguments, distance, module, run, sizes};
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
 use weft_ir::module::Module;
-use weft_ir::ty::DType;
 use weft_passes::{Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers whose bias follows their load, a balance loss that counts the batch within the
@@ -73,17 +72,6 @@ func @update(%"emit.layers.load": f32[2, 3], %bias: f32[2, 3], %gamma: f32[]) ->
   return %4
 }
 "#;
-
-const TRAIN: Train = Train {
-    micro_batches: 1,
-    micro_batches_vary: false,
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    decay: 0.1,
-    clip: Some(0.05),
-    moments: DType::F32,
-};
 
 fn compiled(train: Train, apart: bool) -> Module {
     compiled_for(train, apart, None)

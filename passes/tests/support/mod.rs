@@ -11,7 +11,19 @@ use weft_ir::module::{FuncId, Module, Span};
 use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{PassCx, Save, autodiff, by_name, run_pass};
+use weft_passes::{PassCx, Save, Train, autodiff, by_name, run_pass};
+
+/// AdamW over the gradients of one micro-batch, clipped.
+pub const TRAIN: Train = Train {
+    micro_batches: 1,
+    micro_batches_vary: false,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    decay: 0.1,
+    clip: Some(0.05),
+    moments: DType::F32,
+};
 
 /// The module a text describes; ops without a place get one.
 pub fn module(text: &str) -> Module {
