@@ -11,7 +11,7 @@ use weft_passes::PassCx;
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::graphs::{self, Taken, Target};
-use crate::mesh::MeshArgs;
+use crate::mesh::{MeshArgs, Serving};
 use crate::pipeline::{self, Recorder, ShowArgs, Start, Way};
 use crate::policy;
 use crate::verify_passes;
@@ -94,23 +94,22 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     let serves = !matches!(args.purpose, For::Train);
     if let Some(path) = &args.output {
-        if serves && args.mesh.is_given() {
-            bail!(
-                "not available yet: a graph that generates on several ranks; without -o its IR \
-                 is there (--stop-after overlap)"
-            );
-        }
         return write_graph(&args, path);
     }
     if args.mesh.is_given() && !serves {
         bail!("ranks share the training step of a graph: give --for train -o FILE");
     }
-    let mesh = args.mesh.serving()?;
+    let source = frontend::load(&args.model.model)?;
+    let tree = source.elaborate(&args.model.overrides(None)?)?;
+    let serving = match serves {
+        true => args.mesh.serving(None, &source, &tree)?,
+        false => None,
+    };
+    let Serving { mesh, copies } = serving.unwrap_or_default();
+    let mesh = (mesh.n_ranks() > 1).then_some(mesh);
     if mesh.is_some() && args.verify_passes {
         bail!("not available yet: --verify-passes on several ranks; leave --mesh out");
     }
-    let source = frontend::load(&args.model.model)?;
-    let tree = source.elaborate(&args.model.overrides(None)?)?;
     // Ranks take their batch in two halves.
     let batch = match mesh {
         Some(_) if args.batch % 2 == 1 => bail!(
@@ -136,11 +135,12 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let gradients = purpose == Purpose::Train;
-    let cx = PassCx { gradients, two_batches: mesh.is_some(), mesh, ..PassCx::default() };
+    let cx = PassCx { gradients, two_batches: mesh.is_some(), mesh, copies, ..PassCx::default() };
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }
     let lowered = source.lower(&tree, purpose, settings)?;
+    args.mesh.check_model(&source, &tree, &lowered.module, "forward")?;
     let cx = PassCx { policy: policy::policy(&lowered), ..cx.clone() };
     let mut module = lowered.module;
     let from = args.start()?;
@@ -177,7 +177,8 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
             &way,
         )?,
         For::Prefill | For::Decode => {
-            graphs::for_generation(&args.model, checkpoint, args.sequence, target, &way)?
+            let ranks = (&args.mesh, None);
+            graphs::for_generation(&args.model, checkpoint, args.sequence, ranks, target, &way)?
         }
     };
     if let Some(start) = &way.from {

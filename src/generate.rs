@@ -5,6 +5,7 @@ use weft_runtime::generate::command::{self, TextArgs};
 
 use crate::frontend::ModelArgs;
 use crate::graphs;
+use crate::mesh::MeshArgs;
 use crate::pipeline::{ShowArgs, Way};
 
 /// Cache lengths are multiples of this, so that prompts of similar length share a compiled graph.
@@ -19,6 +20,8 @@ pub struct Args {
     #[arg(long)]
     context: Option<u64>,
     #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
     show: ShowArgs,
@@ -27,13 +30,15 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
     let graph = if graphs::is_graph(path) {
-        graphs::open(&args.model, &[("--context", args.context.is_some())])?
+        let options = [("--context", args.context.is_some()), ("--mesh", args.mesh.is_given())];
+        graphs::open(&args.model, &options)?
     } else {
         let folder = command::checkpoint_folder(&args.text.checkpoint)?;
         let context = match args.context {
             Some(n) => n.max(1),
             None => {
-                let n_prompt = args.text.prompt_ids(&folder)?.len() as u64;
+                let prompts = args.text.prompt_ids(&folder)?;
+                let n_prompt = prompts.iter().map(Vec::len).max().unwrap_or(0) as u64;
                 let n = n_prompt.saturating_add(args.text.max_new as u64);
                 n.max(1).next_multiple_of(CONTEXT_STEP)
             }
@@ -42,6 +47,7 @@ pub fn run(args: Args) -> Result<()> {
             &args.model,
             Some(&folder),
             context,
+            (&args.mesh, Some(args.text.ranks.max(1))),
             args.text.device.into(),
             &Way::from(&args.show),
         )?

@@ -25,13 +25,13 @@ use weft_passes::watch::WATCH;
 use weft_passes::{Mesh, PassCx, Pipeline, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::device::DeviceKind;
-use weft_runtime::generate::{self, CONTEXT};
+use weft_runtime::generate::{self, CONTEXT, RANKS};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
 use weft_runtime::train::settings::{CONFIG, MESH, MODEL, PIPELINE, TRAIN, VOCAB};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
-use crate::mesh::{self, MeshArgs};
+use crate::mesh::{self, MeshArgs, Serving};
 use crate::pipeline::{self, Recorder, Way};
 use crate::policy;
 use crate::weights;
@@ -105,7 +105,7 @@ pub fn for_training(
         None => source.choose_precision(&mut tree, &train.precision)?,
     }
 
-    let chosen = mesh.chosen();
+    let layout = mesh;
     let (mesh, table) = mesh.mesh(ranks, &source, &tree, &train)?.unzip();
     if let Some(mesh) = &mesh {
         mesh::check_batch(mesh, &train)?;
@@ -120,11 +120,7 @@ pub fn for_training(
         cache: None,
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
-    if let Some(chosen) = chosen {
-        let mut diags = vec![];
-        settings::parallel::check_model(&tree, &lowered.module, LOSS, Some(chosen), &mut diags);
-        frontend::show(&source.map, &diags)?;
-    }
+    layout.check_model(&source, &tree, &lowered.module, LOSS)?;
     let watch = watched_sites(watch, &lowered)?;
     let policy = policy::policy(&lowered);
     let mut module = lowered.module;
@@ -227,6 +223,7 @@ pub fn for_generation(
     model: &ModelArgs,
     checkpoint: Option<&Path>,
     context: u64,
+    (ranks, n_ranks): (&MeshArgs, Option<usize>),
     target: Target,
     way: &Way,
 ) -> Result<Graph> {
@@ -237,6 +234,8 @@ pub fn for_generation(
     let mut diags = vec![];
     settings::check(&tree, &mut diags);
     frontend::show(&source.map, &diags)?;
+    let Serving { mesh, copies } = ranks.serving(n_ranks, &source, &tree)?.unwrap_or_default();
+    let mesh = (mesh.n_ranks() > 1).then_some(mesh);
     let mut recorder = Recorder::new(&way.show)?;
     let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);
     for (name, seq) in
@@ -249,7 +248,14 @@ pub fn for_generation(
             cache: Some(Size::Fixed(context)),
         };
         let lowered = source.lower(&tree, Purpose::Infer, settings)?;
-        let cx = PassCx { policy: policy::policy(&lowered), ..PassCx::default() };
+        ranks.check_model(&source, &tree, &lowered.module, "forward")?;
+        let cx = PassCx {
+            policy: policy::policy(&lowered),
+            two_batches: mesh.is_some(),
+            mesh,
+            copies: copies.clone(),
+            ..PassCx::default()
+        };
         let mut module = lowered.module;
         let entry = module.find("forward").context("the module has no @forward")?;
         let caches = caches(&module, entry);
@@ -277,6 +283,9 @@ pub fn for_generation(
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
             entry.meta.insert(CONTEXT.into(), context.into());
+            if let Some(mesh) = &mesh {
+                entry.meta.insert(RANKS.into(), mesh.n_ranks().into());
+            }
             // A model whose dims have no published form is not checked against a checkpoint's; nor
             // is what the user set.
             let dims = settings::published_dims(&tree, &overrides.sets, &mut vec![]);

@@ -18,6 +18,7 @@ mod kernel_dump;
 mod mesh;
 mod opt;
 mod pipeline;
+mod placement;
 mod plan;
 mod plot;
 mod policy;

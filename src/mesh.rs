@@ -1,12 +1,16 @@
 //! `--mesh` and `--parallel`: how many ranks share a training step, and how.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
+use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
 use weft_lang::settings::{self, Parallel, TrainSettings};
-use weft_passes::Mesh;
+use weft_passes::{Copies, Mesh};
 use weft_schedule::Table;
 
 use crate::frontend::{self, Source};
+use crate::placement;
 use crate::stages::StagesArgs;
 
 /// The ranks that a step is compiled for.
@@ -41,27 +45,58 @@ impl MeshArgs {
         !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0 || stages
     }
 
-    /// The parallel block that is to be used.
-    pub fn chosen(&self) -> Option<&str> {
-        self.parallel.as_deref()
+    /// That the model has what the parallel block divides; `entry` is the function with the layers.
+    pub fn check_model(
+        &self,
+        source: &Source,
+        tree: &Tree,
+        module: &Module,
+        entry: &str,
+    ) -> Result<()> {
+        let Some(chosen) = &self.parallel else { return Ok(()) };
+        let mut diags = vec![];
+        settings::parallel::check_model(tree, module, entry, Some(chosen), &mut diags);
+        frontend::show(&source.map, &diags)
     }
 
-    /// The ranks of entries that serve, where there are several: `experts=N`, each with requests of
-    /// its own.
-    pub fn serving(&self) -> Result<Option<Mesh>> {
+    /// The ranks of entries that serve, `experts=N`, each with requests of its own, and the copies
+    /// of experts that they have between them; `ranks` is how many there will be, if the command
+    /// says so.
+    pub fn serving(
+        &self,
+        ranks: Option<usize>,
+        source: &Source,
+        tree: &Tree,
+    ) -> Result<Option<Serving>> {
         let hint = "give --mesh experts=N: each rank has requests of its own, and its experts";
-        if !self.is_given() {
-            return Ok(None);
-        }
-        let other = self.parallel.is_some() || self.zero > 0 || self.stages.is_given();
-        let [text] = &self.mesh[..] else { bail!("ranks that serve: {hint}") };
-        if other {
+        if self.zero > 0 || self.stages.is_given() {
             bail!("ranks that serve have no stages and no optimizer: {hint}");
         }
-        let Some(n) = text.strip_prefix("experts=") else { bail!("--mesh {text}: {hint}") };
-        let n = number(text, n)?;
-        let mesh = Mesh { data: n, experts: n, ..Mesh::default() };
-        Ok((n > 1).then_some(mesh))
+        let mut serving = Serving::default();
+        if let Some(name) = &self.parallel {
+            let mut diags = vec![];
+            let layout = settings::parallel(tree, name, &mut diags);
+            frontend::show(&source.map, &diags)?;
+            if let Some(layout) = layout {
+                serving = serves(&layout)?;
+            }
+        } else if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
+            (serving.mesh.data, serving.mesh.experts) = (n as u64, n as u64);
+        } else if !self.mesh.is_empty() {
+            let [text] = &self.mesh[..] else { bail!("ranks that serve: {hint}") };
+            let Some(n) = text.strip_prefix("experts=") else { bail!("--mesh {text}: {hint}") };
+            let n = number(text, n)?;
+            (serving.mesh.data, serving.mesh.experts) = (n, n);
+        }
+        let n = serving.mesh.n_ranks();
+        match ranks {
+            Some(given) if given as u64 != n => bail!(
+                "{} has {n} ranks, and --ranks is {given}; give --ranks {n}",
+                self.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
+            ),
+            _ => {}
+        }
+        Ok((n > 1 || serving.copies.is_some()).then_some(serving))
     }
 
     /// The mesh and the order of its pipeline, where there is more than one rank; `ranks` is how
@@ -121,6 +156,44 @@ impl MeshArgs {
         let table = self.stages.table(&mesh, block.as_ref(), train)?;
         Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
     }
+}
+
+/// How a unit of ranks serves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Serving {
+    pub mesh: Mesh,
+    pub copies: Option<Copies>,
+}
+
+/// The unit that a layout describes.
+fn serves(layout: &Parallel) -> Result<Serving> {
+    let name = &layout.name;
+    let (data, experts) = (layout.data, layout.experts);
+    let other = layout.axes().into_iter().find(|(axis, _)| !["data", "experts"].contains(axis));
+    if let Some((axis, n)) = other {
+        bail!(
+            "not available yet: serving with ranks along {axis} (`{name}` has {axis} = {n}); \
+             `weft plan` simulates training with it"
+        );
+    }
+    if data != experts {
+        bail!(
+            "ranks that serve share their experts among all, and `{name}` has data = {data}, \
+             experts = {experts}; give both the same"
+        );
+    }
+    let redundant = layout.redundant_experts;
+    let lines = layout.placement.as_deref().map(|p| placement::read(Path::new(p))).transpose()?;
+    let copies = Copies { redundant, lines: lines.unwrap_or_default() };
+    Ok(Serving {
+        mesh: Mesh {
+            data,
+            experts,
+            communication_sms: layout.communication_sms,
+            ..Mesh::default()
+        },
+        copies: (redundant > 0).then_some(copies),
+    })
 }
 
 /// The number that an axis of `--mesh` is given.

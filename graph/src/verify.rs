@@ -6,7 +6,8 @@
 //! - Every expression stays within 62 bits at any dims within their bounds.
 //! - A temp lies in the arena, at a multiple of 64; a constant has all its bytes.
 //! - An output is the new value only of a weight or state of its own type.
-//! - A weight's shape is constant, its names have a number for each stacked dim.
+//! - A weight's shape is constant, its names have a number for each stacked dim; copies of experts
+//!   have places that fit it.
 //! - A state keeps its layout when dims change: only its first dim above 1 may depend on them.
 //! - A weight or state that several entries use has one type at the bounds in all of them.
 //! - A loop index is that of an enclosing loop.
@@ -213,7 +214,8 @@ impl EntryCheck<'_> {
                 format!("{} stacked dims are stored as {template}", weight.stacked())
             })?;
         }
-        Ok(())
+        let fits = (weight.places.is_empty() && !weight.table) || weight.is_placed(&sizes);
+        ensure(fits, place, || "has experts whose places do not fit it".into())
     }
 
     /// `counts` are those of the enclosing loops with every dim at its bound.

@@ -28,6 +28,14 @@ pub struct WeightInfo {
     /// is divided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cuts: Vec<Cut>,
+    /// Where experts have several copies each: a line for each index of the stacked dims before
+    /// the last, the expert at each place of all ranks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<Vec<u32>>,
+    /// The buffer holds no tensors but, by line, where each expert's copies are:
+    /// i32[.., experts, turns].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub table: bool,
 }
 
 /// How ranks divide a buffer: evenly along one dim, by place on a mesh axis.
@@ -103,6 +111,41 @@ impl WeightInfo {
         self.names_of(&self.template, dims)
     }
 
+    /// Whether a buffer of `dims` has places for its experts, and a table one for each.
+    pub(crate) fn is_placed(&self, dims: &[i64]) -> bool {
+        let at = match self.table {
+            true => dims.len().checked_sub(2),
+            false => self.stacked().checked_sub(1),
+        };
+        let Some(at) = at else { return false };
+        let n_lines: i64 = dims[..at].iter().product();
+        let cut = self.cuts.iter().filter(|cut| cut.dim as usize == at);
+        let n_places: i64 = cut.map(|cut| i64::from(cut.parts)).product::<i64>() * dims[at];
+        let found = |line: &Vec<u32>, e: i64| line.iter().any(|of| i64::from(*of) == e);
+        let fits = |line: &Vec<u32>| match self.table {
+            true => (0..dims[at]).all(|e| found(line, e)),
+            false => line.len() as i64 == n_places,
+        };
+        self.places.len() as i64 == n_lines && self.places.iter().all(fits)
+    }
+
+    /// What the buffer of a table holds on a rank: an expert's places in turn, the rank's first.
+    pub fn turns(&self, dims: &[i64], rank: usize) -> Vec<i32> {
+        let [.., n_experts, n_turns] = dims else { return vec![] };
+        let mut all = vec![];
+        for line in &self.places {
+            for expert in 0..*n_experts {
+                let at = |(place, e): (usize, &u32)| {
+                    (i64::from(*e) == expert).then_some(i32::try_from(place).unwrap_or(i32::MAX))
+                };
+                let places: Vec<i32> = line.iter().enumerate().filter_map(at).collect();
+                let turns = (0..*n_turns as usize).map(|turn| places[(rank + turn) % places.len()]);
+                all.extend(turns);
+            }
+        }
+        all
+    }
+
     /// As `stored_names`, for each of the duplicates in turn.
     pub fn duplicate_names<'a>(
         &'a self,
@@ -126,6 +169,10 @@ impl WeightInfo {
             for (axis, &size) in sizes.iter().enumerate().rev() {
                 numbers[axis] = u64::from(self.starts[axis]) + (rest % size) as u64;
                 rest /= size;
+            }
+            if let (Some(last), false) = (numbers.last_mut(), self.places.is_empty()) {
+                let line = position / sizes.last().copied().unwrap_or(1).max(1);
+                *last = u64::from(self.places[line][*last as usize]);
             }
             (fill(template, &numbers), position)
         })
@@ -166,6 +213,8 @@ mod tests {
             trained: true,
             coded: None,
             cuts: vec![],
+            places: vec![],
+            table: false,
         }
     }
 
@@ -186,6 +235,17 @@ mod tests {
         assert_eq!(names, [("model.embed_tokens.weight".to_owned(), 0)]);
         let duplicates: Vec<_> = embed.duplicate_names(&[512, 256]).collect();
         assert_eq!(duplicates, [("model.layers.61.embed.weight".to_owned(), 0)]);
+    }
+
+    #[test]
+    fn places_have_the_tensors_of_their_experts() {
+        let places = vec![vec![0, 1, 2, 0], vec![2, 1, 2, 0]];
+        let up = WeightInfo { places, ..weight("{i}.up.{j}", &[3, 0], &[]) };
+        let names: Vec<_> = up.stored_names(&[2, 4, 8]).map(|(name, _)| name).collect();
+        let expected = ["3.up.0", "3.up.1", "3.up.2", "3.up.0", "4.up.2", "4.up.1", "4.up.2"];
+        assert_eq!(names[..7], expected);
+        assert_eq!(up.turns(&[2, 3, 2], 0), [0, 3, 1, 1, 2, 2, 3, 3, 1, 1, 0, 2]);
+        assert_eq!(up.turns(&[2, 3, 2], 1)[..2], [3, 0]);
     }
 
     #[test]

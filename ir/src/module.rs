@@ -41,6 +41,36 @@ pub struct Store {
     pub init: Init,
     /// It holds a part of what the stored tensors are when quantized to this type.
     pub part: Option<(Part, Type)>,
+    /// What it has to do with places of experts.
+    pub placed: Option<Placed>,
+}
+
+/// A store of experts that may have several copies each. It has a line of `Module::placement` for
+/// each index of the dims before, from this one on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placed {
+    /// The last of its stacked dims counts places: the tensors of each are those of the expert that
+    /// the line has there.
+    Weights(u64),
+    /// Where to find experts, i32[.., experts, turns]: an expert's places, in turn. Ranks begin
+    /// with different ones.
+    Table(u64),
+}
+
+impl Placed {
+    pub fn name(self) -> &'static str {
+        match self {
+            Placed::Weights(_) => "placed",
+            Placed::Table(_) => "places",
+        }
+    }
+
+    /// The first line.
+    pub fn first(self) -> u64 {
+        match self {
+            Placed::Weights(first) | Placed::Table(first) => first,
+        }
+    }
 }
 
 /// One of the two values that a quantized one is in memory.
@@ -94,6 +124,9 @@ pub struct Module {
     pub syms: Vec<Sym>,
     pub axes: Vec<Axis>,
     pub stores: IndexMap<String, Store>,
+    /// For each layer of experts that have copies: the expert at each place. Places of a rank
+    /// follow one another. Made by `copy_experts`.
+    pub placement: Vec<Vec<u64>>,
     pub funcs: Vec<Func>,
 }
 

@@ -11,7 +11,8 @@
 //!   has sides of at least 1 and no more sides than dims, its scales f32 or ue8m0. Groups need not
 //!   divide the dims.
 //! - **stores**: a store has no more first indices than dims; a schedule is an f32 scalar; codes
-//!   and scales have the types that such parts of the named quantized type have.
+//!   and scales have the types that such parts of the named quantized type have; what is placed has
+//!   lines of the placement that fit its dims.
 //! - **entries**: a parameter of an entry that is called as a store has the store's type (an entry
 //!   is a function whose results have names).
 //! - **function names** are unique.
@@ -54,7 +55,9 @@ use std::fmt;
 use crate::attr::Attr;
 use crate::builder;
 use crate::dim::{Dim, SymKind};
-use crate::module::{Def, Func, FuncId, Module, OpData, OpId, Part, StoreKind, ValueId};
+use crate::module::{
+    Def, Func, FuncId, Module, OpData, OpId, Part, Placed, Store, StoreKind, ValueId,
+};
 use crate::op::{CostRule, Op, Trait};
 use crate::rules::grid;
 use crate::text;
@@ -268,7 +271,33 @@ fn stores(cx: &mut Cx) {
         let scalar = store.ty.as_value() == Type::scalar(DType::F32);
         let ok = store.kind != StoreKind::Schedule || scalar;
         cx.check(ok, at, || "a schedule is an f32 scalar".into());
+        let placed = store.placed.is_none_or(|placed| is_placed(cx.m, store, placed));
+        cx.check(placed, at, || "it has not the dims of its lines of the placement".into());
     }
+}
+
+/// Whether each index of a store's leading dims has a line of the placement that fits.
+fn is_placed(m: &Module, store: &Store, placed: Placed) -> bool {
+    let dims: Option<Vec<u64>> = store.ty.dims.iter().map(|d| d.as_fixed()).collect();
+    let Some(dims) = dims else { return false };
+    let at = match placed {
+        Placed::Weights(_) => store.starts.len().checked_sub(1),
+        Placed::Table(_) => dims.len().checked_sub(2),
+    };
+    let Some(at) = at.filter(|at| *at < dims.len()) else { return false };
+    let n_lines: u64 = dims[..at].iter().product();
+    let first = placed.first() as usize;
+    let lines = m.placement.get(first..first.saturating_add(n_lines as usize));
+    let n_parts = match store.ty.axes.get(at).copied().flatten() {
+        Some(axis) => m.axes[axis.0 as usize].size,
+        None => 1,
+    };
+    lines.is_some_and(|lines| {
+        lines.iter().all(|line| match placed {
+            Placed::Weights(_) => line.len() as u64 == dims[at] * n_parts,
+            Placed::Table(_) => (0..dims[at]).all(|e| line.contains(&e)),
+        })
+    })
 }
 
 /// Whether a value of type `ty` is this part of one of type `of`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use weft_graph::{Arg, BufferId, Entry, Role, WeightInfo};
-use weft_ir::module::{Func, FuncId, Init, Module, Part, Store, StoreKind, ValueId};
+use weft_ir::module::{Func, FuncId, Init, Module, Part, Placed, Store, StoreKind, ValueId};
 use weft_ir::ty::AxisId;
 
 use super::dims::{self, Dims};
@@ -173,8 +173,10 @@ impl Unplaced {
 /// How a store is kept on disk; nothing for what has no name there.
 fn weight(module: &Module, name: &str, store: &Store) -> Option<WeightInfo> {
     let trained = store.kind == StoreKind::Weight;
+    let table = matches!(store.placed, Some(Placed::Table(_)));
     let template = match store.templates.first() {
         Some(template) => template.clone(),
+        None if table => String::new(),
         None if trained => name.to_string(),
         None => return None,
     };
@@ -189,7 +191,22 @@ fn weight(module: &Module, name: &str, store: &Store) -> Option<WeightInfo> {
         trained,
         coded: coded(store),
         cuts: cuts(module, store),
+        places: places(module, store),
+        table,
     })
+}
+
+/// The lines of the placement that are a store's.
+fn places(module: &Module, store: &Store) -> Vec<Vec<u32>> {
+    let Some(placed) = store.placed else { return vec![] };
+    let before = match placed {
+        Placed::Weights(_) => store.starts.len().saturating_sub(1),
+        Placed::Table(_) => store.ty.rank().saturating_sub(2),
+    };
+    let n: u64 = store.ty.dims[..before].iter().filter_map(|d| d.as_fixed()).product();
+    let lines = module.placement.iter().skip(placed.first() as usize).take(n as usize);
+    let number = |e: &u64| u32::try_from(*e).unwrap_or(u32::MAX);
+    lines.map(|line| line.iter().map(number).collect()).collect()
 }
 
 /// How the ranks divide a store.

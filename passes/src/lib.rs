@@ -9,6 +9,7 @@ pub mod assign_stages;
 pub mod autodiff;
 pub mod batch_sums;
 pub mod canonicalize;
+pub mod copy_experts;
 pub mod cse;
 pub mod dce;
 pub mod divide;
@@ -81,8 +82,19 @@ pub struct PassCx {
     pub apart: bool,
     /// The pipeline that the ranks along `pipeline` form.
     pub pipeline: Option<Pipeline>,
+    /// Experts that have several copies each.
+    pub copies: Option<Copies>,
     /// Entries that serve take two halves of a batch, each with caches of its own.
     pub two_batches: bool,
+}
+
+/// Copies of experts, beyond one of each.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Copies {
+    pub redundant: u64,
+    /// For each layer with experts, the expert at each place, by rank; none: the experts in order,
+    /// and behind them the first ones again.
+    pub lines: Vec<Vec<u64>>,
 }
 
 /// A pipeline, as one of its ranks sees it.
@@ -272,6 +284,7 @@ pub const PIPELINE: &[Pass] = &[
     tensor::PASS,            // before `autodiff`: the derivatives of parts are parts of derivatives
     autodiff::PASS, // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS, // around `@grad`: accumulate, clip, update
+    copy_experts::PASS, // before `shard`: ranks divide places as they would experts
     shard::PASS,    // before `inline`: the sums over micro-batches are loops that it cuts
     schedule_pipeline::PASS, // after `shard`: what it left of the loops is this rank's
     zero::PASS,     // after `shard`: it scatters the sums over ranks

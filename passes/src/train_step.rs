@@ -84,6 +84,7 @@ fn add_moments(module: &mut Module, grad: FuncId, dtype: DType) {
                 starts: store.starts.clone(),
                 init: Init::Constant(0.0),
                 part: None,
+                placed: None,
             };
             module.stores.insert(format!("{weight}.{moment}"), store);
         }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use support::ranks::{cut_for, part};
 use support::{Draw, TRAIN, apply, arguments, module, recipe};
 use weft_ir::interp::{Interp, Precision, Tensor};
-use weft_ir::module::Module;
+use weft_ir::module::{Module, Placed};
 use weft_ir::op::Op;
-use weft_passes::{Mesh, PIPELINE, PassCx, Train};
+use weft_passes::{Copies, Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers of four experts, two for each of eight tokens.
 const MODEL: &str = r#"
@@ -167,20 +167,19 @@ func @forward(%x: f32[2, 4, 8], %start: i32[2], %router: f32[2, 4, 8], %up: f32[
 }
 "#;
 
-#[test]
-fn ranks_that_serve_two_halves_of_a_batch_compute_the_bits_of_one() {
-    let served = |mesh: Option<Mesh>| {
+fn serve(n: u64, copies: Option<&Copies>) {
+    let served = |mesh: Option<Mesh>, copies: Option<&Copies>| {
         let mut m = module(SERVING);
         let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
-        let cx = PassCx { two_batches: mesh.is_some(), mesh, ..PassCx::default() };
-        apply(&mut m, &names, &cx);
+        let (two_batches, copies) = (mesh.is_some(), copies.cloned());
+        apply(&mut m, &names, &PassCx { two_batches, mesh, copies, ..PassCx::default() });
         m
     };
     let given = |m: &Module| -> Vec<String> {
         let func = m.func(m.find("forward").expect("the entry stays"));
         func.params.iter().map(|p| func.value(*p).name.clone().expect("it has a name")).collect()
     };
-    let one = served(None);
+    let one = served(None, None);
     let entry = one.find("forward").expect("the entry stays");
     let drawn = |seed: u64| -> BTreeMap<String, Tensor> {
         let draw = Draw { low: 0.1, high: 0.9, ints: 1.0 };
@@ -188,38 +187,80 @@ fn ranks_that_serve_two_halves_of_a_batch_compute_the_bits_of_one() {
         given(&one).into_iter().zip(args).collect()
     };
     let weights = drawn(1);
-    for n in [2, 4] {
-        let several = served(Some(Mesh { data: n, experts: n, ..Mesh::ONE }));
-        let woven = several.find("layer.layer").expect("a turn does both halves");
-        let begun = several.func(woven).body_ops().filter(|(_, op)| op.op == Op::ExchangeStart);
-        assert!(
-            begun.count() >= 3,
-            "of four exchanges all but the last have something beside them"
-        );
-        let half = |rank: usize, half: &str| drawn(10 + 2 * rank as u64 + u64::from(half == "b."));
-        let own = |name: &str| ["x", "start", "cache"].contains(&name);
-        let args = (0..n as usize).map(|rank| {
-            let of = |name: &String| match name.split_at(name.len().min(2)) {
-                (side @ ("a." | "b."), rest) => half(rank, side)[rest].clone(),
-                _ => cut_for(&several, name, &weights[name], rank),
+    let several = served(Some(Mesh { data: n, experts: n, ..Mesh::ONE }), copies);
+    let woven = several.find("layer.layer").expect("a turn does both halves");
+    let begun = several.func(woven).body_ops().filter(|(_, op)| op.op == Op::ExchangeStart);
+    assert!(begun.count() >= 3, "of four exchanges all but the last have something beside them");
+    let half = |rank: usize, half: &str| drawn(10 + 2 * rank as u64 + u64::from(half == "b."));
+    let own = |name: &str| ["x", "start", "cache"].contains(&name);
+    let args = (0..n as usize).map(|rank| {
+        let of = |name: &String| match name.split_at(name.len().min(2)) {
+            (side @ ("a." | "b."), rest) => half(rank, side)[rest].clone(),
+            _ => match weights.get(name) {
+                Some(whole) => cut_for(&several, name, &placed(&several, name, whole), rank),
+                None => turns(&several, name, rank),
+            },
+        };
+        given(&several).iter().map(of).collect()
+    });
+    let interp = Interp::new(&several, Precision::Stated);
+    let entry_of_ranks = several.find("forward").expect("the entry stays");
+    let found = interp.run_ranks(entry_of_ranks, args.collect(), &Default::default());
+    for (rank, found) in found.unwrap_or_else(|e| panic!("{e}")).iter().enumerate() {
+        for (i, side) in ["a.", "b."].iter().enumerate() {
+            let inputs = half(rank, side);
+            let arg = |name: &String| match own(name) {
+                true => inputs[name].clone(),
+                false => weights[name].clone(),
             };
-            given(&several).iter().map(of).collect()
-        });
-        let interp = Interp::new(&several, Precision::Stated);
-        let entry_of_ranks = several.find("forward").expect("the entry stays");
-        let found = interp.run_ranks(entry_of_ranks, args.collect(), &Default::default());
-        for (rank, found) in found.unwrap_or_else(|e| panic!("{e}")).iter().enumerate() {
-            for (i, side) in ["a.", "b."].iter().enumerate() {
-                let inputs = half(rank, side);
-                let arg = |name: &String| match own(name) {
-                    true => inputs[name].clone(),
-                    false => weights[name].clone(),
-                };
-                let args = given(&one).iter().map(arg).collect();
-                let expected = Interp::new(&one, Precision::Stated).run(entry, args);
-                let expected = expected.unwrap_or_else(|e| panic!("{e}"));
-                assert_eq!(bits(&found[2 * i..2 * i + 2]), bits(&expected), "{side} of {rank}");
-            }
+            let args = given(&one).iter().map(arg).collect();
+            let expected = Interp::new(&one, Precision::Stated).run(entry, args);
+            let expected = expected.unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(bits(&found[2 * i..2 * i + 2]), bits(&expected), "{side} of {rank}");
         }
     }
+}
+
+/// A stack of experts with those at each place.
+fn placed(m: &Module, name: &str, whole: &Tensor) -> Tensor {
+    let Some(Placed::Weights(first)) = m.stores[name].placed else { return whole.clone() };
+    let (layers, experts) = (whole.dims[0], whole.dims[1]);
+    let (numbers, size) = (whole.numbers(), whole.dims[2..].iter().product::<usize>());
+    let mut all = vec![];
+    for layer in 0..layers {
+        for e in &m.placement[first as usize + layer] {
+            let at = (layer * experts + *e as usize) * size;
+            all.extend(&numbers[at..at + size]);
+        }
+    }
+    let mut dims = whole.dims.clone();
+    dims[1] = all.len() / (layers * size);
+    Tensor::f32(&dims, all)
+}
+
+/// A table with the places of each expert in turn, another order on each rank.
+fn turns(m: &Module, name: &str, rank: usize) -> Tensor {
+    let store = &m.stores[name];
+    let dims: Vec<usize> = store.ty.dims.iter().map(|d| d.as_fixed().unwrap() as usize).collect();
+    let mut all = vec![];
+    for line in &m.placement {
+        for e in 0..dims[1] {
+            let here = |p: &usize| line[*p] == e as u64;
+            let places: Vec<usize> = (0..line.len()).filter(here).collect();
+            all.extend((0..dims[2]).map(|turn| places[(3 * rank + turn) % places.len()] as i64));
+        }
+    }
+    Tensor::i32(&dims, all)
+}
+
+#[test]
+fn ranks_that_serve_two_halves_of_a_batch_compute_the_bits_of_one() {
+    [2, 4].into_iter().for_each(|n| serve(n, None));
+}
+
+#[test]
+fn so_they_do_where_experts_have_copies() {
+    serve(2, Some(&Copies { redundant: 2, lines: vec![] }));
+    let lines = vec![vec![3, 1, 1, 0, 2, 1, 1, 3], vec![0, 1, 2, 3, 0, 0, 0, 0]];
+    serve(4, Some(&Copies { redundant: 4, lines }));
 }

@@ -60,7 +60,7 @@ fn stored(store: &Store, part: Part) -> Result<Vec<Stored>, WeightsError> {
     };
     let mut found = vec![];
     for (name, kept) in &all {
-        let Some(info) = kept.weight.clone() else { continue };
+        let Some(info) = kept.weight.clone().filter(|info| !info.table) else { continue };
         let own = if is_moment(name) { Part::Optimizer } else { Part::Model };
         if own != part {
             continue;
@@ -190,6 +190,11 @@ pub fn load(store: &Store, checkpoint: &CheckpointReader) -> Result<(), WeightsE
     for stored in stored(store, Part::Model)? {
         stored.write(store, |name, shape, out| checkpoint.read_f32_into(name, shape, out))?;
         check_duplicates(&stored, checkpoint)?;
+    }
+    for (name, kept) in store.list() {
+        if let Some(info) = kept.weight.as_ref().filter(|info| info.table) {
+            store.write(&name, &info.turns(&kept.dims, store.rank()))?;
+        }
     }
     Ok(())
 }

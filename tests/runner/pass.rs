@@ -4,7 +4,8 @@
 //!
 //! Options: `gradients`, `apart`, `two_batches`, `everything`, `no_wide` (saved),
 //! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`,
-//! `communication_sms=N`. If the last pass must refuse the input, the expectation is `error: ..`.
+//! `communication_sms=N`, `redundant=N` (copies of experts). If the last pass must refuse the
+//! input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -14,7 +15,7 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{Mesh, PassCx, Pipeline, Save, Train, by_name, run_pass};
+use weft_passes::{Copies, Mesh, PassCx, Pipeline, Save, Train, by_name, run_pass};
 use weft_schedule::{Name, Size, generate};
 
 use crate::case::{Case, Outcome, all, without_places};
@@ -44,6 +45,10 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("gradients", "") => cx.gradients = true,
             ("apart", "") => cx.apart = true,
             ("two_batches", "") => cx.two_batches = true,
+            ("redundant", n) => {
+                let redundant = n.parse().map_err(|_| "redundant is a number")?;
+                cx.copies = Some(Copies { redundant, lines: vec![] });
+            }
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,
             ("no_wide", "") => cx.save = Save::NoWide,

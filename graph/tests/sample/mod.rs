@@ -19,6 +19,8 @@ pub fn graph() -> Graph {
         trained: true,
         coded: None,
         cuts: vec![],
+        places: vec![],
+        table: false,
     });
     let mut next = Buffer::new("step.next", DType::I64, vec![], Role::Output);
     next.alias = Some(BufferId(2));

@@ -11,7 +11,7 @@ use super::lex::{self, Kind, Token};
 use crate::attr::{Attr, AttrKind, Attrs};
 use crate::dim::{Dim, Sym, SymKind};
 use crate::module::{
-    Axis, Func, FuncId, Init, Module, OpId, Part, Span, Store, StoreKind, ValueId,
+    Axis, Func, FuncId, Init, Module, OpId, Part, Placed, Span, Store, StoreKind, ValueId,
 };
 use crate::op::{OPS, Op};
 use crate::ty::{AxisId, DType, Quant, ScaleLayout, Type};
@@ -85,7 +85,8 @@ struct RawOp<'a> {
     line: u32,
 }
 
-const TOP_WORDS: &[&str] = &["module", "dims", "axes", "weight", "state", "schedule", "func"];
+const TOP_WORDS: &[&str] =
+    &["module", "dims", "axes", "weight", "state", "schedule", "layer", "func"];
 
 impl<'a> Parser<'a> {
     fn new(tokens: Vec<Token<'a>>) -> Parser<'a> {
@@ -127,6 +128,11 @@ impl<'a> Parser<'a> {
             "weight" => self.store(StoreKind::Weight),
             "state" => self.store(StoreKind::State),
             "schedule" => self.store(StoreKind::Schedule),
+            "layer" => {
+                let line = self.brackets(|p| p.number("an expert"))?;
+                self.module.placement.push(line);
+                Ok(())
+            }
             "func" => self.func(t.line),
             _ => self.expected(t, "`func`, `weight`, `state`, `schedule`, `dims` or `axes`"),
         }
@@ -203,11 +209,17 @@ impl<'a> Parser<'a> {
             starts: vec![],
             init: Init::Constant(0.0),
             part: None,
+            placed: None,
         };
         for part in [Part::Codes, Part::Scales] {
             if self.eat(part.name()) {
                 self.expect("of")?;
                 store.part = Some((part, self.ty()?));
+            }
+        }
+        for placed in [Placed::Weights, Placed::Table] {
+            if self.eat(placed(0).name()) {
+                store.placed = Some(placed(self.number("a line of the placement")?));
             }
         }
         if self.eat("at") {

@@ -26,6 +26,9 @@ pub fn print(m: &Module) -> String {
     for (key, store) in &m.stores {
         let _ = writeln!(out, "{}", print_store(m, key, store));
     }
+    for line in &m.placement {
+        let _ = writeln!(out, "layer [{}]", list(line, |e| e.to_string()));
+    }
     for f in &m.funcs {
         out.push('\n');
         out.push_str(&print_func(m, f));
@@ -232,6 +235,9 @@ fn print_store(m: &Module, key: &str, store: &Store) -> String {
     }
     if let Some((part, of)) = &store.part {
         let _ = write!(out, " {} of {}", part.name(), print_type(m, of));
+    }
+    if let Some(placed) = store.placed {
+        let _ = write!(out, " {} {}", placed.name(), placed.first());
     }
     if !store.templates.is_empty() {
         let _ = write!(out, " at {}", list(&store.templates, |t| quote(t)));

@@ -92,7 +92,8 @@ fn a_schedule_is_a_scalar() {
     check("a schedule is an f32 scalar", |m| {
         let (kind, init) = (StoreKind::Schedule, Init::Constant(0.0));
         let ty = Type::f32([Dim::fixed(2)]);
-        let store = Store { ty, kind, templates: vec![], starts: vec![], init, part: None };
+        let store =
+            Store { ty, kind, templates: vec![], starts: vec![], init, part: None, placed: None };
         m.stores.insert("s".into(), store);
     });
 }

@@ -112,6 +112,7 @@ pub fn lower(
             starts: decl.prefix.starts.clone(),
             init: decl.init,
             part: None,
+            placed: None,
         };
         module.stores.insert(name.clone(), store);
     }

@@ -148,6 +148,7 @@ impl<'a> Lower<'a, '_> {
                 starts: inst.levels.iter().map(|_| 0).collect(),
                 init: Init::Constant(0.0),
                 part: None,
+                placed: None,
             };
             self.module.stores.insert(path.clone(), store);
         }

@@ -34,6 +34,7 @@ const KEYS: &[&str] = &[
     "micro_batch",
     "communication_sms",
     "redundant_experts",
+    "placement",
     "exchange_capacity",
 ];
 
@@ -72,6 +73,8 @@ pub struct Parallel {
     pub communication_sms: u64,
     /// Copies of experts beyond one each, for serving.
     pub redundant_experts: u64,
+    /// The file that says where copies are, as `weft eplb --json` writes it.
+    pub placement: Option<String>,
     /// Rows that a rank takes in one round of an exchange, as a multiple of the even share.
     pub exchange_capacity: f64,
 }
@@ -186,6 +189,7 @@ impl Reader<'_, '_> {
             micro_batch: None,
             communication_sms: 0,
             redundant_experts: 0,
+            placement: None,
             exchange_capacity: 1.0,
         };
         let keys = &mut self.keys;
@@ -224,6 +228,10 @@ impl Reader<'_, '_> {
                 }
                 "exchange_capacity" => {
                     p.exchange_capacity = keys.within(entry, 1.0, 1024.0).unwrap_or(1.0);
+                    continue;
+                }
+                "placement" => {
+                    p.placement = file(keys, entry);
                     continue;
                 }
                 "mesh" => {
@@ -284,6 +292,11 @@ impl Reader<'_, '_> {
                 p.experts, p.node
             );
             self.say("nodes_per_token", why, format!("at most nodes_per_token = {nodes}"));
+        }
+        if p.placement.is_some() && p.redundant_experts == 0 {
+            let why = "`placement` is of copies of experts, and there are none".to_string();
+            let hint = "give `redundant_experts`, or leave `placement` out".to_string();
+            self.say("placement", why, hint);
         }
         match (&p.schedule, p.pipeline) {
             (Some(_), 1) => {
@@ -359,6 +372,19 @@ fn mesh(keys: &mut Keys, entry: &ast::Entry) -> Option<Vec<String>> {
         return keys.error(e.span, why);
     }
     Some(words)
+}
+
+fn file(keys: &mut Keys, entry: &ast::Entry) -> Option<String> {
+    if let EntryValue::Expr(e) = &entry.value
+        && let ExprKind::Str(text) = &e.kind
+        && text.ends_with(".json")
+    {
+        return Some(text.clone());
+    }
+    let why = "`placement` takes the name of a JSON file in quotes";
+    let diag = Diag::error(entry.span, why).hint("`weft eplb LOADS --gpus N --json` writes one");
+    keys.diags.push(diag);
+    None
 }
 
 fn order(keys: &mut Keys, entry: &ast::Entry) -> Option<Order> {

@@ -119,7 +119,7 @@ pub fn expert_dims(module: &Module) -> Vec<BTreeMap<usize, usize>> {
 
 /// The parameter that a value has the elements of, in another form or not, and which of its dims
 /// the value's `dim` is.
-fn source(func: &Func, v: ValueId, dim: usize) -> Option<(usize, usize)> {
+pub fn source(func: &Func, v: ValueId, dim: usize) -> Option<(usize, usize)> {
     let Some(op) = func.def_op(v).map(|id| func.op(id)) else {
         return Some((func.params.iter().position(|p| *p == v)?, dim));
     };

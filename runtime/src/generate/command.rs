@@ -3,15 +3,19 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use weft_graph::Graph;
 
-use super::{GenerateError, Generator, Sampling, tokenizer};
+use super::unit::{Unit, Work};
+use super::{DECODE, GenerateError, Generator, RANKS, Sampling, tokenizer};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::{CONFIG, run_folder};
+use crate::data::tokenizer::Tokenizer;
 use crate::device::{Cpu, DeviceKind};
 use crate::exec::{ExecError, Program};
-use crate::ranks::last_action;
+use crate::ranks::threads::{self, Ending};
+use crate::ranks::{self, Rank, last_action};
 
 /// What to continue and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -19,12 +23,12 @@ pub struct TextArgs {
     /// A Hugging Face folder, or the folder of a run, whose newest checkpoint is taken
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
-    /// Text to continue
+    /// Text to continue; may be repeated
     #[arg(long, required_unless_present = "token_ids")]
-    pub prompt: Option<String>,
-    /// Token ids to continue; ids are printed
-    #[arg(long, value_delimiter = ',', value_name = "ID,..", conflicts_with = "prompt")]
-    pub token_ids: Option<Vec<u32>>,
+    pub prompt: Vec<String>,
+    /// Token ids to continue; ids are printed; may be repeated
+    #[arg(long, value_name = "ID,..", conflicts_with = "prompt")]
+    pub token_ids: Vec<Ids>,
     /// Tokens to make at most
     #[arg(long, default_value_t = 128)]
     pub max_new: usize,
@@ -49,6 +53,26 @@ pub struct TextArgs {
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Ranks that have the experts between them, each a thread of this process with its part of
+    /// the threads and two texts at a time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub ranks: usize,
+    /// After how many seconds of silence a rank is given up on
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    pub rank_timeout: f64,
+}
+
+/// Token ids between commas.
+#[derive(Clone, Debug)]
+pub struct Ids(pub Vec<u32>);
+
+impl std::str::FromStr for Ids {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ids, String> {
+        let id = |word: &str| word.trim().parse().map_err(|e| format!("`{word}`: {e}"));
+        text.split(',').map(id).collect::<Result<_, String>>().map(Ids)
+    }
 }
 
 /// The folder with the weights: `folder` itself, or the newest checkpoint of the run in it.
@@ -61,16 +85,28 @@ pub fn checkpoint_folder(folder: &Path) -> Result<PathBuf, GenerateError> {
 }
 
 impl TextArgs {
-    /// The prompt's ids.
-    pub fn prompt_ids(&self, folder: &Path) -> Result<Vec<u32>, GenerateError> {
-        if let Some(ids) = &self.token_ids {
-            return Ok(ids.clone());
+    /// The prompts' ids.
+    pub fn prompt_ids(&self, folder: &Path) -> Result<Vec<Vec<u32>>, GenerateError> {
+        if !self.token_ids.is_empty() {
+            return Ok(self.token_ids.iter().map(|ids| ids.0.clone()).collect());
         }
         let tokenizer = tokenizer(self.tokenizer.as_deref(), folder)?;
-        let text = self.prompt.as_deref().unwrap_or("");
-        let mut ids: Vec<u32> = tokenizer.special().bos.into_iter().collect();
-        ids.extend(tokenizer.encode(text)?);
-        Ok(ids)
+        let ids = |text: &String| {
+            let mut ids: Vec<u32> = tokenizer.special().bos.into_iter().collect();
+            ids.extend(tokenizer.encode(text)?);
+            Ok(ids)
+        };
+        self.prompt.iter().map(ids).collect()
+    }
+
+    /// After how much silence a rank is given up on.
+    fn limit(&self) -> Result<Duration, GenerateError> {
+        let seconds = self.rank_timeout;
+        Duration::try_from_secs_f64(seconds).map_err(|_| GenerateError::Option {
+            name: "--rank-timeout",
+            expected: "a time in seconds",
+            found: seconds.to_string(),
+        })
     }
 
     fn sampling(&self) -> Sampling {
@@ -85,43 +121,142 @@ impl TextArgs {
     }
 }
 
-/// Continues the prompt, printing each token's text as it comes, or all ids at the end.
+/// Continues the prompts, printing each token's text as it comes, or all ids at the end.
 pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
     last_action::warn(&args.checkpoint);
     let folder = checkpoint_folder(&args.checkpoint)?;
+    let compiled = n_ranks(&graph);
+    if args.ranks.max(1) != compiled {
+        return Err(GenerateError::OtherRanks { compiled, given: args.ranks });
+    }
+    if compiled > 1 {
+        return together(graph, args, &folder, compiled);
+    }
     let checkpoint = CheckpointReader::open(&folder)?;
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
     let device = args.device.open(threads).map_err(ExecError::from)?;
     let program = Program::load(graph, device)?;
     let mut generator = Generator::load(&program, &checkpoint)?;
-    let prompt = args.prompt_ids(&folder)?;
-    if args.token_ids.is_some() {
-        let go_on = &mut |_| ControlFlow::Continue(());
-        let made = generator.run(&prompt, args.max_new, args.sampling(), go_on)?;
-        let texts: Vec<String> = made.ids.iter().map(u32::to_string).collect();
-        println!("{}", texts.join(","));
-        eprintln!("{made}");
+    let prompts = args.prompt_ids(&folder)?;
+    if args.prompt.is_empty() {
+        for prompt in &prompts {
+            let go_on = &mut |_| ControlFlow::Continue(());
+            let made = generator.run(prompt, args.max_new, args.sampling(), go_on)?;
+            println!("{}", list(&made.ids));
+            eprintln!("{made}");
+        }
         return Ok(());
     }
     let tokenizer = tokenizer(args.tokenizer.as_deref(), &folder)?;
-    let eos = tokenizer.special().eos.or_else(|| {
+    let eos = end(&tokenizer, &checkpoint);
+    let mut out = std::io::stdout().lock();
+    for (text, prompt) in args.prompt.iter().zip(&prompts) {
+        let mut decoder = tokenizer.decoder();
+        // A reader that closed the pipe has seen enough.
+        let mut show =
+            |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
+        let mut open = show(text);
+        let made = generator.run(prompt, args.max_new, args.sampling(), &mut |id| {
+            if Some(id) == eos || !open {
+                return ControlFlow::Break(());
+            }
+            open = show(&decoder.push(id));
+            ControlFlow::Continue(())
+        })?;
+        let rest = decoder.finish() + "\n";
+        show(&rest);
+        eprintln!("{made}");
+    }
+    Ok(())
+}
+
+fn list(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The token that ends a text.
+fn end(tokenizer: &Tokenizer, checkpoint: &CheckpointReader) -> Option<u32> {
+    tokenizer.special().eos.or_else(|| {
         let id = checkpoint.config().get("eos_token_id")?.as_u64()?;
         u32::try_from(id).ok()
+    })
+}
+
+/// The ranks that a graph is for.
+fn n_ranks(graph: &Graph) -> usize {
+    let meta = graph.entry(DECODE).and_then(|entry| entry.meta.get(RANKS)?.as_u64());
+    meta.map_or(1, |n| n as usize)
+}
+
+/// The same on several ranks; texts are shown when all are there, in the order of their prompts.
+fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<(), GenerateError> {
+    if args.device != DeviceKind::Cpu {
+        return Err(GenerateError::RanksOn);
+    }
+    if ranks::n_started().is_some() {
+        return Err(GenerateError::Started);
+    }
+    let checkpoint = CheckpointReader::open(folder)?;
+    let prompts = args.prompt_ids(folder)?;
+    let tokenizer = match args.prompt.is_empty() {
+        true => None,
+        false => Some(tokenizer(args.tokenizer.as_deref(), folder)?),
+    };
+    let work = Work {
+        prompts,
+        max_new: args.max_new,
+        sampling: args.sampling(),
+        end: tokenizer.as_ref().and_then(|t| end(t, &checkpoint)),
+    };
+    let threads = (args.threads.unwrap_or_else(Cpu::threads_here) / n).max(1);
+    let (limit, stop) = (args.limit()?, work.end);
+    let (device, of) = (args.device, folder.to_owned());
+    let endings = threads::run(n, limit, move |comm| -> Result<_, GenerateError> {
+        let device = device.open(threads).map_err(ExecError::from)?;
+        let program = Program::load(graph.clone(), device)?;
+        let checkpoint = CheckpointReader::open(&of)?;
+        Unit::load(&program, &checkpoint, Rank::new(comm, 0, None, None))?.run(&work)
     });
-    let mut decoder = tokenizer.decoder();
+    let mut made = ended(endings.map_err(GenerateError::Threads)?)?;
+    made.sort_by_key(|(number, _)| *number);
     let mut out = std::io::stdout().lock();
-    // A reader that closed the pipe has seen enough.
-    let mut show = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
-    let mut open = show(args.prompt.as_deref().unwrap_or(""));
-    let made = generator.run(&prompt, args.max_new, args.sampling(), &mut |id| {
-        if Some(id) == eos || !open {
-            return ControlFlow::Break(());
+    for (number, made) in made {
+        let line = match &tokenizer {
+            None => list(&made.ids),
+            Some(tokenizer) => {
+                let mut decoder = tokenizer.decoder();
+                let ids = made.ids.iter().filter(|id| Some(**id) != stop);
+                let text: String = ids.map(|id| decoder.push(*id)).collect();
+                format!("{}{text}{}", args.prompt[number], decoder.finish())
+            }
+        };
+        // A reader that closed the pipe has seen enough.
+        if writeln!(out, "{line}").is_err() {
+            break;
         }
-        open = show(&decoder.push(id));
-        ControlFlow::Continue(())
-    })?;
-    let rest = decoder.finish() + "\n";
-    show(&rest);
-    eprintln!("{made}");
+        eprintln!("{made}");
+    }
     Ok(())
+}
+
+/// What all ranks made, or why one could not.
+fn ended<T>(endings: Vec<Ending<Vec<T>, GenerateError>>) -> Result<Vec<T>, GenerateError> {
+    let (mut all, mut failures) = (vec![], vec![]);
+    for (rank, ending) in endings.into_iter().enumerate() {
+        match ending {
+            Ending::Done(made) => all.extend(made),
+            Ending::Failed(e) => failures.push((e.to_string(), Some(e))),
+            Ending::Panicked(why) => failures.push((format!("rank {rank} panicked: {why}"), None)),
+            Ending::Hung => failures.push((format!("rank {rank} hangs"), None)),
+        }
+    }
+    // What all ranks refuse alike is told once.
+    let alike = failures.iter().all(|(why, e)| *why == failures[0].0 && e.is_some());
+    match (failures.is_empty(), alike) {
+        (true, _) => Ok(all),
+        (false, true) => Err(failures.into_iter().find_map(|(_, e)| e).expect("all are errors")),
+        (false, false) => {
+            Err(GenerateError::RankFailures(failures.into_iter().map(|f| f.0).collect()))
+        }
+    }
 }

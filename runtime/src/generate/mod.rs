@@ -7,6 +7,7 @@
 
 pub mod command;
 mod sample;
+pub mod unit;
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -29,6 +30,8 @@ pub const PREFILL: &str = "prefill";
 pub const DECODE: &str = "decode";
 /// Key of an entry's meta: positions the cache holds.
 pub const CONTEXT: &str = "context";
+/// Key of an entry's meta: the ranks that generate together.
+pub const RANKS: &str = "ranks";
 /// Key of an entry's meta: the dims that `config.json` gave when the graph was compiled.
 pub const CONFIG: &str = "config";
 
@@ -56,6 +59,21 @@ pub enum GenerateError {
     #[error("the graph was compiled for {key} = {compiled}, and {} says {key} = {found}; \
              compile it with --checkpoint {}", folder.display(), folder.display())]
     OtherConfig { key: String, compiled: String, found: String, folder: PathBuf },
+    #[error(
+        "the graph was compiled for {compiled} ranks, and --ranks is {given}; \
+             give --ranks {compiled}"
+    )]
+    OtherRanks { compiled: usize, given: usize },
+    #[error("not available yet: several ranks that generate on another device; give --device cpu")]
+    RanksOn,
+    #[error("not available yet: ranks that generate under mpirun; give --ranks without it")]
+    Started,
+    #[error("the run ended: {}", .0.join("\n  "))]
+    RankFailures(Vec<String>),
+    #[error(transparent)]
+    Rank(#[from] Box<crate::ranks::RankError>),
+    #[error("cannot start threads: {0}")]
+    Threads(std::io::Error),
     #[error("{name}: expected {expected}, found {found}")]
     Option { name: &'static str, expected: &'static str, found: String },
 }
@@ -82,12 +100,56 @@ impl fmt::Display for Generated {
     }
 }
 
-/// A model with its weights, ready to continue texts.
-pub struct Generator {
+/// The two entries over one store.
+struct Entries {
     prefill: Session,
     decode: Session,
     context: usize,
     vocab: usize,
+}
+
+impl Entries {
+    /// Reads the weights of `checkpoint`; `logits` is what `decode` calls those that it gives.
+    fn load(
+        program: &Arc<Program>,
+        checkpoint: &CheckpointReader,
+        store: &Arc<Store>,
+        logits: &str,
+    ) -> Result<Entries, GenerateError> {
+        let prefill = Session::new(program, PREFILL, store)?;
+        let decode = Session::new(program, DECODE, store)?;
+        let entry = prefill.entry();
+        let not = || GenerateError::NotForGeneration { entry: entry.name.clone() };
+        let context = entry.meta.get(CONTEXT).and_then(Value::as_u64).ok_or_else(not)? as usize;
+        let mut buffers = decode.entry().buffers.iter();
+        let logits = buffers.find(|b| b.name == logits).ok_or_else(not)?;
+        let vocab = logits.dims.last().and_then(|d| d.as_constant()).ok_or_else(not)? as usize;
+        check_config(entry.meta.get(CONFIG), checkpoint)?;
+        weights::load(store, checkpoint)?;
+        Ok(Entries { prefill, decode, context, vocab })
+    }
+
+    fn check(&self, prompt: &[u32]) -> Result<(), GenerateError> {
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if prompt.len() > self.context {
+            let (prompt, context) = (prompt.len(), self.context);
+            return Err(GenerateError::PromptTooLong { prompt, context });
+        }
+        match prompt.iter().find(|id| **id as usize >= self.vocab) {
+            Some(id) => {
+                let (id, vocab) = (i64::from(*id), self.vocab);
+                Err(GenerateError::OutsideVocabulary { id, vocab })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A model with its weights, ready to continue texts.
+pub struct Generator {
+    entries: Entries,
 }
 
 impl Generator {
@@ -97,22 +159,12 @@ impl Generator {
         checkpoint: &CheckpointReader,
     ) -> Result<Generator, GenerateError> {
         let store = Store::new(Arc::clone(program.device()));
-        let prefill = Session::new(program, PREFILL, &store)?;
-        let decode = Session::new(program, DECODE, &store)?;
-        let entry = prefill.entry();
-        let not = || GenerateError::NotForGeneration { entry: entry.name.clone() };
-        let context = entry.meta.get(CONTEXT).and_then(Value::as_u64).ok_or_else(not)? as usize;
-        let mut buffers = decode.entry().buffers.iter();
-        let logits = buffers.find(|b| b.name == "logits").ok_or_else(not)?;
-        let vocab = logits.dims.last().and_then(|d| d.as_constant()).ok_or_else(not)? as usize;
-        check_config(entry.meta.get(CONFIG), checkpoint)?;
-        weights::load(&store, checkpoint)?;
-        Ok(Generator { prefill, decode, context, vocab })
+        Ok(Generator { entries: Entries::load(program, checkpoint, &store, "logits")? })
     }
 
     /// Positions that a prompt and its continuation may have together.
     pub fn context(&self) -> usize {
-        self.context
+        self.entries.context
     }
 
     /// Up to `max_new` tokens after `prompt`, each given to `each` as it comes, until that breaks
@@ -124,17 +176,11 @@ impl Generator {
         sampling: Sampling,
         each: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
-        if prompt.len() > self.context {
-            let (prompt, context) = (prompt.len(), self.context);
-            return Err(GenerateError::PromptTooLong { prompt, context });
-        }
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
-            return Err(GenerateError::OutsideVocabulary { id: i64::from(*id), vocab: self.vocab });
-        }
+        self.entries.check(prompt)?;
         let sampler = Sampler::new(sampling)?;
         let start = Instant::now();
         let [before @ .., last] = prompt else { return Err(GenerateError::EmptyPrompt) };
-        let mut logits = vec![0f32; self.vocab];
+        let mut logits = vec![0f32; self.entries.vocab];
         self.read(before)?;
         self.next(*last, before.len(), &mut logits)?;
         let prefilled = Instant::now();
@@ -144,7 +190,7 @@ impl Generator {
             let id = sampler.choose(&logits, made.len() as u64);
             made.push(id);
             let place = prompt.len() + made.len() - 1;
-            if each(id).is_break() || made.len() == max_new || place >= self.context {
+            if each(id).is_break() || made.len() == max_new || place >= self.entries.context {
                 break;
             }
             self.next(id, place, &mut logits)?;
@@ -163,20 +209,20 @@ impl Generator {
             return Ok(());
         }
         let ids: Vec<i32> = tokens.iter().map(|id| *id as i32).collect();
-        if self.prefill.entry().find_dim("S").is_some() {
-            self.prefill.set_dim("S", ids.len() as i64)?;
+        if self.entries.prefill.entry().find_dim("S").is_some() {
+            self.entries.prefill.set_dim("S", ids.len() as i64)?;
         }
-        self.prefill.write_input("tokens", &ids)?;
-        self.prefill.write_input("start", &[0i32])?;
-        Ok(self.prefill.run()?)
+        self.entries.prefill.write_input("tokens", &ids)?;
+        self.entries.prefill.write_input("start", &[0i32])?;
+        Ok(self.entries.prefill.run()?)
     }
 
     /// The token at `place`, into the caches; the logits of what follows it.
     fn next(&mut self, id: u32, place: usize, logits: &mut [f32]) -> Result<(), GenerateError> {
-        self.decode.write_input("tokens", &[id as i32])?;
-        self.decode.write_input("start", &[place as i32])?;
-        self.decode.run()?;
-        Ok(self.decode.read_into("logits", logits)?)
+        self.entries.decode.write_input("tokens", &[id as i32])?;
+        self.entries.decode.write_input("start", &[place as i32])?;
+        self.entries.decode.run()?;
+        Ok(self.entries.decode.read_into("logits", logits)?)
     }
 }
 

@@ -60,6 +60,8 @@ pub fn layers(name: &str, reverse: bool) -> Entry {
         trained: true,
         coded: None,
         cuts: vec![],
+        places: vec![],
+        table: false,
     });
     let mut next = Buffer::new("runs.next", DType::I64, vec![], Role::Output);
     next.alias = Some(BufferId(5));
