@@ -135,7 +135,9 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let gradients = purpose == Purpose::Train;
-    let cx = PassCx { gradients, two_batches: mesh.is_some(), mesh, copies, ..PassCx::default() };
+    let staggered = matches!(args.purpose, For::Decode);
+    let two_batches = mesh.is_some();
+    let cx = PassCx { gradients, two_batches, staggered, mesh, copies, ..PassCx::default() };
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }

@@ -252,6 +252,7 @@ pub fn for_generation(
         let cx = PassCx {
             policy: policy::policy(&lowered),
             two_batches: mesh.is_some(),
+            staggered: name == generate::DECODE,
             mesh,
             copies: copies.clone(),
             ..PassCx::default()

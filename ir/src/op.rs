@@ -470,9 +470,12 @@ ops! {
   /// returns the carried values, then one slice of each stack of results. Returns the last carried
   /// values and the stacks. `reverse` runs the last slice first. The last `back_xs` stacks that are
   /// read and the last `back_ys` that are made run the other way: of two loops made one (`overlap`),
-  /// one may begin where the other ends.
+  /// one may begin where the other ends. `skip`, a number for each stack that is read: it has that
+  /// many slices before those of the turns, and perhaps more behind; a stack of states is returned
+  /// with all of them.
   Repeat "repeat" ("..")
-    {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool, back_xs: Int, back_ys: Int}
+    {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool, back_xs: Int, back_ys: Int,
+     skip: Ints}
     repeat [Calls] CostRule::Callee;
   /// A region run as one kernel: `func` holds pointwise, movement and row ops only, or attention,
   /// movement and codes of its rows. Created by `fuse`.

@@ -733,9 +733,16 @@ pub fn repeat(cx: &RuleCx) -> Types {
     let back = |name: &str, all: usize| (0..=all as i64).contains(&cx.int(name));
     let fits = back("back_xs", xs) && back("back_ys", results.len() - carry);
     cx.check(fits, "`back_xs` and `back_ys` are of the stacks")?;
+    let skip = cx.attrs.get_ints("skip");
+    let each = skip.is_none_or(|s| s.len() == xs && s.iter().all(|n| *n >= 0));
+    cx.check(each, "`skip` is a number of slices for each stack")?;
     for (i, (p, x)) in params.iter().zip(cx.operands).enumerate() {
         let stacked = (carry..carry + xs).contains(&i);
-        let fits = if stacked { equal(x, &stack(p, count)) } else { equal(p, x) };
+        let fits = match skip.filter(|_| stacked) {
+            Some(skip) => reaches(x, p, count, skip[i - carry] as u64),
+            None if stacked => equal(x, &stack(p, count)),
+            None => equal(p, x),
+        };
         cx.check(
             fits,
             "an operand's type is not its parameter's (stacked ones have the count first)",
@@ -743,8 +750,24 @@ pub fn repeat(cx: &RuleCx) -> Types {
     }
     let handed = params[..carry].iter().zip(&results).all(|(p, r)| p == r);
     cx.check(handed, "a carried value returns with another type")?;
-    let carried = results[..carry].iter().map(|r| (*r).clone());
-    Ok(carried.chain(results[carry..].iter().map(|r| stack(r, count))).collect())
+    // A stack of states stays as long as it is.
+    let donated = cx.callee.map_or(&[][..], |f| &f.donated);
+    let whole = |j: usize| donated.iter().find(|(_, r)| *r as usize == j).map(|(p, _)| *p as usize);
+    let made = |(j, r): (usize, &&Type)| match whole(j).and_then(|p| cx.operands.get(p)) {
+        _ if j < carry => (*r).clone(),
+        Some(state) if skip.is_some() => (*state).clone(),
+        _ => stack(r, count),
+    };
+    Ok(results.iter().enumerate().map(made).collect())
+}
+
+/// Has a stack of `ty` as many slices as `count` turns read behind `skip`?
+fn reaches(x: &Type, ty: &Type, count: Dim, skip: u64) -> bool {
+    let (Some(n), Some(turns)) = (x.dims.first().and_then(|d| d.as_fixed()), count.as_fixed())
+    else {
+        return false;
+    };
+    n >= turns.saturating_add(skip) && equal(x, &stack(ty, Dim::fixed(n)))
 }
 
 /// Equal for whoever holds the values: along which axis of the mesh a dim was cut is not compared.

@@ -25,6 +25,9 @@ impl<'a> Lower<'a> {
         let back_from = (stacked - attr("back_xs"), op.results.len() - attr("back_ys"));
         let back = |i: usize, from: usize| (i >= from).then_some(count);
         let depth = self.open.len() as u32;
+        let skips = op.attrs.get_ints("skip").unwrap_or(&[]);
+        // Stacks of states, whole.
+        let mut states: Vec<Option<View>> = vec![None; op.operands.len()];
 
         let mut args: Vec<View> = vec![];
         for (i, x) in op.operands.iter().enumerate() {
@@ -40,9 +43,15 @@ impl<'a> Lower<'a> {
             };
             let sliced = (carry..stacked).contains(&i);
             let sliced = sliced.then(|| back(i, back_from.0));
+            if state {
+                states[i] = Some(view.clone());
+            }
             args.push(match sliced {
                 Some(Some(_)) if state => return Err("a stack of states runs one way".into()),
-                Some(back) => view.slice_of_stack(&self.dims, depth, back),
+                Some(back) => {
+                    let skip = skips.get(i - carry).copied().unwrap_or(0);
+                    view.behind(&self.dims, skip).slice_of_stack(&self.dims, depth, back)
+                }
                 None => view,
             });
         }
@@ -67,21 +76,21 @@ impl<'a> Lower<'a> {
         let lowered = self.turn(f, body, callee, carry, &args, &written);
         self.open.pop();
         let steps = self.steps.pop().unwrap_or_default();
-        let slices = lowered?;
+        lowered?;
         let count = DimExpr::constant(count);
         let reverse = op.attrs.get_flag("reverse");
         self.push(Step::Loop(Loop { count, reverse, body: steps, label }));
 
         for (j, r) in op.results.iter().enumerate() {
             let ty = f.func.ty(*r);
+            let donor = body.donated.iter().find(|(_, r)| *r as usize == j);
             let at = match (&stacks[j], j < carry) {
                 (Some(at), _) => at.clone(),
                 (None, true) => args[j].at.clone(),
                 // A stack of states: the one whose slices the turns changed.
                 (None, false) => {
-                    let mut at = slices[j].at.clone();
-                    at.strides.retain(|s| s.loop_depth != depth);
-                    at
+                    let state = donor.and_then(|(p, _)| states[*p as usize].as_ref());
+                    state.ok_or("makes a stack of states of none")?.at.clone()
                 }
             };
             let view = View::row_major(&self.dims, at, ty.dtype, &ty.dims);

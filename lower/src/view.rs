@@ -109,6 +109,15 @@ impl View {
         Some(strides)
     }
 
+    /// What follows `n` slices of a stack.
+    pub fn behind(mut self, cx: &Dims, n: i64) -> View {
+        if n > 0 {
+            let bytes = size_bytes(cx, &self.dims[1..], self.dtype);
+            self.at.byte_offset = self.at.byte_offset + bytes * n;
+        }
+        self
+    }
+
     /// The slice of the first dim that belongs to the index of a loop; from the last, if `back`
     /// says how many there are.
     pub fn slice_of_stack(&self, cx: &Dims, loop_depth: u32, back: Option<i64>) -> View {

@@ -113,6 +113,31 @@ fn stacks_run_either_way() {
     agrees(&text.replace("xs = 2, back", "xs = 2, reverse = true, back"), &[("S", 5)]);
 }
 
+/// Turns read some slices of longer stacks, and change those of a state.
+#[test]
+fn stacks_may_be_longer_than_the_turns() {
+    let text = "func @body(%c: f32[3], %w: f32[3, 3], %v: f32[3, 3], %s: state f32[3])
+            -> (f32[3], f32[3], state f32[3]) donates (3 -> 2) {
+          %old = read %s : f32[3]
+          %m = reshape %c {shape = [1, 3]} : f32[1, 3]
+          %1 = matmul %m, %w : f32[1, 3]
+          %2 = matmul %1, %v : f32[1, 3]
+          %3 = reshape %2 {shape = [3]} : f32[3]
+          %4 = add %3, %old : f32[3]
+          %t = assign %s, %c : state f32[3]
+          return %4, %3, %t
+        }
+        func @f(%c: f32[3], %w: f32[4, 3, 3], %s: state f32[5, 3])
+            -> (f32[3], f32[2, 3], state f32[5, 3]) donates (2 -> 2) {
+          %x, %xs, %t = repeat %c, %w, %w, %s
+            {func = @body, count = 2, carry = 1, xs = 3, skip = [2, 1, 3]}
+            : f32[3], f32[2, 3], state f32[5, 3]
+          return %x, %xs, %t
+        }";
+    agrees(text, &[]);
+    agrees(&text.replace("xs = 3, skip", "xs = 3, reverse = true, skip"), &[]);
+}
+
 /// Two carried values change places every turn, a third is only handed on.
 #[test]
 fn carried_values_change_places() {

@@ -191,6 +191,10 @@ fn repeat_attrs(attrs: &Attrs, carry: usize, xs: usize, g: &Live) -> Attrs {
             kept = kept.int(name, count(&flags[flags.len() - n as usize..]) as i64);
         }
     }
+    if let Some(skip) = attrs.get_ints("skip") {
+        let live = skip.iter().zip(&g.params[carry..carry + xs]).filter(|(_, live)| **live);
+        kept = kept.ints("skip", live.map(|(n, _)| *n).collect::<Vec<_>>());
+    }
     kept
 }
 

@@ -86,6 +86,8 @@ pub struct PassCx {
     pub copies: Option<Copies>,
     /// Entries that serve take two halves of a batch, each with caches of its own.
     pub two_batches: bool,
+    /// The second half of a batch is half a layer behind the first, as in decoding.
+    pub staggered: bool,
 }
 
 /// Copies of experts, beyond one of each.

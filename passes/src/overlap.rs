@@ -29,6 +29,7 @@
 //! kernels.
 
 mod schedule;
+mod stagger;
 mod zip;
 
 use weft_ir::attr::Attrs;
@@ -46,6 +47,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         return Ok(Stats::default());
     }
     let sms = cx.mesh.as_ref().map_or(0, |m| m.communication_sms);
+    let n_staggered = if cx.staggered { stagger::run(module)? } else { 0 };
     let n_zipped = zip::run(module)?;
     let mut n_split = 0;
     for id in module.func_ids() {
@@ -58,7 +60,13 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
             *module.func_mut(id) = woven;
         }
     }
-    Ok(Stats { counts: vec![("loops zipped", n_zipped), ("collectives begun early", n_split)] })
+    Ok(Stats {
+        counts: vec![
+            ("loops staggered", n_staggered),
+            ("loops zipped", n_zipped),
+            ("collectives begun early", n_split),
+        ],
+    })
 }
 
 /// Is it a collective that has two halves?

@@ -11,8 +11,8 @@
 //!
 //! Why: a forward alone waits for its exchanges; of two that need nothing of each other one always
 //! has something to do. This pass only sets them side by side, and `overlap` weaves them: in
-//! prefill attention and experts of one half under dispatch and combine of the other, in decode the
-//! same, whose parts it takes apart where they stand. Entries are those that serve: there is no
+//! prefill attention and experts of one half under dispatch and combine of the other, in decode
+//! half a layer apart (`overlap/stagger.rs`). Entries are those that serve: there is no
 //! training step. Halves have caches and inputs of their own, and the weights in common. Values are
 //! those of two runs, one after the other. Cost: twice the ops of the entry, not of the layers.
 //! Requires: `hoist`, since what is done to weights is done once for both.

@@ -167,12 +167,13 @@ func @forward(%x: f32[2, 4, 8], %start: i32[2], %router: f32[2, 4, 8], %up: f32[
 }
 "#;
 
-fn serve(n: u64, copies: Option<&Copies>) {
+fn serve(n: u64, staggered: bool, copies: Option<&Copies>) {
     let served = |mesh: Option<Mesh>, copies: Option<&Copies>| {
         let mut m = module(SERVING);
         let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
         let (two_batches, copies) = (mesh.is_some(), copies.cloned());
-        apply(&mut m, &names, &PassCx { two_batches, mesh, copies, ..PassCx::default() });
+        let cx = PassCx { two_batches, staggered, mesh, copies, ..PassCx::default() };
+        apply(&mut m, &names, &cx);
         m
     };
     let given = |m: &Module| -> Vec<String> {
@@ -188,7 +189,8 @@ fn serve(n: u64, copies: Option<&Copies>) {
     };
     let weights = drawn(1);
     let several = served(Some(Mesh { data: n, experts: n, ..Mesh::ONE }), copies);
-    let woven = several.find("layer.layer").expect("a turn does both halves");
+    let woven = several.find(if staggered { "layer.staggered" } else { "layer.layer" });
+    let woven = woven.expect("a turn does both halves");
     let begun = several.func(woven).body_ops().filter(|(_, op)| op.op == Op::ExchangeStart);
     assert!(begun.count() >= 3, "of four exchanges all but the last have something beside them");
     let half = |rank: usize, half: &str| drawn(10 + 2 * rank as u64 + u64::from(half == "b."));
@@ -255,12 +257,17 @@ fn turns(m: &Module, name: &str, rank: usize) -> Tensor {
 
 #[test]
 fn ranks_that_serve_two_halves_of_a_batch_compute_the_bits_of_one() {
-    [2, 4].into_iter().for_each(|n| serve(n, None));
+    [2, 4].into_iter().for_each(|n| serve(n, false, None));
 }
 
 #[test]
 fn so_they_do_where_experts_have_copies() {
-    serve(2, Some(&Copies { redundant: 2, lines: vec![] }));
+    serve(2, true, Some(&Copies { redundant: 2, lines: vec![] }));
     let lines = vec![vec![3, 1, 1, 0, 2, 1, 1, 3], vec![0, 1, 2, 3, 0, 0, 0, 0]];
-    serve(4, Some(&Copies { redundant: 4, lines }));
+    serve(4, false, Some(&Copies { redundant: 4, lines }));
+}
+
+#[test]
+fn so_they_do_half_a_layer_apart() {
+    [2, 4].into_iter().for_each(|n| serve(n, true, None));
 }

@@ -2,7 +2,7 @@
 //! prints as `// expect:` says, and computes in f64 what the functions of the same signature
 //! computed before, on all ranks where there are several.
 //!
-//! Options: `gradients`, `apart`, `two_batches`, `everything`, `no_wide` (saved),
+//! Options: `gradients`, `apart`, `two_batches`, `staggered`, `everything`, `no_wide` (saved),
 //! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`,
 //! `communication_sms=N`, `redundant=N` (copies of experts). If the last pass must refuse the
 //! input, the expectation is `error: ..`.
@@ -45,6 +45,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("gradients", "") => cx.gradients = true,
             ("apart", "") => cx.apart = true,
             ("two_batches", "") => cx.two_batches = true,
+            ("staggered", "") => cx.staggered = true,
             ("redundant", n) => {
                 let redundant = n.parse().map_err(|_| "redundant is a number")?;
                 cx.copies = Some(Copies { redundant, lines: vec![] });

@@ -17,7 +17,11 @@ pub(super) fn run(
     let Some(callee) = op.attrs.get_func("func").filter(|c| c.0 < caller.0) else {
         return Err(fault("the callee must stand before its caller".into()));
     };
-    if op.op == Op::Repeat { repeat(run, callee, op, xs, &fault) } else { run.func(callee, xs) }
+    if op.op != Op::Repeat {
+        return run.func(callee, xs);
+    }
+    let donated = &run.module.func(callee).donated;
+    repeat(run, callee, op, xs, donated, &fault)
 }
 
 fn repeat(
@@ -25,6 +29,7 @@ fn repeat(
     callee: FuncId,
     op: &OpData,
     xs: Vec<Rc<Tensor>>,
+    donated: &[(u32, u32)],
     fault: &dyn Fn(Fault) -> RunError,
 ) -> Result<Vec<Rc<Tensor>>, RunError> {
     let attr = |name| op.attrs.get_int(name).unwrap_or(0) as usize;
@@ -37,10 +42,12 @@ fn repeat(
     let reverse = op.attrs.get_flag("reverse");
     // The slice of a turn, in a stack that runs the same way as the others or the other way.
     let place = |turn: usize, back: bool| if reverse != back { count - 1 - turn } else { turn };
+    let skips = op.attrs.get_ints("skip").unwrap_or(&[]);
+    let skip = |stack: usize| skips.get(stack).map_or(0, |n| *n as usize);
     for turn in 0..count {
         let mut args = carried;
         for (i, stack) in stacks.iter().enumerate() {
-            let slice = place(turn, i + attr("back_xs") >= n_stacks);
+            let slice = skip(i) + place(turn, i + attr("back_xs") >= n_stacks);
             args.push(Rc::new(stack.slice_of_stack(slice).map_err(fault)?));
         }
         args.extend(shared.iter().cloned());
@@ -52,7 +59,16 @@ fn repeat(
     let n_made = slices.len();
     for (i, all) in slices.into_iter().enumerate() {
         let back = reverse != (i + attr("back_ys") >= n_made);
-        let all = if back { all.into_iter().rev().collect() } else { all };
+        let mut all: Vec<Rc<Tensor>> = if back { all.into_iter().rev().collect() } else { all };
+        let donor = donated.iter().find(|(_, r)| *r as usize == carry + i);
+        if let Some((p, _)) = donor.filter(|_| !skips.is_empty()) {
+            // The slices of a state that no turn changed.
+            let at = *p as usize - carry;
+            let whole = (0..stacks[at].dims[0]).map(|n| stacks[at].slice_of_stack(n).map(Rc::new));
+            let mut whole = whole.collect::<Result<Vec<_>, _>>().map_err(fault)?;
+            whole.splice(skip(at)..skip(at) + count, all);
+            all = whole;
+        }
         carried.push(Rc::new(stacked(&all).map_err(fault)?));
     }
     Ok(carried)

@@ -45,7 +45,7 @@ pub fn run(module: &mut Module) -> Result<usize, PassError> {
 }
 
 /// Removes a body that no loop runs any more.
-fn drop_uncalled(module: &mut Module, name: &str) {
+pub(super) fn drop_uncalled(module: &mut Module, name: &str) {
     let Some(id) = module.find(name) else { return };
     let called = module.funcs.iter().any(|f| f.body_ops().any(|(_, op)| callee(op) == Some(id)));
     if called {
@@ -58,7 +58,7 @@ fn drop_uncalled(module: &mut Module, name: &str) {
 }
 
 /// Two loops to make one of: such that both meet other ranks, else such that one does.
-fn pair(module: &Module, func: &Func) -> Option<(OpId, OpId)> {
+pub(super) fn pair(module: &Module, func: &Func) -> Option<(OpId, OpId)> {
     let loops: Vec<(OpId, bool)> = func
         .body_ops()
         .filter(|(_, op)| op.op == Op::Repeat)
@@ -77,7 +77,7 @@ fn pair(module: &Module, func: &Func) -> Option<(OpId, OpId)> {
 }
 
 /// The ops after `a` that stand behind it, up to `b`.
-fn after(module: &Module, func: &Func, a: OpId, b: OpId) -> BTreeSet<OpId> {
+pub(super) fn after(module: &Module, func: &Func, a: OpId, b: OpId) -> BTreeSet<OpId> {
     let mut ops = BTreeSet::new();
     for (id, needs) in func.body.iter().zip(needs(module, func)) {
         let behind = needs.iter().any(|n| func.body[*n] == a || ops.contains(&func.body[*n]));
@@ -117,11 +117,11 @@ fn apart(module: &Module, func: &Func, a: OpId, b: OpId) -> bool {
     !shared && !turned(a) && !turned(b) && !stays && !whole
 }
 
-fn reverse(op: &OpData) -> bool {
+pub(super) fn reverse(op: &OpData) -> bool {
     op.attrs.get_flag("reverse")
 }
 
-fn count(op: &OpData) -> i64 {
+pub(super) fn count(op: &OpData) -> i64 {
     op.attrs.get_int("count").unwrap_or(0)
 }
 
@@ -150,7 +150,7 @@ fn zip(module: &mut Module, id: FuncId, a: OpId, b: OpId) -> Result<(), PassErro
 }
 
 /// Puts a function in front of `id`.
-fn insert(module: &mut Module, id: FuncId, func: Func) {
+pub(super) fn insert(module: &mut Module, id: FuncId, func: Func) {
     for f in &mut module.funcs {
         retarget(f, &|g| FuncId(g.0 + u32::from(g >= id)));
     }
