@@ -147,12 +147,6 @@ impl MeshArgs {
             ),
             _ => {}
         }
-        if mesh.tensor > 1 && mesh.pipeline > 1 {
-            bail!(
-                "not available yet: ranks along tensor with ranks along pipeline; leave one of \
-                 them out"
-            );
-        }
         let table = self.stages.table(&mesh, block.as_ref(), train)?;
         Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
     }

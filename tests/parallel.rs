@@ -80,10 +80,6 @@ fn what_cannot_be_run_is_refused_and_says_what_can() {
         "not available yet: ranks along context (`p` has context = 2); `weft plan` simulates it",
     );
     refuse(
-        "tensor = 2  pipeline = 2  schedule = \"1f1b\"  micro_batches = 1",
-        "not available yet: ranks along tensor with ranks along pipeline; leave one of them out",
-    );
-    refuse(
         "data = 2  tensor = 2  mesh = [tensor, pipeline, data, context]",
         "not available yet: ranks numbered with tensor outside data (`p` has mesh = [tensor,",
     );
@@ -106,13 +102,13 @@ fn a_layout_with_all_of_them_runs() {
     let dir = tempfile::tempdir().expect("a folder");
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").display().to_string();
     let out = dir.path().join("run").display().to_string();
-    let mut args = vec!["train", "--parallel", "p", "--ranks", "4", "--steps", "1"];
+    let mut args = vec!["train", "--parallel", "p", "--ranks", "8", "--steps", "1"];
     args.extend(["--data", &models, "--out", &out]);
     for set in tiny::TINY.iter().chain(&["batch=4", "micro_batch=1"]) {
         args.extend(["--set", set]);
     }
     let block = "pipeline = 2  schedule = \"1f1b\"  micro_batches = 2  micro_batch = 1
-                 data = 2  experts = 2  zero = 1  node = 2  nodes_per_token = 1";
+                 data = 2  experts = 2  tensor = 2  zero = 1  node = 4  nodes_per_token = 1";
     let (ok, said) = with_block(block, &args);
     assert!(ok && said.contains("checkpoint: "), "{said}");
 }

@@ -127,6 +127,25 @@ fn so_they_do_in_few_bits() {
     }
 }
 
+/// A pipeline adds no difference to ranks along tensor, whatever its order, and its checkpoints are
+/// as whole as theirs.
+#[test]
+fn ranks_that_divide_products_write_the_same_in_a_pipeline() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let fp8 = ["--precision", "deepseek_fp8"];
+    let go = |name: &str, steps: u64, more: &[&str]| {
+        let out = dir.path().join(name);
+        done(train_with(WIDE, &out, steps, &[&fp8, more].concat()));
+        out
+    };
+    let two = go("two", 2, &["--ranks", "2", "--mesh", "tensor=2"]);
+    go("moved", 1, &["--ranks", "4", "--mesh", "pipeline=2,tensor=2", "--schedule", "dualpipe"]);
+    let all = ["--ranks", "8", "--mesh", "pipeline=2,data=2,experts=2,tensor=2", "--zero", "1"];
+    let moved = go("moved", 2, &[&["--resume"], &all[..]].concat());
+    assert_same(&two, &moved, "step-000002");
+    go("moved", 3, &["--resume"]);
+}
+
 #[test]
 fn a_rank_that_fails_ends_the_run_and_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -167,13 +186,20 @@ fn a_rank_that_fails_ends_the_run_and_is_named() {
 #[test]
 fn a_rank_with_two_collectives_swapped_is_refused_before_the_first_step() {
     let dir = tempfile::tempdir().expect("a folder");
-    let out = dir.path().join("run");
-    let mut command = train(&out, 4, &["--ranks", "2", "--rank-timeout", "5"]);
-    command.env("WEFT_TEST_FAULT", "swap:1:3");
-    let why = refused(command);
-    assert!(why.contains("collective 3 differs between ranks: rank 0 does all_reduce of"), "{why}");
-    assert!(why.contains("rank 1 does all_reduce of"), "{why}");
-    assert!(!out.join("metrics.jsonl").exists(), "no step was begun");
+    // Sums along data, and what ranks with the same stages do along tensor.
+    let pairs = ["--mesh", "tensor=2,pipeline=2", "--schedule", "dualpipe"];
+    let sums = ["collective 3 differs between ranks: rank 0 does all_reduce of", "all_reduce of"];
+    let along = ["differs between ranks: rank 0 does all_gather of", "over tensor (2, 1 apart)"];
+    for (ranks, more, at, told) in [("2", &[][..], 3, sums), ("4", &pairs, 40, along)] {
+        let out = dir.path().join(format!("run-{ranks}"));
+        let all = [&["--ranks", ranks, "--rank-timeout", "5"], more].concat();
+        let mut command = train(&out, 4, &all);
+        command.env("WEFT_TEST_FAULT", format!("swap:1:{at}"));
+        let why = refused(command);
+        let (of_first, of_second) = why.split_once("rank 1 does").expect("both are named");
+        assert!(of_first.contains(told[0]) && of_second.contains(told[1]), "{why}");
+        assert!(!out.join("metrics.jsonl").exists(), "no step was begun");
+    }
 }
 
 #[test]

@@ -16,8 +16,8 @@
 //! each stage makes for itself. A repeat whose body reads weights that others read too
 //! (multi-token prediction: the embedding and the head) is unrolled, so that a lookup is done where
 //! its table is, however late what it gives is read. Side outputs that no update reads go. Cost: a
-//! few walks over `@loss`. Requires: counts known; before `autodiff`. Establishes: no weight is
-//! read by two stages.
+//! few walks over `@loss`. Requires: counts known, products divided; before `autodiff`.
+//! Establishes: no weight is read by two stages.
 
 mod partition;
 mod segments;
@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 
 use weft_ir::cost;
 use weft_ir::dim::SymKind;
-use weft_ir::module::{Axis, Func, FuncId, Module, OpData, OpId, StoreKind, ValueId};
+use weft_ir::module::{Func, FuncId, Module, OpData, OpId, StoreKind, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_schedule::assign::{Shape, Unit, assign};
 use weft_schedule::table::{self, Table};
@@ -37,6 +37,7 @@ use crate::inline::splice;
 use crate::keep_results::keep_results;
 use crate::rewrite::{Copier, callee, carry, retarget, stacked};
 use crate::schedule_pipeline::AXIS;
+use crate::shard::add_axis;
 use crate::{Pass, PassCx, PassError, Stats};
 
 pub const PASS: Pass = Pass { name: "assign_stages", requires: &[], establishes: &[], run };
@@ -70,9 +71,9 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         parts.extend(stages_of(module, held_out, &cuts, n_stages, &name)?);
     }
     segments::divide_stores(module, &parts);
-    // The slowest axis of the mesh.
-    let size = pipeline.table.n_ranks() as u64;
-    module.axes.insert(0, Axis { name: AXIS.into(), size, within: None });
+    if module.find_axis(AXIS).is_none() {
+        add_axis(module, AXIS, pipeline.table.n_ranks() as u64, None);
+    }
     Ok(Stats { counts: vec![("stages", n_stages), ("stores divided", parts.len())] })
 }
 

@@ -282,8 +282,8 @@ pub const PIPELINE: &[Pass] = &[
     dce::PASS,               // leaves what the entries need
     weigh_early::PASS,       // before `autodiff`: what gates weigh is what their derivative keeps
     batch_sums::PASS,        // before `autodiff`: the counts of a batch are parameters of its loss
-    assign_stages::PASS,     // before `autodiff`: each stage has halves of its own
     tensor::PASS,            // before `autodiff`: the derivatives of parts are parts of derivatives
+    assign_stages::PASS,     // after `tensor`: weights are divided as without stages
     autodiff::PASS, // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS, // around `@grad`: accumulate, clip, update
     copy_experts::PASS, // before `shard`: ranks divide places as they would experts

@@ -19,8 +19,9 @@
 //! token are added first). Where all ranks make something of one value stands `spread`, whose
 //! derivative is an `all_reduce`; so `autodiff`, which comes next, needs to know nothing else, and
 //! gradients and optimizer states are as their weights. What is not cut every rank computes alike,
-//! to the bit. Cost: one walk for the families, one to rewrite; for each layer two sums over ranks
-//! forward and two backward. Requires: `batch_sums`; before `autodiff`.
+//! to the bit. Stages of a pipeline are cut afterwards, so that weights are divided alike with one
+//! and without. Cost: one walk for the families, one to rewrite; for each layer two sums over ranks
+//! forward and two backward. Requires: `batch_sums`; before `assign_stages` and `autodiff`.
 
 mod families;
 mod parts;
@@ -31,8 +32,9 @@ use weft_ir::module::{FuncId, Module, Span, StoreKind, ValueId};
 use weft_ir::ty::AxisId;
 
 use crate::policy::Policy;
+use crate::schedule_pipeline::AXIS as PIPELINE;
 use crate::shard::{DATA, add_axis};
-use crate::{Mesh, Pass, PassCx, PassError, Stats};
+use crate::{Mesh, Pass, PassCx, PassError, Pipeline, Stats};
 use families::{Facts, Families, Family};
 
 pub const PASS: Pass = Pass { name: "tensor", requires: &[], establishes: &[], run };
@@ -58,7 +60,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         }));
     }
     let (dims, weights) = (cuts.by_value(module), cuts.by_store());
-    let cut = parts::Cut { axis: add_axes(module, mesh), n, dims };
+    let cut = parts::Cut { axis: add_axes(module, mesh, cx.pipeline.as_ref()), n, dims };
     let counts = parts::cut(module, &cut, &weights)?;
     Ok(Stats {
         counts: vec![
@@ -69,8 +71,11 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     })
 }
 
-/// Neighbours along `tensor` are neighbours.
-fn add_axes(module: &mut Module, mesh: &Mesh) -> AxisId {
+/// Neighbours along `tensor` are neighbours: the axes outside it come first.
+fn add_axes(module: &mut Module, mesh: &Mesh, pipeline: Option<&Pipeline>) -> AxisId {
+    if let Some(pipeline) = pipeline {
+        add_axis(module, PIPELINE, pipeline.table.n_ranks() as u64, None);
+    }
     if mesh.data > 1 {
         add_axis(module, DATA, mesh.data, None);
     }

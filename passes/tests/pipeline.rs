@@ -5,10 +5,11 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use support::ranks::cut_for;
+use support::ranks::{cut_for, whole_of};
 use support::{Draw, TRAIN, apply, arguments, module, recipe};
 use weft_ir::interp::{Data, Interp, Precision, Tensor, run_programs};
 use weft_ir::module::Module;
+use weft_ir::ty::AxisId;
 use weft_passes::policy::Policy;
 use weft_passes::{Mesh, PIPELINE, PassCx, Pipeline, Train};
 use weft_schedule::{Name, Size, Table, generate};
@@ -104,7 +105,7 @@ func @update(%"emit.layers.load": f32[3, 3], %bias: f32[3, 3], %gamma: f32[]) ->
 /// have sites.
 const EXPERTS: &str = r#"
 dims { R = ragged(4) 16 }
-weight @emb : f32[5, 8] at "emb" init drawn
+weight @emb : f32[6, 8] at "emb" init drawn
 weight @proj : f32[4, 8, 8] at "layers.{i}.proj" from [0] init drawn
 weight @router : f32[4, 4, 8] at "layers.{i}.router" from [0] init drawn
 weight @up : f32[4, 4, 4, 8] at "layers.{i}.experts.{j}.up" from [0, 0] init drawn
@@ -114,7 +115,7 @@ weight @mtp.proj : f32[1, 8, 8] at "layers.{i}.proj" from [4] init drawn
 weight @mtp.router : f32[1, 4, 8] at "layers.{i}.router" from [4] init drawn
 weight @mtp.up : f32[1, 4, 4, 8] at "layers.{i}.experts.{j}.up" from [4, 0] init drawn
 weight @mtp.down : f32[1, 4, 8, 4] at "layers.{i}.experts.{j}.down" from [4, 0] init drawn
-weight @head : f32[5, 8] at "head" init drawn
+weight @head : f32[6, 8] at "head" init drawn
 
 func @layer(%h: bf16[2, 4, 8], %proj: f32[8, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4])
     -> (bf16[2, 4, 8]) {
@@ -140,35 +141,35 @@ func @layer(%h: bf16[2, 4, 8], %proj: f32[8, 8], %router: f32[4, 8], %up: f32[4,
   return %6
 }
 
-func @mtp(%h: bf16[2, 4, 8], %mix: f32[8, 8], %proj: f32[8, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4], %ids: i32[2, 4], %emb: f32[5, 8], %head: f32[5, 8])
+func @mtp(%h: bf16[2, 4, 8], %mix: f32[8, 8], %proj: f32[8, 8], %router: f32[4, 8], %up: f32[4, 4, 8], %down: f32[4, 8, 4], %ids: i32[2, 4], %emb: f32[6, 8], %head: f32[6, 8])
     -> (bf16[2, 4, 8], f32[]) {
   %w.mix = convert %mix {dtype = bf16} : bf16[8, 8]
-  %w.head = convert %head {dtype = bf16} : bf16[5, 8]
+  %w.head = convert %head {dtype = bf16} : bf16[6, 8]
   %next = shift %ids {dim = 1, by = 1, fill = 0} : i32[2, 4]
   %wide = gather %emb, %next : f32[2, 4, 8]
   %e = convert %wide {dtype = bf16} : bf16[2, 4, 8]
   %1 = matmul %h, %w.mix : bf16[2, 4, 8]
   %2 = add %1, %e : bf16[2, 4, 8]
   %g = call %2, %proj, %router, %up, %down {func = @layer} : bf16[2, 4, 8]
-  %4 = matmul %g, %w.head {ty = true} : bf16[2, 4, 5]
+  %4 = matmul %g, %w.head {ty = true} : bf16[2, 4, 6]
   %t = shift %next {dim = 1, by = 1, fill = -1} : i32[2, 4]
-  %logits = convert %4 {dtype = f32} : f32[2, 4, 5]
+  %logits = convert %4 {dtype = f32} : f32[2, 4, 6]
   %each, %lse = cross_entropy %logits, %t : f32[2, 4], f32[2, 4]
   %5 = reduce_sum %each {dims = [0, 1]} : f32[]
   return %g, %5
 }
 
-func @loss(%tokens: i32[2, 4], %emb: f32[5, 8], %proj: f32[4, 8, 8], %router: f32[4, 4, 8], %up: f32[4, 4, 4, 8], %down: f32[4, 4, 8, 4], %mix: f32[1, 8, 8], %mtp.proj: f32[1, 8, 8], %mtp.router: f32[1, 4, 8], %mtp.up: f32[1, 4, 4, 8], %mtp.down: f32[1, 4, 8, 4], %head: f32[5, 8])
+func @loss(%tokens: i32[2, 4], %emb: f32[6, 8], %proj: f32[4, 8, 8], %router: f32[4, 4, 8], %up: f32[4, 4, 4, 8], %down: f32[4, 4, 8, 4], %mix: f32[1, 8, 8], %mtp.proj: f32[1, 8, 8], %mtp.router: f32[1, 4, 8], %mtp.up: f32[1, 4, 4, 8], %mtp.down: f32[1, 4, 8, 4], %head: f32[6, 8])
     -> (objective: f32[], metric.loss: f32[]) {
-  %w.head = convert %head {dtype = bf16} : bf16[5, 8]
+  %w.head = convert %head {dtype = bf16} : bf16[6, 8]
   %wide = gather %emb, %tokens : f32[2, 4, 8]
   %h = convert %wide {dtype = bf16} : bf16[2, 4, 8]
   %y = repeat %h, %proj, %router, %up, %down
     {func = @layer, count = 4, carry = 1, xs = 4} : bf16[2, 4, 8]
   %m, %ahead = repeat %y, %mix, %mtp.proj, %mtp.router, %mtp.up, %mtp.down, %tokens, %emb, %head
     {func = @mtp, count = 1, carry = 1, xs = 5} : bf16[2, 4, 8], f32[1]
-  %1 = matmul %y, %w.head {ty = true} : bf16[2, 4, 5]
-  %logits = convert %1 {dtype = f32} : f32[2, 4, 5]
+  %1 = matmul %y, %w.head {ty = true} : bf16[2, 4, 6]
+  %logits = convert %1 {dtype = f32} : f32[2, 4, 6]
   %t = shift %tokens {dim = 1, by = 1, fill = -1} : i32[2, 4]
   %each, %lse = cross_entropy %logits, %t : f32[2, 4], f32[2, 4]
   %3 = reduce_sum %each {dims = [0, 1]} : f32[]
@@ -214,6 +215,7 @@ fn part(m: &Module, one: &Module, all: &Named, name: &str) -> Tensor {
 }
 
 /// What is compiled, and for which ranks beside those of the pipeline.
+#[derive(Clone, Copy)]
 struct Case {
     model: &'static str,
     fp8: bool,
@@ -225,16 +227,23 @@ fn check(table: &Table, data: u64) {
 }
 
 impl Case {
+    /// Of a rank of the pipeline; else of ranks along `tensor` alone.
     fn compiled(&self, n: u64, pipeline: Option<Pipeline>, apart: bool) -> Module {
+        let mesh = match &pipeline {
+            Some(p) => Mesh { pipeline: p.table.n_ranks() as u64, ..self.mesh },
+            None => Mesh { tensor: self.mesh.tensor, ..Mesh::ONE },
+        };
+        self.compiled_for(mesh, n, pipeline, apart)
+    }
+
+    fn compiled_for(&self, mesh: Mesh, n: u64, pipeline: Option<Pipeline>, apart: bool) -> Module {
         let mut m = module(self.model);
-        let places = |p: &Pipeline| p.table.n_ranks() as u64;
-        let mesh = pipeline.as_ref().map(|p| Mesh { pipeline: places(p), ..self.mesh });
         let sites: &[&str] = if self.fp8 { &["proj", "up", "down"] } else { &[] };
         let policy: Policy = sites.iter().map(|site| (site.to_string(), recipe())).collect();
         let cx = PassCx {
             train: Some(Train { micro_batches: n, ..TRAIN }),
             apart,
-            mesh,
+            mesh: Some(mesh),
             pipeline,
             policy,
             ..PassCx::default()
@@ -245,20 +254,36 @@ impl Case {
     }
 
     fn check(&self, table: &Table) {
-        let data = self.mesh.data;
+        let Mesh { data, tensor, .. } = self.mesh;
         let n = table.n_micro_batches() as u64 * data;
         let compiled = |pipeline, apart| self.compiled(n, pipeline, apart);
         let one = compiled(None, false);
         let entry = one.find("train_step").expect("a step");
         let draw = Draw { low: 0.1, high: 0.9, ints: 5.0 };
-        let args = arguments(&one, entry, &Default::default(), 3, draw);
-        let mut all: Named = names(&one, "train_step").into_iter().zip(args).collect();
+        let whole = self.compiled_for(Mesh::ONE, n, None, false);
+        let args = arguments(
+            &whole,
+            whole.find("train_step").expect("a step"),
+            &Default::default(),
+            3,
+            draw,
+        );
+        let mut all: Named = names(&whole, "train_step").into_iter().zip(args).collect();
         all.insert("step".into(), Tensor::scalar(1.0));
-        let whole = names(&one, "train_step").iter().map(|n| all[n].clone()).collect();
+        let of = |rank: usize| {
+            let names = names(&one, "train_step");
+            names.iter().map(|n| cut_for(&one, n, &all[n], rank)).collect()
+        };
+        let args = (0..tensor as usize).map(of).collect();
         let results =
-            Interp::new(&one, Precision::Stated).run(entry, whole).expect("one rank runs");
+            Interp::new(&one, Precision::Stated).run_ranks(entry, args, &Default::default());
+        let results = results.expect("ranks without a pipeline run");
+        let result = |(i, name): (usize, &String)| {
+            let parts: Vec<Tensor> = results.iter().map(|own| own[i].clone()).collect();
+            (name.clone(), whole_of(&one, name, &parts))
+        };
         let mut expected: Named =
-            one.func(entry).result_names.iter().cloned().zip(results).collect();
+            one.func(entry).result_names.iter().enumerate().map(result).collect();
 
         let splits = table.rows.iter().flatten().flat_map(|c| c.actions());
         let apart = splits.into_iter().any(|a| a.op == weft_schedule::Op::BackwardInput);
@@ -273,13 +298,16 @@ impl Case {
                 assert!(own.contains(&stage), "rank {place} has {name} of stage {stage}");
             }
             assert_eq!(m.stores.contains_key("emb"), own.contains(&0), "rank {place}");
+            let divides = |axis: &AxisId| m.axes[axis.0 as usize].name == "tensor";
+            let mut axes = m.stores.values().flat_map(|s| s.ty.axes.iter().flatten());
+            assert_eq!(axes.any(divides), tensor > 1, "rank {place}");
         }
         let tokens = all["tokens"].clone();
         let mut programs = vec![];
         let mut args = vec![];
         for m in &places {
-            for share in 0..data {
-                let rank = programs.len();
+            for place in 0..data * tensor {
+                let (rank, share) = (programs.len(), place / tensor);
                 programs.push((m, m.find("train_step").expect("a step")));
                 let given = |name: &String| {
                     if name == "tokens" {
@@ -372,6 +400,24 @@ fn so_they_do_with_parts_of_the_weights() {
     Case { model: EXPERTS, fp8: true, mesh }.check(&table(Name::DualPipe, 2, 4, 2));
     let mesh = Mesh { data: 4, zero: true, ..AMONG_TWO };
     Case { model: EXPERTS, fp8: false, mesh }.check(&table(Name::OneFOneB, 2, 2, 1));
+}
+
+/// With as many ranks along `tensor`, the bits of those alone: a pipeline adds no difference.
+#[test]
+fn so_they_do_beside_ranks_that_divide_products() {
+    let mesh = Mesh { tensor: 2, ..Mesh::ONE };
+    let case = Case { model: EXPERTS, fp8: false, mesh };
+    case.check(&table(Name::OneFOneB, 2, 2, 1));
+    case.check(&table(Name::ZbV, 2, 4, 2));
+    case.check(&table(Name::DualPipe, 4, 8, 2));
+    Case { fp8: true, mesh: Mesh { tensor: 2, ..AMONG_TWO }, ..case }.check(&table(
+        Name::DualPipe,
+        2,
+        4,
+        2,
+    ));
+    let mesh = Mesh { data: 2, zero: true, ..mesh };
+    Case { mesh, ..case }.check(&table(Name::OneFOneB, 2, 2, 1));
 }
 
 #[test]

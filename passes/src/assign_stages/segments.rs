@@ -126,7 +126,7 @@ fn build(
 fn with_len(ty: &weft_ir::ty::Type, len: usize) -> weft_ir::ty::Type {
     let mut dims = ty.dims.clone();
     dims[0] = Dim::fixed(len as u64);
-    ty.with_dims(dims)
+    weft_ir::ty::Type { dims, ..ty.clone() }
 }
 
 /// A repeat for each part, and the stacks of all.

@@ -15,6 +15,20 @@ pub fn cut_for(m: &Module, name: &str, whole: &Tensor, rank: usize) -> Tensor {
     own
 }
 
+/// The whole value of which each rank has a part, by rank: dims are cut along one axis at most.
+pub fn whole_of(m: &Module, name: &str, parts: &[Tensor]) -> Tensor {
+    let cut = |s: &weft_ir::module::Store| s.ty.axes.iter().position(Option::is_some);
+    let Some(dim) = m.stores.get(name).and_then(cut) else { return parts[0].clone() };
+    let inner: usize = parts[0].dims[dim..].iter().product();
+    let own: Vec<_> = parts.iter().map(|p| p.numbers()).collect();
+    let n_blocks = own[0].len() / inner.max(1);
+    let of = |i: usize| own.iter().flat_map(move |p| p[i * inner..(i + 1) * inner].to_vec());
+    let all = (0..n_blocks).flat_map(of).collect();
+    let mut dims = parts[0].dims.clone();
+    dims[dim] *= parts.len();
+    Tensor { dims, data: Data::Float(all), ..parts[0].clone() }
+}
+
 fn place(m: &Module, axis: AxisId, rank: usize) -> usize {
     rank / m.stride(axis) as usize % m.axes[axis.0 as usize].size as usize
 }
