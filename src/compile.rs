@@ -7,7 +7,7 @@ use weft_backend_cuda::gemm::select::Budget;
 use weft_ir::text;
 use weft_lang::elaborate::Overrides;
 use weft_lang::lower::{Purpose, Settings, Size};
-use weft_passes::PassCx;
+use weft_passes::{Copies, Mesh, PassCx};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::graphs::{self, Taken, Target};
@@ -107,9 +107,6 @@ pub fn run(args: Args) -> Result<()> {
     };
     let Serving { mesh, copies } = serving.unwrap_or_default();
     let mesh = (mesh.n_ranks() > 1).then_some(mesh);
-    if mesh.is_some() && args.verify_passes {
-        bail!("not available yet: --verify-passes on several ranks; leave --mesh out");
-    }
     // Ranks take their batch in two halves.
     let batch = match mesh {
         Some(_) if args.batch % 2 == 1 => bail!(
@@ -196,7 +193,8 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The passes on a shrunken model, interpreted before and after each.
+/// The passes on a shrunken model, interpreted before and after each; of ranks that serve there
+/// are two, and two copies of experts if there are any.
 fn verify(
     source: &Source,
     model: &ModelArgs,
@@ -213,7 +211,13 @@ fn verify(
         ..settings.clone()
     };
     let lowered = source.lower(&tree, purpose, settings)?;
-    let cx = PassCx { policy: policy::policy(&lowered), ..cx.clone() };
+    let two = |mesh: Mesh| Mesh { data: 2, experts: 2, ..mesh };
+    let cx = PassCx {
+        policy: policy::policy(&lowered),
+        mesh: cx.mesh.map(two),
+        copies: cx.copies.as_ref().map(|_| Copies { redundant: 2, lines: vec![] }),
+        ..cx.clone()
+    };
     let mut module = lowered.module;
     let compared = verify_passes::run(&mut module, &cx, weft_passes::PIPELINE)?;
     eprintln!("verify-passes: {compared} values compared, none moved");

@@ -3,7 +3,10 @@
 //!
 //! Entries are compared by the names of their results. Inputs are drawn from their names, so that
 //! an input which a pass renames or adds does not shift the others. In f64 a pass may only reorder
-//! sums; `TOLERANCE` is far above that and far below an error.
+//! sums; `TOLERANCE` is far above that and far below an error. Where several ranks serve, every
+//! request's answers are compared (`unit`).
+
+mod unit;
 
 use std::cell::RefCell;
 
@@ -18,6 +21,8 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Quant, Type};
 use weft_passes::{Pass, PassCx};
 
+use unit::Unit;
+
 /// ‖after − before‖ / ‖before‖ of a value, in f64.
 const TOLERANCE: f64 = 1e-9;
 
@@ -28,10 +33,12 @@ type Seen = IndexMap<String, Vec<Tensor>>;
 /// were made.
 pub fn run(module: &mut Module, cx: &PassCx, passes: &[Pass]) -> Result<usize> {
     let mut compared = 0;
-    let mut before = outcomes(module)?;
+    let serving = cx.two_batches.then_some(cx.mesh.as_ref()).flatten();
+    let unit = serving.map(|mesh| Unit { n_ranks: mesh.n_ranks() as usize });
+    let mut before = outcomes(module, unit)?;
     for (i, pass) in passes.iter().enumerate() {
         weft_passes::run_pass(i + 1, pass, module, cx)?;
-        let after = outcomes(module)?;
+        let after = outcomes(module, unit)?;
         compared += compare(pass.name, module, &before, &after)?;
         before = after;
     }
@@ -44,12 +51,16 @@ struct Outcome {
     seen: Seen,
 }
 
-fn outcomes(module: &Module) -> Result<IndexMap<String, Outcome>> {
+fn outcomes(module: &Module, unit: Option<Unit>) -> Result<IndexMap<String, Outcome>> {
     let mut all = IndexMap::new();
     for id in module.func_ids() {
         let func = module.func(id);
         if !func.result_names.is_empty() {
-            all.insert(func.name.clone(), outcome(module, id)?);
+            let outcome = match unit {
+                None => outcome(module, id)?,
+                Some(unit) => Outcome { results: unit.results(module, id)?, seen: Seen::default() },
+            };
+            all.insert(func.name.clone(), outcome);
         }
     }
     Ok(all)
@@ -77,6 +88,11 @@ fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
 /// An input made from its name: the same before and after a pass. What is stored as codes is made
 /// of what is drawn for the weight's own name.
 fn drawn(module: &Module, name: &str, ty: &Type) -> Result<Tensor> {
+    drawn_as(module, name, name, ty)
+}
+
+/// The same made from a `key` of its own.
+fn drawn_as(module: &Module, name: &str, key: &str, ty: &Type) -> Result<Tensor> {
     let part = module.stores.get(name).and_then(|s| s.part.clone());
     let (part, coded) = match part {
         Some((part, coded)) => (Some(part), coded),
@@ -102,7 +118,7 @@ fn drawn(module: &Module, name: &str, ty: &Type) -> Result<Tensor> {
             None => bail!("--verify-passes needs fixed sizes, %{name} has {:?}", ty.dims),
         }
     }
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+    let mut state = key.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
         (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     let mut unit = || {
@@ -227,5 +243,20 @@ mod tests {
         let message = error.to_string();
         assert!(message.contains("`subtract` moved y of @f"), "{message}");
         assert!(message.contains("%s of @f") && message.contains("sub %e, %x"), "{message}");
+    }
+
+    #[test]
+    fn on_ranks_that_serve_every_request_is_compared() {
+        let text = "func @f(%x: f32[4]) -> (y: f32[4]) {\n  %e = exp %x : f32[4]  # a.model:1:1\n  \
+                    %s = add %e, %x : f32[4]  # a.model:2:1\n  return %s\n}\n";
+        let mesh = weft_passes::Mesh { data: 2, experts: 2, ..weft_passes::Mesh::ONE };
+        let cx = PassCx { two_batches: true, mesh: Some(mesh), ..PassCx::default() };
+        let mut module = text::parse(text).expect("it parses");
+        let halves = weft_passes::by_name("two_batches").expect("a pass");
+        let passes = std::slice::from_ref(halves);
+        assert_eq!(run(&mut module, &cx, passes).expect("nothing moves"), 4);
+        let broken = Pass { name: "subtract", requires: &[], establishes: &[], run: subtract };
+        let error = run(&mut module, &cx, &[broken]).expect_err("it moved").to_string();
+        assert!(error.contains("moved y of request 0 on rank 0 of @f"), "{error}");
     }
 }

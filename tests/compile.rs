@@ -148,6 +148,9 @@ fn ranks_that_serve_weave_two_halves_of_a_batch() {
         }
         assert!(turn.contains("stream = comm") && turn.contains("stream = compute"), "{turn}");
         assert!(ir.contains("%a.tokens: i32[2, ") && ir.contains("%b.tokens: i32[2, "), "{ir}");
+        let verified = compiled(&["--for", purpose, "--mesh", "experts=2", "--verify-passes"]);
+        let said = text(&verified.stderr);
+        assert!(said.contains("values compared, none moved"), "{said}");
     }
     let refused = |more: &[&str], why: &str| {
         let done = compiled(more);
