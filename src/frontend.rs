@@ -34,12 +34,15 @@ pub struct Source {
 impl ModelArgs {
     /// `--set` and, where a checkpoint is given, its `config.json`.
     pub fn overrides(&self, config: Option<serde_json::Value>) -> Result<Overrides> {
-        let mut sets = vec![];
+        let mut sets: Vec<(String, String)> = vec![];
         for set in &self.sets {
-            match set.split_once('=') {
-                Some((name, value)) => sets.push((name.trim().into(), value.trim().into())),
-                None => bail!("--set {set}: expected NAME=VALUE"),
-            }
+            let Some((name, value)) = set.split_once('=') else {
+                bail!("--set {set}: expected NAME=VALUE");
+            };
+            let (name, value) = (name.trim(), value.trim());
+            // The last of one name counts, as with any option.
+            sets.retain(|(earlier, _)| earlier != name);
+            sets.push((name.into(), value.into()));
         }
         Ok(Overrides { config, shrink: false, sets, precision: self.precision.clone() })
     }

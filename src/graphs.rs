@@ -34,6 +34,7 @@ use crate::kernel_dump;
 use crate::mesh::{self, MeshArgs, Serving};
 use crate::pipeline::{self, Recorder, Way};
 use crate::policy;
+use crate::stages::Stages;
 use crate::weights;
 
 /// Which machines a graph is for.
@@ -106,7 +107,7 @@ pub fn for_training(
     }
 
     let layout = mesh;
-    let (mesh, table) = mesh.mesh(ranks, &source, &tree, &train)?.unzip();
+    let (mesh, stages) = mesh.mesh(ranks, &source, &tree, &train)?.unzip();
     if let Some(mesh) = &mesh {
         mesh::check_batch(mesh, &train)?;
         if !watch.is_empty() {
@@ -132,8 +133,10 @@ pub fn for_training(
     recorder.input("lower", &module)?;
     let batch = train.batch.ends().fold(0.0, f64::max) as u64;
     let n_micro = (batch / train.micro_batch).max(1);
-    let pipeline = match (&mesh, table.flatten()) {
-        (Some(mesh), Some(table)) => Some(Pipeline { place: place(mesh, rank)?, table }),
+    let pipeline = match (&mesh, stages.flatten()) {
+        (Some(mesh), Some(Stages { table, layers })) => {
+            Some(Pipeline { place: place(mesh, rank)?, table, layers })
+        }
         _ => None,
     };
     let cx = PassCx {

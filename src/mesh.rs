@@ -7,11 +7,10 @@ use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
 use weft_lang::settings::{self, Parallel, TrainSettings};
 use weft_passes::{Copies, Mesh};
-use weft_schedule::Table;
 
 use crate::frontend::{self, Source};
 use crate::placement;
-use crate::stages::StagesArgs;
+use crate::stages::{Stages, StagesArgs};
 
 /// The ranks that a step is compiled for.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -107,7 +106,7 @@ impl MeshArgs {
         source: &Source,
         tree: &Tree,
         train: &TrainSettings,
-    ) -> Result<Option<(Mesh, Option<Table>)>> {
+    ) -> Result<Option<(Mesh, Option<Stages>)>> {
         let mut block = None;
         let mut mesh = Mesh { zero: self.zero > 0, ..Mesh::default() };
         if let Some(name) = &self.parallel {
@@ -147,8 +146,8 @@ impl MeshArgs {
             ),
             _ => {}
         }
-        let table = self.stages.table(&mesh, block.as_ref(), train)?;
-        Ok((mesh.n_ranks() > 1).then_some((mesh, table)))
+        let stages = self.stages.stages(&mesh, block.as_ref(), train)?;
+        Ok((mesh.n_ranks() > 1).then_some((mesh, stages)))
     }
 }
 

@@ -290,6 +290,7 @@ fn planned(args: &Args, recompute: Option<Recompute>) -> Result<Planned> {
         tokens: micro_batch * train.sequence,
         message_bytes: unit::message_bytes(&module)?,
         within_memory: !args.any_memory,
+        stage_layers: parallel.stage_layers.clone(),
         moment_bytes: tree.precision.moments.bits() as f64 / 8.0,
     };
     let (heads, experts) = unit::heads_and_experts(&module);

@@ -17,23 +17,37 @@ pub struct StagesArgs {
     /// Stages of a rank, for schedules that take any number [default: 2]
     #[arg(long, value_name = "K")]
     stages_per_rank: Option<usize>,
+    /// How many layers each stage has, in order [default: the slowest rank as fast as can be]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    stage_layers: Vec<usize>,
+}
+
+/// The stages of a pipeline.
+pub struct Stages {
+    /// What each rank does, proved.
+    pub table: Table,
+    /// How many layers each stage has, where somebody said so.
+    pub layers: Option<Vec<usize>>,
 }
 
 impl StagesArgs {
     pub fn is_given(&self) -> bool {
-        self.schedule.is_some() || self.stages_per_rank.is_some()
+        self.schedule.is_some() || self.stages_per_rank.is_some() || !self.stage_layers.is_empty()
     }
 
-    /// The table of the mesh's pipeline, proved; of the parallel block, if there is one.
-    pub fn table(
+    /// Those of the mesh's pipeline; of the parallel block, if there is one.
+    pub fn stages(
         &self,
         mesh: &Mesh,
         layout: Option<&Parallel>,
         train: &TrainSettings,
-    ) -> Result<Option<Table>> {
+    ) -> Result<Option<Stages>> {
         if mesh.pipeline == 1 {
             if self.is_given() {
-                bail!("--schedule is for ranks along pipeline: give --mesh pipeline=N");
+                bail!(
+                    "--schedule is for ranks along pipeline, and so is what its stages have: give \
+                     --mesh pipeline=N"
+                );
             }
             return Ok(None);
         }
@@ -79,6 +93,8 @@ impl StagesArgs {
                 mesh.data
             );
         }
-        Ok(Some(table))
+        let own = (!self.stage_layers.is_empty()).then(|| self.stage_layers.clone());
+        let layers = own.or_else(|| layout.and_then(|l| l.stage_layers.clone()));
+        Ok(Some(Stages { table, layers }))
     }
 }

@@ -53,6 +53,14 @@ fn a_layout_must_fit_the_model() {
         "data = 2  micro_batches = 3  micro_batch = 4",
         &["24 sequences in a step", "train block", "has batch ="],
     );
+    let pipeline = "pipeline = 2  schedule = \"1f1b\"  micro_batches = 4  stage_layers = [4, 3]";
+    refuse(
+        pipeline,
+        &[
+            "stage_layers has 2 stages with 7 layers, and 2 stages share 9 layers",
+            "give each stage",
+        ],
+    );
     let (ok, said) = with_block("data = 2  experts = 2  tensor = 2", &["check"]);
     assert!(ok, "{said}");
 }

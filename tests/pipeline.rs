@@ -39,7 +39,7 @@ fn ranks_in_a_pipeline_write_what_one_writes() {
 }
 
 #[test]
-fn a_table_of_the_users_with_halves_of_backwards_writes_what_one_writes() {
+fn tables_and_stages_of_the_users_write_what_one_writes() {
     let dir = tempfile::tempdir().expect("a folder");
     let one = dir.path().join("one");
     done(deep(&one, 2, &[]));
@@ -54,6 +54,11 @@ fn a_table_of_the_users_with_halves_of_backwards_writes_what_one_writes() {
     let more = ["--ranks", "2", "--mesh", "pipeline=2", "--schedule", file];
     done(deep(&two, 2, &more));
     assert_same(&one, &two, "step-000002");
+    // Cut for speed it would be two and two; the prediction module is with the last.
+    let uneven = dir.path().join("uneven");
+    let more = ["--ranks", "2", "--mesh", "pipeline=2", "--stage-layers", "3,2"];
+    done(deep(&uneven, 2, &more));
+    assert_same(&one, &uneven, "step-000002");
 }
 
 #[test]
@@ -81,6 +86,13 @@ fn pipelines_that_cannot_be_are_refused_with_what_can() {
     assert!(odd.contains("the nearest are 2 and 4"), "{odd}");
     let none = why(&["--ranks", "2", "--mesh", "pipeline=2", "--schedule", "2f1b"]);
     assert!(none.contains("there is no schedule 2f1b; there are: gpipe"), "{none}");
+    let two = ["--ranks", "2", "--mesh", "pipeline=2", "--stage-layers"];
+    let many = why(&[&two[..], &["3,3"]].concat());
+    assert!(many.contains("2 stages share 4 units"), "{many}");
+    assert!(many.contains("those given are [3, 2]: 2 stages with 5"), "{many}");
+    let alone = why(&[&two[..], &["4,1"]].concat());
+    assert!(alone.contains("a last stage of 1 layers"), "{alone}");
+    assert!(alone.contains("give it 2 at least"), "{alone}");
     let alone = why(&["--schedule", "1f1b"]);
     assert!(alone.contains("--schedule is for ranks along pipeline"), "{alone}");
 }

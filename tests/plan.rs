@@ -71,17 +71,43 @@ fn deepseek_v3_on_2048_h800s_is_as_published() {
 /// production.
 #[test]
 fn decoding_on_h800s_is_as_published() {
-    let serve = |block: &str, requests: &str, context: &str| {
+    let serve = |block: &'static str, requests: &str, context: &str| {
         let args = ["--for", "decode", "--requests", requests, "--context", context];
         let mut v3 = V3;
-        v3[4] = match block {
-            "decode_128" => "decode_128",
-            _ => "decode_144",
-        };
+        v3[4] = block;
         json(&[&v3[..], &args].concat())["tokens_per_s_per_node"].as_f64().expect("a rate")
     };
     near("profile", serve("decode_128", "128", "4096"), 18598.0, 0.1);
     near("production", serve("decode_144", "88", "4989"), 14800.0, 0.1);
+}
+
+/// 16K tokens on each of 32 GPUs, balanced.
+#[test]
+fn prefill_on_h800s_is_nearly_as_published() {
+    let mut v3 = V3;
+    v3[4] = "prefill_32";
+    let p = json(&[&v3[..], &["--for", "prefill", "--requests", "4"]].concat());
+    near("profile", p["tokens_per_s_per_node"].as_f64().expect("a rate"), 62713.0, 0.1);
+}
+
+/// With its own stages, saving and recipe; nothing is calibrated.
+#[test]
+fn megatron_on_1024_h100s_is_nearly_as_published() {
+    let p = json(&[
+        "models/deepseek_v3_h100.model",
+        "--precision",
+        "deepseek_fp8",
+        "--parallel",
+        "h100_1024",
+        "--train",
+        "h100",
+        "--cluster",
+        "h100",
+        "--any-memory",
+    ]);
+    let first = &p["stages"][0]["units"];
+    assert_eq!(first.as_array().expect("units").len(), 2, "an embedding and a layer: {first}");
+    near("tokens", p["tokens_per_s_per_gpu"].as_f64().expect("a rate"), 1297.0, 0.1);
 }
 
 #[test]

@@ -280,6 +280,10 @@ fn wrong_layouts_are_explained() {
         "`mesh` takes the axes, outermost first: [pipeline, data, context, tensor], found [data, \
          tensor]",
     );
+    let layers = "a whole number of layers, 1 or more, for each stage: [1, 2, 2, 1]";
+    one("stage_layers = 4", &format!("`stage_layers` takes {layers}"));
+    one("stage_layers = [4, 1.5]", &format!("`stage_layers` takes {layers}, found 1.5"));
+    one("stage_layers = [4, a]", "unknown name `a`");
     one("zero = 3", "`zero` takes a number from 0 to 1, found 3");
     one("data = 1048576  tensor = 2", "`p` has more than 1048576 ranks");
 }

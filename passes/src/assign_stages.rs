@@ -10,12 +10,12 @@
 //!
 //! Why: `autodiff` makes the halves of each stage as it does of any function, and what one stage
 //! hands to another is a value. Turns of repeats over stacked weights are the units that are cut
-//! (`weft_schedule::assign`, the slowest rank as fast as can be); a repeat over a boundary becomes
-//! two, over parts of its stores. Every other op stands where the weights that it reads live, which
-//! is where they are read first, else where its latest operand is made; what is made of data alone
-//! each stage makes for itself. A repeat whose body reads weights that others read too
-//! (multi-token prediction: the embedding and the head) is unrolled, so that a lookup is done where
-//! its table is, however late what it gives is read. Side outputs that no update reads go. Cost: a
+//! (`weft_schedule::assign`, the slowest rank as fast as can be, or as `stage_layers` says); a
+//! repeat over a boundary becomes two, over parts of its stores. Every other op stands where the
+//! weights that it reads live, which is where they are read first, else where its latest operand is
+//! made; what is made of data alone each stage makes for itself. A repeat whose body reads weights
+//! that others read too (multi-token prediction: the embedding and the head) is unrolled, so that a
+//! lookup is done where its table is, however late what it gives is read. Side outputs that no update reads go. Cost: a
 //! few walks over `@loss`. Requires: counts known, products divided; before `autodiff`.
 //! Establishes: no weight is read by two stages.
 
@@ -28,7 +28,7 @@ use weft_ir::cost;
 use weft_ir::dim::SymKind;
 use weft_ir::module::{Func, FuncId, Module, OpData, OpId, StoreKind, ValueId};
 use weft_ir::op::{Op, Trait};
-use weft_schedule::assign::{Shape, Unit, assign};
+use weft_schedule::assign::{Shape, Unit, assign, given};
 use weft_schedule::table::{self, Table};
 
 use crate::autodiff::OBJECTIVE;
@@ -38,7 +38,7 @@ use crate::keep_results::keep_results;
 use crate::rewrite::{Copier, callee, carry, retarget, stacked};
 use crate::schedule_pipeline::AXIS;
 use crate::shard::add_axis;
-use crate::{Pass, PassCx, PassError, Stats};
+use crate::{Pass, PassCx, PassError, Pipeline, Stats};
 
 pub const PASS: Pass = Pass { name: "assign_stages", requires: &[], establishes: &[], run };
 
@@ -61,7 +61,8 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
 
     let flat = flattened(module, trained)?;
     let n_stages = pipeline.table.n_stages();
-    let cuts = cuts(module, &flat, &pipeline.table).map_err(|e| e.within(&flat))?;
+    let cuts =
+        cuts(module, &flat, n_unrolled(module, trained), pipeline).map_err(|e| e.within(&flat))?;
     let mut parts = stages_of(module, trained, &cuts, n_stages, &stage_name)?;
     if micro.is_some()
         && let Some(held_out) = module.find("loss")
@@ -160,6 +161,14 @@ fn flattened(module: &Module, id: FuncId) -> Result<Func, PassError> {
     }
 }
 
+/// How many turns of repeats `flattened` unrolls.
+fn n_unrolled(module: &Module, id: FuncId) -> usize {
+    let func = module.func(id);
+    let repeats = func.body_ops().map(|(_, op)| op).filter(|op| op.op == Op::Repeat);
+    let unrolls = repeats.filter(|op| weights_of(module, func, op).1);
+    unrolls.map(|op| op.attrs.get_int("count").unwrap_or(0) as usize).sum()
+}
+
 /// The results of `body` on `xs` at the end of the copy.
 fn put(copy: &mut Copier, body: &Func, xs: &[ValueId]) -> Vec<ValueId> {
     let to = std::mem::replace(&mut copy.to, weft_ir::builder::Builder::new(""));
@@ -175,7 +184,13 @@ fn n_units(module: &Module, func: &Func, op: &OpData) -> usize {
 }
 
 /// Stage s has units `cuts[s]..cuts[s + 1]`: turns of repeats, in order.
-fn cuts(module: &Module, func: &Func, table: &Table) -> Result<Vec<usize>, PassError> {
+fn cuts(
+    module: &Module,
+    func: &Func,
+    unrolled: usize,
+    pipeline: &Pipeline,
+) -> Result<Vec<usize>, PassError> {
+    let table = &pipeline.table;
     let max = |s| match module.sym(s).kind {
         SymKind::Bounded { max } => Some(max),
         SymKind::Ragged { .. } => None,
@@ -216,8 +231,30 @@ fn cuts(module: &Module, func: &Func, table: &Table) -> Result<Vec<usize>, PassE
         )));
     }
     let (shape, n_ranks) = shape(table);
-    let cut = assign(&units, shape, n_ranks, &vec![1; n_stages], None, 0.0);
+    let live = vec![1; n_stages];
+    let cut = match &pipeline.layers {
+        Some(layers) => given(&units, shape, n_ranks, &live, &of_units(layers, unrolled)?),
+        None => assign(&units, shape, n_ranks, &live, None, 0.0),
+    };
     Ok(cut.map_err(|e| PassError::new(e.to_string()))?.cuts)
+}
+
+/// The units of each stage that was given so many layers. Those that were unrolled are no units:
+/// they stand with the last.
+fn of_units(layers: &[usize], unrolled: usize) -> Result<Vec<usize>, PassError> {
+    let mut units = layers.to_vec();
+    match units.last_mut() {
+        Some(last) if *last > unrolled => *last -= unrolled,
+        Some(last) => {
+            return Err(PassError::new(format!(
+                "not available yet: a last stage of {last} layers, where {unrolled} read weights \
+                 of other stages and stand with the layer before them; give it {} at least",
+                unrolled + 1
+            )));
+        }
+        None => {}
+    }
+    Ok(units)
 }
 
 /// How the table's stages lie on ranks; each by itself where that has no name.

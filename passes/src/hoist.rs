@@ -13,7 +13,8 @@
 //! only read so is stored as they read it, in as many forms as they read: a machine that only runs
 //! a model makes bf16, or codes and scales, of its weights when it loads them. Cost: one walk over
 //! every function and its callers; what is made of weights lives as long as the loop that reads it.
-//! What is no weight stays: saved activations would be converted for all layers at once.
+//! What is no weight stays: saved activations would be converted for all layers at once. A weight
+//! is one in another shape, too, and gathered from ranks' parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +33,10 @@ pub fn run(module: &mut Module, _: &PassCx) -> Result<Stats, PassError> {
     for i in 0..module.funcs.len() {
         let id = FuncId(i as u32);
         if module.func(id).result_names.is_empty() && is_called(module, id) {
-            moved += out_of(module, id)?;
+            // What moves here in another shape moves on behind it.
+            while let n @ 1.. = out_of(module, id)? {
+                moved += n;
+            }
         }
     }
     let stored = store_narrow(module);
@@ -77,7 +81,8 @@ fn is_weight(module: &Module, id: FuncId, v: ValueId) -> bool {
         }
         Def::Result { op, .. } => {
             let op = func.op(op);
-            op.op == Op::Read && is_weight(module, id, op.operands[0])
+            let same = matches!(op.op, Op::Read | Op::AllGather | Op::Reshape);
+            same && is_weight(module, id, op.operands[0])
         }
     }
 }
@@ -90,7 +95,8 @@ fn work_in(module: &Module, id: FuncId) -> Vec<Work> {
         let [x] = op.operands[..] else { continue };
         let Def::Param(param) = func.value(x).def else { continue };
         let param = param as usize;
-        if !is_work(op) || func.ty(x).state || !is_weight(module, id, x) {
+        let moves = is_work(op) || op.op == Op::Reshape && is_passed_whole(module, id, param);
+        if !moves || func.ty(x).state || !is_weight(module, id, x) {
             continue;
         }
         let ty = func.ty(op.results[0]).clone();
@@ -100,6 +106,11 @@ fn work_in(module: &Module, id: FuncId) -> Vec<Work> {
         }
     }
     found
+}
+
+/// Whether no caller stacks a parameter, so that it has there the shape that it has here.
+fn is_passed_whole(module: &Module, id: FuncId, param: usize) -> bool {
+    callers(module, id).all(|(_, op)| param >= carry(op) + stacked(op))
 }
 
 fn callers(module: &Module, id: FuncId) -> impl Iterator<Item = (FuncId, &OpData)> {

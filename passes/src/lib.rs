@@ -106,6 +106,8 @@ pub struct Pipeline {
     pub table: Table,
     /// The place along `pipeline` of the rank that is compiled for.
     pub place: usize,
+    /// How many layers each stage has, where that is not left to `assign_stages`.
+    pub layers: Option<Vec<usize>>,
 }
 
 /// What `f.fwd` returns for the backward functions.

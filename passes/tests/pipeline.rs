@@ -288,7 +288,9 @@ impl Case {
         let splits = table.rows.iter().flatten().flat_map(|c| c.actions());
         let apart = splits.into_iter().any(|a| a.op == weft_schedule::Op::BackwardInput);
         let places: Vec<Module> = (0..table.n_ranks())
-            .map(|place| compiled(Some(Pipeline { table: table.clone(), place }), apart))
+            .map(|place| {
+                compiled(Some(Pipeline { table: table.clone(), place, layers: None }), apart)
+            })
             .collect();
         for (place, m) in places.iter().enumerate() {
             let own: Vec<usize> = table.stages_of(place).into_iter().map(|s| s.1).collect();
@@ -427,7 +429,7 @@ fn a_weight_that_two_stages_read_is_refused_by_name() {
         "transpose %emb {perm = [1, 0]} : f32[3, 5]\n  %logits",
     );
     let mut m = module(&text);
-    let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 2, 2, 1), place: 0 });
+    let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 2, 2, 1), place: 0, layers: None });
     let cx =
         PassCx { train: Some(Train { micro_batches: 2, ..TRAIN }), pipeline, ..PassCx::default() };
     let pass = weft_passes::by_name("assign_stages").expect("a pass");
@@ -438,7 +440,7 @@ fn a_weight_that_two_stages_read_is_refused_by_name() {
 #[test]
 fn more_stages_than_layers_are_refused_with_the_nearest_number() {
     let mut m = module(MODEL);
-    let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 8, 8, 1), place: 0 });
+    let pipeline = Some(Pipeline { table: table(Name::OneFOneB, 8, 8, 1), place: 0, layers: None });
     let cx =
         PassCx { train: Some(Train { micro_batches: 8, ..TRAIN }), pipeline, ..PassCx::default() };
     let pass = weft_passes::by_name("assign_stages").expect("a pass");

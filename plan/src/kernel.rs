@@ -150,7 +150,7 @@ fn one_of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
     let name = site.unwrap_or_else(|| op.op.def().name.to_string());
     let some = |work: Work| Ok(Some(Kernel { name: name.clone(), work }));
     let not_sent = op.op == Op::Dispatch && goes_as_codes(module, f, op);
-    if not_sent || only_weights(module, f, op) || encodes_rows_of_an_exchange(f, op) {
+    if not_sent || only_weights(module, f, op) {
         return Ok(None);
     }
     match op.op {
@@ -259,31 +259,16 @@ fn region(module: &Module, f: &Func, op: &OpData) -> Result<Work, PlanError> {
     Ok(Work::Region { bytes: all, apart_bytes, encode_bytes, n_encodes })
 }
 
-/// What goes to experts: codes and scales where the rows are made of codes, or become codes by
-/// rows, which may as well be done before; else the rows' type.
+/// What goes to experts: codes and scales where the rows are made of codes, else the rows' type.
 fn sent_bytes(module: &Module, f: &Func, op: &OpData) -> Result<f64, PlanError> {
     let x = op.operands[0];
-    let encodes = |o: &OpData| o.operands.first() == op.results.first();
-    let mut ops = f.body_ops().filter(|(_, o)| encodes_rows_of_an_exchange(f, o));
-    if let Some((_, o)) = ops.find(|(_, o)| encodes(o)) {
-        let rows = sum(o.results.iter().map(|r| bytes(module, f.ty(*r))))?;
-        return Ok(rows * elements(module, f.ty(x))? / elements(module, f.ty(op.results[0]))?);
-    }
-    let sent = f.def_op(x).map(|id| f.op(id)).filter(|d| d.op == Op::Fused);
+    let made = f.def_op(x).map(|id| f.op(id)).filter(|d| d.op == Op::Fused);
     let plain = matches!(f.ty(x).dtype, DType::F32 | DType::Bf16);
     let coded = |d: &&OpData| plain && d.operands.iter().any(|v| is_fp8(f.ty(*v).dtype));
-    match sent.filter(coded) {
+    match made.filter(coded) {
         Some(d) => sum(d.operands.iter().map(|v| bytes(module, f.ty(*v)))),
         None => bytes(module, f.ty(x)),
     }
-}
-
-/// Whether an op encodes what a dispatch gave, by rows: the codes are what is sent.
-fn encodes_rows_of_an_exchange(f: &Func, op: &OpData) -> bool {
-    op.op == Op::Encode
-        && matches!(op.attrs.get_ints("group"), Some([1, _]))
-        && is_fp8(f.ty(op.results[0]).dtype)
-        && f.def_op(op.operands[0]).is_some_and(|d| f.op(d).op == Op::Dispatch)
 }
 
 /// Whether the same rows are dispatched as codes: those go, and whoever gets them can decode them.

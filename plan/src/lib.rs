@@ -2,13 +2,13 @@
 //!
 //! What is simulated is what the compiler made: the kernels are the ops of the differentiated,
 //! quantized and fused IR ([`unit`], [`kernel`]), the order is the pipeline's table
-//! (`weft-schedule`), and a [`Cluster`] says how long a kernel of each kind takes. Two streams of a
-//! GPU are woven by [`weave`], the ranks of a pipeline run by [`step`]; [`show`] writes it down.
+//! (`weft-schedule`), and a [`Cluster`] says how long a kernel of each kind takes. Two
+//! [`streams`] of a GPU are woven by [`weave`], the ranks of a pipeline run by [`step`]; [`show`]
+//! writes it down.
 //! This crate does no IO.
 //!
 //! # What is assumed
-//! - Rows that go to experts in codes are encoded before they go, and a dispatch whose rows the
-//!   weight gradient needs again is saved, not repeated.
+//! - A dispatch whose rows the weight gradient needs again is saved, not repeated.
 //! - What a weight gradient computes again runs with the input gradient, but for the encodings of
 //!   dispatched rows.
 //! - Experts are evenly loaded. Ranks of a data-parallel group do not differ.
@@ -20,6 +20,7 @@ pub mod search;
 pub mod serve;
 pub mod show;
 pub mod step;
+pub mod streams;
 pub mod unit;
 pub mod weave;
 

@@ -22,9 +22,11 @@ use weft_ir::module::{Def, Func, Module, StoreKind};
 use weft_ir::op::Op;
 
 use crate::PlanError;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Overlap};
 use crate::kernel::{self, Kernel, Place, Work};
+use crate::streams::{Streams, Transfer};
 use crate::unit::{self, Part, Passes};
+use crate::weave::transfer;
 
 /// What is asked of the unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -156,8 +158,8 @@ struct Parts {
     attention: [f64; 2],
     shared: f64,
     mlp: f64,
-    dispatch: f64,
-    combine: f64,
+    dispatch: Transfer,
+    combine: Transfer,
 }
 
 impl Parts {
@@ -168,109 +170,72 @@ impl Parts {
         let cut = p.attention.iter().position(core).unwrap_or(p.attention.len());
         let local = p.dispatch.iter().chain(&p.combine).map(|k| k.local_seconds(cluster, at));
         let o = &cluster.overlap;
-        let exchange = |part: &Part, factor: f64| match (at.low_latency, sum(part)) {
-            // Nothing that takes multiprocessors runs beside compute.
-            (true, s) => s,
-            (false, s) if s > 0.0 => s * factor + o.wait_us * 1e-6,
-            _ => 0.0,
-        };
+        // What takes no multiprocessors does not slow down beside compute, nor wait.
+        let background = Overlap { dispatch: 1.0, combine: 1.0, wait_us: 0.0, ..*o };
+        let o = if at.low_latency { &background } else { o };
         Parts {
             attention: [sum(&p.attention[..cut]), sum(&p.attention[cut..])],
             shared: sum(&p.beside),
             mlp: sum(&p.mlp) + local.fold(0.0, |a, b| a + b),
-            dispatch: exchange(&p.dispatch, o.dispatch),
-            combine: exchange(&p.combine, o.combine),
+            dispatch: transfer(&p.dispatch, cluster, at, o.dispatch, o),
+            combine: transfer(&p.combine, cluster, at, o.combine, o),
         }
-    }
-}
-
-/// Two streams, each in order; intervals of what ran.
-#[derive(Default)]
-struct Streams {
-    free: [f64; 2],
-    ran: [Vec<(f64, f64)>; 2],
-}
-
-impl Streams {
-    fn put(&mut self, stream: usize, seconds: f64, after: f64) -> f64 {
-        if seconds == 0.0 {
-            return after;
-        }
-        let start = self.free[stream].max(after);
-        self.free[stream] = start + seconds;
-        self.ran[stream].push((start, start + seconds));
-        start + seconds
-    }
-
-    fn compute(&mut self, seconds: f64, after: f64) -> f64 {
-        self.put(0, seconds, after)
-    }
-
-    fn exchange(&mut self, seconds: f64, after: f64) -> f64 {
-        self.put(1, seconds, after)
-    }
-
-    fn covered(&self) -> (f64, f64) {
-        let busy = self.ran[1].iter().map(|(s, e)| e - s).sum();
-        let (mut i, mut covered) = (0, 0.0);
-        for (start, end) in &self.ran[1] {
-            while i < self.ran[0].len() && self.ran[0][i].1 <= *start {
-                i += 1;
-            }
-            let under = self.ran[0][i..].iter().take_while(|c| c.0 < *end);
-            covered += under.map(|c| c.1.min(*end) - c.0.max(*start)).sum::<f64>();
-        }
-        (busy, covered)
     }
 }
 
 /// Layers of two micro-batches, as the head of this file has them.
 fn run(layers: &[Parts], decode: bool) -> Streams {
+    if decode { decoding(layers) } else { prefill(layers) }
+}
+
+fn prefill(layers: &[Parts]) -> Streams {
     let mut s = Streams::default();
-    // When a micro-batch is back from its last layer, and what is left of that layer to do.
-    let mut back = [0.0; 2];
-    if decode {
-        // B is half a layer behind A.
-        let mut in_core = [0.0f64; 2];
-        for (i, l) in layers.iter().enumerate() {
-            for x in [0, 1] {
-                let other = 1 - x;
-                if i == 0 && x == 0 {
-                    let ready = s.compute(l.attention[0], back[0]);
-                    in_core[0] = s.compute(l.attention[1], ready);
-                }
-                // The other's next layer is that behind, or the one after.
-                let next = if x == 0 { Some(l) } else { layers.get(i + 1) };
-                let sent = s.exchange(l.dispatch, in_core[x]);
-                s.compute(l.shared, in_core[x]);
-                let ready = next.map(|n| s.compute(n.attention[0], back[other]));
-                let done = s.compute(l.mlp, sent);
-                back[x] = s.exchange(l.combine, done);
-                if let (Some(n), Some(ready)) = (next, ready) {
-                    in_core[other] = s.compute(n.attention[1], ready);
-                }
-            }
-        }
-        return s;
-    }
-    let (mut shared, mut combine, mut computed) = (0.0, 0.0, 0.0);
-    for l in layers {
+    // When B is back from its last layer, and what is left of that layer to do.
+    let mut back = 0.0;
+    let (mut shared, mut combine, mut computed) = (0.0, Transfer::default(), 0.0);
+    for (i, l) in layers.iter().enumerate() {
         let attention = l.attention[0] + l.attention[1];
         // A's last layer comes back while B begins this one.
-        back[0] = s.exchange(combine, computed);
-        let b = s.compute(attention, back[1]);
-        s.compute(shared, 0.0);
-        let a = s.compute(attention, back[0]);
-        let b = s.exchange(l.dispatch, b);
-        let a = s.exchange(l.dispatch, a);
-        let b = s.compute(l.mlp, b);
-        back[1] = s.exchange(l.combine, b);
-        computed = s.compute(l.mlp, a);
-        s.compute(l.shared, 0.0);
+        let a = s.exchange("combine(A)", i, combine, computed);
+        let b = s.compute("attn(B)", i, attention, back);
+        s.compute("shared(A)", i, shared, 0.0);
+        let a = s.compute("attn(A)", i, attention, a);
+        let b = s.exchange("dispatch(B)", i, l.dispatch, b);
+        let a = s.exchange("dispatch(A)", i, l.dispatch, a);
+        let b = s.compute("mlp(B)", i, l.mlp, b);
+        back = s.exchange("combine(B)", i, l.combine, b);
+        computed = s.compute("mlp(A)", i, l.mlp, a);
+        s.compute("shared(B)", i, l.shared, 0.0);
         (shared, combine) = (l.shared, l.combine);
     }
-    s.exchange(combine, computed);
-    s.compute(shared, 0.0);
+    s.exchange("combine(A)", layers.len(), combine, computed);
+    s.compute("shared(A)", layers.len(), shared, 0.0);
+    s
+}
+
+fn decoding(layers: &[Parts]) -> Streams {
+    let mut s = Streams::default();
+    // B is half a layer behind A.
+    let (mut back, mut in_core) = ([0.0f64; 2], [0.0f64; 2]);
+    for (i, l) in layers.iter().enumerate() {
+        for x in [0, 1] {
+            let other = 1 - x;
+            if i == 0 && x == 0 {
+                let ready = s.compute("attn-0", i, l.attention[0], back[0]);
+                in_core[0] = s.compute("attn-1", i, l.attention[1], ready);
+            }
+            // The other's next layer is that behind, or the one after.
+            let next = if x == 0 { Some(l) } else { layers.get(i + 1) };
+            let sent = s.exchange("dispatch", i, l.dispatch, in_core[x]);
+            s.compute("shared", i, l.shared, in_core[x]);
+            let ready = next.map(|n| s.compute("attn-0", i, n.attention[0], back[other]));
+            let done = s.compute("mlp", i, l.mlp, sent);
+            back[x] = s.exchange("combine", i, l.combine, done);
+            if let (Some(n), Some(ready)) = (next, ready) {
+                in_core[other] = s.compute("attn-1", i, n.attention[1], ready);
+            }
+        }
+    }
     s
 }
 
@@ -293,7 +258,7 @@ pub fn serve(f: &Forward, cluster: &Cluster, of: &Serving) -> Served {
     let layers: Vec<Parts> = groups.iter().flat_map(|(n, p)| std::iter::repeat_n(*p, *n)).collect();
     let streams = run(&layers, of.decode);
     let ends: f64 = f.ends.iter().map(|k| k.seconds(cluster, &at)).sum();
-    let step_seconds = streams.free[0].max(streams.free[1]) + 2.0 * ends;
+    let step_seconds = streams.seconds() + 2.0 * ends;
     let per_gpu = (of.requests * of.tokens_per_request) as f64 / step_seconds;
     let copies = (f.experts + of.redundant_experts) as f64 / f.experts.max(1) as f64;
     let weight_bytes = f.dense_bytes + f.expert_bytes * copies / of.n_gpus as f64;
@@ -312,8 +277,8 @@ pub fn serve(f: &Forward, cluster: &Cluster, of: &Serving) -> Served {
             largest.attention[1],
             largest.shared,
             largest.mlp,
-            largest.dispatch,
-            largest.combine,
+            largest.dispatch.span(),
+            largest.combine.span(),
         ],
         exchange_seconds,
         covered_seconds,

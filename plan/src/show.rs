@@ -9,7 +9,8 @@ use crate::cluster::{Cluster, WhatIf};
 use crate::search::Found;
 use crate::serve::{Served, Serving};
 use crate::step::{Layout, Plan};
-use crate::weave::{Times, Weave};
+use crate::streams::Streams;
+use crate::weave::Times;
 
 const GB: f64 = 1e9;
 
@@ -41,7 +42,7 @@ pub fn text(p: &Plan, cluster: &Cluster, layout: &Layout) -> String {
         let ms: Vec<String> =
             compute.as_flattened().iter().map(|s| format!("{:8.2}", s * 1e3)).collect();
         let exchange = [t.forward.dispatch, t.forward.combine, t.input.dispatch, t.input.combine];
-        let exchange = exchange.map(|s| format!("{:10.2}", s * 1e3));
+        let exchange = exchange.map(|t| format!("{:10.2}", t.span() * 1e3));
         put(format_args!("{:24} {} {}", names(&run_names), ms.join(""), exchange.join(" ")));
     }
     put(format_args!("\nstage  forward backward    input   weight  units (ms)"));
@@ -252,8 +253,8 @@ pub fn json(p: &Plan, cluster: &Cluster, layout: &Layout) -> Value {
     });
     let part = |t: &Times| {
         json!({
-            "attention_s": t.attention, "mlp_s": t.mlp, "dispatch_s": t.dispatch,
-            "combine_s": t.combine,
+            "attention_s": t.attention, "mlp_s": t.mlp, "dispatch_s": t.dispatch.span(),
+            "combine_s": t.combine.span(),
         })
     };
     let units = p.units.iter().map(|(name, t)| {
@@ -318,8 +319,8 @@ pub fn trace(p: &Plan, table: &Table) -> Value {
 
 impl Plan {
     /// The stages of the slowest pair, and how it is woven.
-    pub fn slowest_pair(&self) -> Option<((usize, usize), &Weave)> {
-        let longest = |a: &&Weave, b: &&Weave| a.seconds().total_cmp(&b.seconds());
+    pub fn slowest_pair(&self) -> Option<((usize, usize), &Streams)> {
+        let longest = |a: &&Streams, b: &&Streams| a.seconds().total_cmp(&b.seconds());
         self.pairs.iter().map(|(s, w)| (*s, w)).max_by(|(_, a), (_, b)| longest(a, b))
     }
 }

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 
 use weft_schedule::assign::{self, Assignment, Shape};
-use weft_schedule::{Action, Cell, Costs, Message, Op, Program, Table, Timeline};
+use weft_schedule::{Action, Cell, Costs, Message, Op, Program, ScheduleError, Table, Timeline};
 
 use crate::PlanError;
 use crate::cluster::{Cluster, WhatIf};
 use crate::kernel::Place;
-use crate::unit::Unit;
-use crate::weave::{self, UnitTimes, Weave};
+use crate::streams::Streams;
+use crate::unit::{self, Unit};
+use crate::weave::{self, UnitTimes};
 
 /// How ranks share the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,9 @@ pub struct Layout {
     pub message_bytes: f64,
     /// Whether stages are cut so that ranks stay within the cluster's memory.
     pub within_memory: bool,
+    /// How many layers each stage has, where they are not cut for speed. What stands before the
+    /// layers is with the first, what stands behind them with the last.
+    pub stage_layers: Option<Vec<usize>>,
     /// Bytes of each of the optimizer's two moments of a weight.
     pub moment_bytes: f64,
 }
@@ -136,7 +140,7 @@ pub struct Plan {
     pub memory: Vec<Memory>,
     pub timeline: Timeline,
     /// Pairs of stages that were woven, forward's stage first.
-    pub pairs: BTreeMap<(usize, usize), Weave>,
+    pub pairs: BTreeMap<(usize, usize), Streams>,
     /// Gradients summed, weights gathered, and the update.
     pub optimizer_seconds: f64,
     pub step_seconds: f64,
@@ -253,9 +257,9 @@ pub fn alone_seconds(
     let tensor = layout.tensor_seconds(cluster, what_if);
     let of = |[compute, exchange]: [f64; 2], u: &Unit| {
         let t = UnitTimes::of(u, cluster, &at).with_collectives(tensor);
-        [t.forward, t.input, t.weight]
-            .iter()
-            .fold([compute, exchange], |[c, e], t| [c + t.compute(), e + t.dispatch + t.combine])
+        [t.forward, t.input, t.weight].iter().fold([compute, exchange], |[c, e], t| {
+            [c + t.compute(), e + t.dispatch.seconds + t.combine.seconds]
+        })
     };
     let [compute, exchange] = units.iter().fold([0.0, 0.0], of);
     compute.max(exchange)
@@ -340,6 +344,16 @@ fn cut(
     let all: Vec<assign::Unit> = units.iter().zip(times).map(unit).collect();
     let n_ranks = layout.table.n_ranks();
     let shape = layout.shape()?;
+    let said = |e: ScheduleError| PlanError(e.to_string());
+    if let Some(layers) = &layout.stage_layers {
+        let mut counts = layers.clone();
+        let (before, behind) = unit::ends_around(units);
+        if let [first, .., last] = &mut counts[..] {
+            *first += before;
+            *last += behind;
+        }
+        return assign::given(&all, shape, n_ranks, live, &counts).map_err(said);
+    }
     let cut = |bytes_max| assign::assign(&all, shape, n_ranks, live, bytes_max, slack);
     let buffers = units.iter().map(|u| buffer_bytes(u, layout)).fold(0.0, f64::max);
     let within = layout.within_memory.then(|| cut(Some(cluster.memory_bytes - buffers)));
@@ -348,7 +362,7 @@ fn cut(
         Some(Ok(found)) => Ok(found),
         _ => cut(None),
     };
-    found.map_err(|e| PlanError(e.to_string()))
+    found.map_err(said)
 }
 
 /// The units of the stages that a rank has.
@@ -430,8 +444,8 @@ fn optimizer_seconds(
 struct StageCosts {
     /// Of each stage: forward, backward, input gradient, weight gradient.
     one: Vec<[f64; 4]>,
-    weaves: Vec<[Weave; 4]>,
-    pairs: BTreeMap<(usize, usize), Weave>,
+    weaves: Vec<[Streams; 4]>,
+    pairs: BTreeMap<(usize, usize), Streams>,
     message_seconds: f64,
 }
 
@@ -443,7 +457,7 @@ impl StageCosts {
         cluster: &Cluster,
         layout: &Layout,
     ) -> StageCosts {
-        let weaves: Vec<[Weave; 4]> = (0..layout.table.n_stages())
+        let weaves: Vec<[Streams; 4]> = (0..layout.table.n_stages())
             .map(|s| {
                 let units = &alone[a.stage(s)];
                 // A backward lays its weight gradients under exchanges, a forward nothing.
@@ -485,7 +499,7 @@ impl StageCosts {
         }
     }
 
-    fn weave(&self, cell: &Cell) -> Option<&Weave> {
+    fn weave(&self, cell: &Cell) -> Option<&Streams> {
         match cell {
             Cell::Idle => None,
             Cell::One(a) => Some(&self.weaves[a.stage][Self::which(a)]),
@@ -496,7 +510,7 @@ impl StageCosts {
     /// Of the rank that exchanges longest: the exchange stream's time and what lies under compute.
     fn covered(&self, table: &Table) -> (f64, f64) {
         let rank = |row: &Vec<Cell>| {
-            let all = row.iter().filter_map(|c| self.weave(c)).map(Weave::covered);
+            let all = row.iter().filter_map(|c| self.weave(c)).map(Streams::covered);
             all.fold((0.0, 0.0), |sum, w| (sum.0 + w.0, sum.1 + w.1))
         };
         table.rows.iter().map(rank).fold((0.0, 0.0), |a, b| if b.0 > a.0 { b } else { a })
@@ -507,7 +521,7 @@ impl Costs for StageCosts {
     fn cell(&self, _: usize, cell: &Cell) -> f64 {
         match cell {
             Cell::One(a) => self.one[a.stage][Self::which(a)],
-            _ => self.weave(cell).map_or(0.0, Weave::seconds),
+            _ => self.weave(cell).map_or(0.0, Streams::seconds),
         }
     }
 

@@ -70,6 +70,15 @@ impl Unit {
     }
 }
 
+/// How many units before and behind the layers there are: an embedding, a head.
+pub fn ends_around(units: &[Unit]) -> (usize, usize) {
+    let is = |unit: Option<&Unit>, name: &str| usize::from(unit.is_some_and(|u| u.name == name));
+    (is(units.first(), EMBEDDING), is(units.last(), HEAD))
+}
+
+const EMBEDDING: &str = "embedding";
+const HEAD: &str = "head";
+
 /// The model's units in order.
 pub fn units(module: &Module) -> Result<Vec<Unit>, PlanError> {
     let grad = module.find("grad").ok_or(PlanError("the module has no @grad".into()))?;
@@ -195,7 +204,7 @@ fn stacked(
     let sites = sites(&forward_parts);
     let mut input_parts = split(module, input, Some(&sites))?;
     let Halved { weight: weight_parts, before, row_bytes: saved_row_bytes } =
-        weight_half(module, weight, &sites)?;
+        weight_half(module, weight, &sites, &handed_on(grad, module, input, weight))?;
     input_parts.attention.extend(before.attention);
     input_parts.mlp.extend(before.mlp);
     Ok(Unit {
@@ -362,12 +371,40 @@ struct Halved {
     row_bytes: f64,
 }
 
+/// Parameters of the weight gradient that the input gradient of the same micro-batch makes: they
+/// do not wait for it among what the forward saved.
+fn handed_on(grad: &Func, module: &Module, input: &Func, weight: &Func) -> BTreeSet<ValueId> {
+    let calls = |op: &OpData, f: &Func| {
+        op.attrs.get_func("func").is_some_and(|id| module.func(id).name == f.name)
+    };
+    let Some((_, run)) = grad.body_ops().find(|(_, op)| calls(op, weight)) else {
+        return BTreeSet::new();
+    };
+    let made = |v: &ValueId| grad.def_op(*v).is_some_and(|d| calls(grad.op(d), input));
+    run.operands.iter().zip(&weight.params).filter(|(v, _)| made(v)).map(|(_, p)| *p).collect()
+}
+
+/// The parameters that a value is made of.
+fn params_of(f: &Func, v: ValueId) -> BTreeSet<ValueId> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![v]);
+    while let Some(v) = open.pop() {
+        match f.value(v).def {
+            Def::Param(_) => {
+                found.insert(v);
+            }
+            Def::Result { op, .. } => open.extend(&f.op(op).operands),
+        }
+    }
+    found
+}
+
 /// A product is of the part that it is of in the forward, other ops of the part of a product that
 /// needs them.
 fn weight_half(
     module: &Module,
     f: &Func,
     sites: &BTreeMap<String, bool>,
+    handed_on: &BTreeSet<ValueId>,
 ) -> Result<Halved, PlanError> {
     let mut of: BTreeMap<OpId, bool> = BTreeMap::new();
     for (id, op) in f.body_ops().rev() {
@@ -386,6 +423,7 @@ fn weight_half(
     for (id, op) in f.body_ops() {
         for kernel in kernel::of_op(module, f, op)? {
             match kernel.work {
+                Work::Dispatch(_) if !params_of(f, op.operands[0]).is_disjoint(handed_on) => {}
                 Work::Dispatch(e) => row_bytes += e.row_bytes,
                 Work::Rows { .. } | Work::Region { .. }
                     if gone.contains(&id) && used_once(f, id, &gone) => {}
@@ -422,7 +460,7 @@ fn ends(module: &Module, grad: &Func) -> Result<(Option<Unit>, Option<Unit>), Pl
         saved_bytes: 0.0,
         saved_row_bytes: 0.0,
     };
-    let (mut embedding, mut head) = (new("embedding"), new("head"));
+    let (mut embedding, mut head) = (new(EMBEDDING), new(HEAD));
     let backward = depending(grad, |op| op == Op::CrossEntropy);
     let mut turned = false;
     for (id, op) in grad.body_ops() {

@@ -46,6 +46,7 @@ fn the_search_finds_what_a_look_at_all_layouts_finds() {
         tokens: 10,
         message_bytes: 30.0,
         within_memory: true,
+        stage_layers: None,
         moment_bytes: 4.0,
     };
     let space = Space {

@@ -2,8 +2,9 @@
 
 use weft_plan::cluster::{Cluster, WhatIf};
 use weft_plan::kernel::{Kernel, Work};
+use weft_plan::streams::{Streams, Transfer};
 use weft_plan::unit::{Passes, Unit, Weights};
-use weft_plan::weave::{self, Times, UnitTimes, Weave};
+use weft_plan::weave::{self, Times, UnitTimes};
 use weft_plan::{Layout, plan};
 use weft_schedule::{Name, Size, generate};
 
@@ -48,6 +49,7 @@ fn layout(name: Name, ranks: usize, n: usize, stages: usize) -> Layout {
         tokens: 100,
         message_bytes: 0.0,
         within_memory: true,
+        stage_layers: None,
         moment_bytes: 4.0,
     }
 }
@@ -117,11 +119,13 @@ fn what_two_units_share_is_held_once() {
 }
 
 fn times(attention: f64, mlp: f64, dispatch: f64, combine: f64) -> Times {
+    let transfer = |seconds| Transfer { seconds, wait: 0.0 };
+    let (dispatch, combine) = (transfer(dispatch), transfer(combine));
     Times { attention, mlp, dispatch, combine }
 }
 
 /// No stream does two things at once.
-fn streams_are_in_order(w: &Weave) {
+fn streams_are_in_order(w: &Streams) {
     for exchange in [false, true] {
         let of: Vec<_> = w.tasks.iter().filter(|t| t.exchange == exchange).collect();
         assert!(of.windows(2).all(|t| t[0].end <= t[1].start));
@@ -177,7 +181,7 @@ fn a_pair_is_never_faster_than_a_stream_nor_slower_than_both() {
             let parts = [&u.forward, &u.input, &u.weight];
             [
                 parts.map(|t| t.compute()).iter().sum(),
-                parts.map(|t| t.dispatch + t.combine).iter().sum(),
+                parts.map(|t| t.dispatch.seconds + t.combine.seconds).iter().sum(),
             ]
         });
         assert_eq!(w.computing(), compute);

@@ -99,6 +99,32 @@ pub fn assign(
     Ok(problem.assignment(cuts))
 }
 
+/// The cut that is asked for: how many units each stage has, in order.
+pub fn given(
+    units: &[Unit],
+    shape: Shape,
+    n_ranks: usize,
+    live: &[usize],
+    counts: &[usize],
+) -> Result<Assignment, ScheduleError> {
+    let sum: usize = counts.iter().sum();
+    if counts.len() != live.len() || sum != units.len() || counts.contains(&0) {
+        return Err(ScheduleError(format!(
+            "{} stages share {} units, at least one each, and those given are {counts:?}: {} \
+             stages with {sum}",
+            live.len(),
+            units.len(),
+            counts.len()
+        )));
+    }
+    let ends = counts.iter().scan(0, |end, n| {
+        *end += n;
+        Some(*end)
+    });
+    let cuts = std::iter::once(0).chain(ends).collect();
+    Ok(Problem::new(units, shape, n_ranks, live).assignment(cuts))
+}
+
 /// The units of one stage.
 #[derive(Clone, Copy)]
 struct Part {

@@ -1,6 +1,6 @@
 //! Cuts of a model into stages, against all cuts there are.
 
-use weft_schedule::assign::{Assignment, Shape, Unit, assign};
+use weft_schedule::assign::{Assignment, Shape, Unit, assign, given};
 
 /// Numbers that look random and are the same in every run.
 struct Numbers(u64);
@@ -197,4 +197,19 @@ fn what_cannot_be_cut_says_by_how_much() {
     refuse(8, 4, Some(1.5e9), "fits 1.50 GB a rank: the fullest rank has 2.00 GB at least");
     let e = assign(&plain(9, |_| 1.0), Shape::Mirrored, 3, &[1; 3], None, 0.0).expect_err("no cut");
     assert!(e.to_string().contains("an even number, not 3"), "{e}");
+}
+
+#[test]
+fn a_cut_that_is_given_is_taken_and_one_that_cannot_be_is_refused() {
+    let units = units(6, &mut Numbers(5));
+    let times: Vec<f64> = units.iter().map(|u| u.time).collect();
+    let cut = |counts: &[usize]| given(&units, Shape::V, 2, &[1; 4], counts);
+    let found = cut(&[1, 2, 1, 2]).expect("a cut");
+    assert_eq!(found.cuts, [0, 1, 3, 4, 6]);
+    let outer = times[0] + times[4] + times[5];
+    assert_eq!(found.rank_time, [outer, times.iter().sum::<f64>() - outer]);
+    for wrong in [&[1, 2, 3][..], &[1, 2, 1, 3], &[3, 3, 0, 0]] {
+        let why = cut(wrong).expect_err("no cut").to_string();
+        assert!(why.starts_with("4 stages share 6 units, at least one each"), "{why}");
+    }
 }

@@ -113,7 +113,7 @@ fn pipeline(name: &str, size: &str) -> Option<Pipeline> {
     let name = Name::parse(name).ok()?;
     let stages_per_rank = name.stages_per_rank().unwrap_or(2);
     let table = generate(name, Size { n_ranks, n_micro_batches, stages_per_rank }).ok()?;
-    Some(Pipeline { table, place: place.parse().ok()? })
+    Some(Pipeline { table, place: place.parse().ok()?, layers: None })
 }
 
 /// E4M3 with a scale for 1x128 of activations and gradients and 128x128 of weights; inputs are

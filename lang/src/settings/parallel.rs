@@ -30,6 +30,7 @@ const KEYS: &[&str] = &[
     "zero",
     "schedule",
     "stages_per_rank",
+    "stage_layers",
     "micro_batches",
     "micro_batch",
     "communication_sms",
@@ -65,6 +66,8 @@ pub struct Parallel {
     pub zero: u64,
     pub schedule: Option<Order>,
     pub stages_per_rank: u64,
+    /// How many layers each stage has; where the block does not say, stages are cut for speed.
+    pub stage_layers: Option<Vec<usize>>,
     /// Of one pipeline in a step; where the block does not say, the train block does.
     pub micro_batches: Option<u64>,
     /// Sequences in one of them; likewise.
@@ -185,6 +188,7 @@ impl Reader<'_, '_> {
             zero: 0,
             schedule: None,
             stages_per_rank: 0,
+            stage_layers: None,
             micro_batches: None,
             micro_batch: None,
             communication_sms: 0,
@@ -232,6 +236,10 @@ impl Reader<'_, '_> {
                 }
                 "placement" => {
                     p.placement = file(keys, entry);
+                    continue;
+                }
+                "stage_layers" => {
+                    p.stage_layers = stage_layers(keys, entry);
                     continue;
                 }
                 "mesh" => {
@@ -385,6 +393,23 @@ fn file(keys: &mut Keys, entry: &ast::Entry) -> Option<String> {
     let diag = Diag::error(entry.span, why).hint("`weft eplb LOADS --gpus N --json` writes one");
     keys.diags.push(diag);
     None
+}
+
+fn stage_layers(keys: &mut Keys, entry: &ast::Entry) -> Option<Vec<usize>> {
+    let expected = "a whole number of layers, 1 or more, for each stage: [1, 2, 2, 1]";
+    let e = keys.expr(entry, expected)?;
+    let ExprKind::List(items) = &e.kind else {
+        return keys.error(e.span, format!("`stage_layers` takes {expected}"));
+    };
+    let mut all = vec![];
+    for item in items {
+        let n = keys.number(item, "stage_layers", expected)?;
+        if n < 1.0 || n.fract() != 0.0 || n > RANKS_MAX as f64 {
+            return keys.error(item.span, format!("`stage_layers` takes {expected}, found {n}"));
+        }
+        all.push(n as usize);
+    }
+    Some(all)
 }
 
 fn order(keys: &mut Keys, entry: &ast::Entry) -> Option<Order> {
@@ -553,6 +578,20 @@ fn agree(tree: &Tree, block: &ast::Block, p: &Parallel, facts: &Facts, diags: &m
             "pipeline",
             format!("pipeline = {} has {stages} stages for {} layers", p.pipeline, facts.layers),
             format!("at most {} stages", facts.layers),
+        );
+    }
+    if let Some(given) = &p.stage_layers
+        && (given.len() as u64 != stages || given.iter().sum::<usize>() as u64 != facts.layers)
+    {
+        say(
+            "stage_layers",
+            format!(
+                "stage_layers has {} stages with {} layers, and {stages} stages share {} layers",
+                given.len(),
+                given.iter().sum::<usize>(),
+                facts.layers
+            ),
+            "give each stage its number, in order; or leave `stage_layers` out".into(),
         );
     }
     let trains = tree.blocks.iter().filter(|b| b.kind == BlockKind::Train);

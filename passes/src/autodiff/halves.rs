@@ -367,6 +367,7 @@ impl Tape {
     }
 
     /// Made from nothing, or from one value whose elements are all there, perhaps in fewer bits.
+    /// Rows in their experts' order are copies of tokens, several of each.
     fn is_moved(&self, v: ValueId) -> bool {
         let Some(op) = self.func.def_op(v).map(|op| self.func.op(op)) else { return false };
         let source = op.operands.is_empty();
@@ -375,7 +376,8 @@ impl Tape {
             let (from, to) = (self.func.ty(op.operands[0]).dtype, self.func.ty(v).dtype);
             from.is_float() && to.is_float() && from.bits() < to.bits()
         };
-        source || one || widened
+        let rows = op.op == Op::Dispatch && op.operands.len() == 2;
+        source || one || widened || rows
     }
 
     /// Those of `saved` that depend on state, which has another value by the time of the backward
