@@ -15,9 +15,9 @@
 //! weights that it reads live, which is where they are read first, else where its latest operand is
 //! made; what is made of data alone each stage makes for itself. A repeat whose body reads weights
 //! that others read too (multi-token prediction: the embedding and the head) is unrolled, so that a
-//! lookup is done where its table is, however late what it gives is read. Side outputs that no update reads go. Cost: a
-//! few walks over `@loss`. Requires: counts known, products divided; before `autodiff`.
-//! Establishes: no weight is read by two stages.
+//! lookup is done where its table is, however late what it gives is read. Side outputs that no
+//! update reads go. Cost: a few walks over `@loss`. Requires: counts known, products divided;
+//! before `autodiff`. Establishes: no weight is read by two stages.
 
 mod partition;
 mod segments;
