@@ -138,6 +138,23 @@ fn products_of_codes_are_on_tensor_cores() {
     }
 }
 
+/// Gate and up of experts, SiLU, and codes with their scales are one kernel; so is a product that
+/// a residual is added to.
+#[test]
+fn products_end_in_the_regions_that_read_them() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = dir.path().join("nano.weft");
+    let mut compile = weft("compile", &root.join("models/nano.model"), "cuda", &[]);
+    compile.args(["--for", "prefill", "--precision", "deepseek_fp8", "-o"]).arg(&file);
+    done(compile);
+    let graph = weft_graph::Graph::open(&file).expect("weft wrote it");
+    let names: Vec<&str> = graph.kernels.iter().map(|k| k.name.as_str()).collect();
+    for made in ["_rows_128x128_pair_convert_sigmoid_mul_encode_", "_128x32_convert_add_"] {
+        assert!(names.iter().any(|name| name.contains(made)), "{made}: {names:?}");
+    }
+}
+
 /// Of bf16, attention and its derivative are products of tensor cores in a whole model, and train
 /// and decode as the CPU's do.
 #[test]
@@ -147,7 +164,10 @@ fn attention_of_bf16_is_on_tensor_cores() {
     let of = ["--precision", "bf16", "--set", "rope=8"];
     let sizes = ["--set", "sequence=16", "--set", "batch=2"];
     let file = dir.path().join("nano.weft");
-    let trained = kernels_of_attention(&[&of[..], &sizes].concat(), &file);
+    let all = kernels(&[&of[..], &sizes].concat(), &file);
+    assert!(all.iter().any(|name| name.contains("_pair_kept_convert_sigmoid_mul")), "{all:?}");
+    let attends = |name: &String| name.contains("attention");
+    let trained: Vec<String> = all.into_iter().filter(attends).collect();
     assert!(trained.iter().all(|name| name.starts_with("sm90a_")), "{trained:?}");
     for made in ["segments", "_dq", "_dkv_wpw"] {
         assert!(trained.iter().any(|n| n.ends_with(made)), "{made}: {trained:?}");

@@ -55,6 +55,16 @@ impl Backend for Cpu {
         [None, None]
     }
 
+    /// What a product has stored is near still when its region reads it.
+    fn ended_product(
+        &self,
+        _: &product::Ended,
+        _: &[DimDecl],
+        _: &str,
+    ) -> Option<product::Planned> {
+        None
+    }
+
     fn attends_into_codes(&self, attention: &Attention, dims: &[DimDecl]) -> bool {
         attention::takes_codes(attention, dims)
     }

@@ -15,20 +15,22 @@
 //!
 //! as the CPU's kernels do it; `partial` is what the tensor core makes of its 128 terms.
 //!
+//! Two products of one A may be done together, and a region may go on with their sums in registers
+//! (`epilogue`): gate and up, SiLU, and codes with their scales are one kernel.
+//!
 //! Envelope: a stage of 128 rows and BN columns is `128 * BN` times 64 terms of bf16, or 128 of
 //! e4m3, in `(128 + BN) * 128` bytes. A multiprocessor multiplies 2048 pairs of bf16 or 4096 of
 //! e4m3 a cycle, so that a stage takes `4 BN` cycles: 64 bytes a cycle with BN = 128, about what
 //! the second-level cache gives, 48 with 256. Never timed: no GPU has run it.
 
 mod consume;
+pub mod ended;
 pub mod epilogue;
 mod kernel;
 pub mod plan;
 mod produce;
 mod schedule;
 pub mod select;
-
-use std::sync::Arc;
 
 pub use crate::ptx::wgmma::Kind;
 use crate::tiles::shared::{LINE_BYTES, Major, OperandTile};
@@ -37,6 +39,9 @@ pub use kernel::{Argument, Launch, MapElement, MapSpec};
 
 /// Rows of a tile: 64 for each of the two consumer warpgroups.
 pub const TILE_ROWS: u32 = 128;
+
+/// Columns of a tile where two products are done together.
+const PAIR_COLS_MAX: u32 = 128;
 
 /// Terms of k that share a scale, and after which a partial sum is promoted.
 pub const BLOCK_K: u32 = 128;
@@ -106,7 +111,7 @@ pub struct Gemm {
     /// Columns of a tile.
     pub tile_cols: u32,
     pub store: Store,
-    pub epilogue: Option<Arc<dyn Epilogue>>,
+    pub epilogue: Option<Epilogue>,
 }
 
 impl Gemm {
@@ -143,9 +148,19 @@ impl Gemm {
         };
         name += &format!("_{TILE_ROWS}x{}", self.tile_cols);
         if let Some(epilogue) = &self.epilogue {
-            name += &format!("_{}", epilogue.name());
+            name += &epilogue.name();
         }
         name
+    }
+
+    /// Products of one A, each with its own B and C.
+    pub fn n_products(&self) -> usize {
+        self.epilogue.as_ref().map_or(1, |e| e.keeps.len())
+    }
+
+    /// Whether product `p` is stored as C.
+    pub fn keeps(&self, p: usize) -> bool {
+        self.epilogue.as_ref().is_none_or(|e| e.keeps[p])
     }
 
     fn a_tile(&self) -> OperandTile {
@@ -168,6 +183,21 @@ impl Gemm {
         let whole = self.grouping == Grouping::Batch && !self.accumulate;
         if self.store == Store::Tensor && !(whole && self.output == Output::Bf16) {
             return refuse("TMA stores whole tiles of bf16, over what was there");
+        }
+        if let Some(epilogue) = &self.epilogue {
+            if self.accumulate || self.store == Store::Tensor || self.grouping == Grouping::Inner {
+                return refuse("a region goes on with whole sums, which threads store");
+            }
+            if epilogue.region.piece_cols().is_some_and(|piece| i64::from(n) % piece != 0) {
+                return refuse("a tile has all of what a region folds");
+            }
+            // More sums, or more scales, would not fit in registers.
+            if self.n_products() > 1 && n > PAIR_COLS_MAX {
+                return refuse("two products have 128 columns each at most");
+            }
+            if self.n_products() > 1 && self.scales.is_some_and(|[_, b]| b.rows == 1) {
+                return refuse("columns of two products have no scales of their own");
+            }
         }
         match (self.kind, self.scales) {
             (Kind::Bf16, Some(_)) => return refuse("bf16 has no scales"),

@@ -75,6 +75,15 @@ impl Backend for Cuda {
         turn::turned(gemm, self.budget, dims, label)
     }
 
+    fn ended_product(
+        &self,
+        ended: &product::Ended,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Option<product::Planned> {
+        gemm::ended::plan(ended, self.budget, dims, label)
+    }
+
     /// A CTA has the rows of one head in fragments: rows are encoded by a region, from memory.
     fn attends_into_codes(&self, _: &Attention, _: &[DimDecl]) -> bool {
         false

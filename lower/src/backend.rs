@@ -43,6 +43,16 @@ pub trait Backend {
         label: &str,
     ) -> [Option<product::Turned>; 2];
 
+    /// One kernel for products and the region that goes on with their rows, if there is one and it
+    /// pays. Its buffers are A, the products' B, C of each that is kept, the scales of A and of
+    /// each B, the offsets of a grouped product, the region's.
+    fn ended_product(
+        &self,
+        ended: &product::Ended,
+        dims: &[DimDecl],
+        label: &str,
+    ) -> Option<product::Planned>;
+
     /// Can the kernel that attends encode its rows, as `attention.codes` says? Else it is asked
     /// for without them, and a region encodes what it made.
     fn attends_into_codes(&self, attention: &attention::Attention, dims: &[DimDecl]) -> bool;

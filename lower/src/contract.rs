@@ -16,6 +16,14 @@ struct Batch {
     cols: DimExpr,
 }
 
+/// A product whose first `n` operands are not scales; `swapped` says which factor is read
+/// transposed.
+pub(super) struct Multiplied {
+    pub gemm: Gemm,
+    pub n: usize,
+    pub swapped: [bool; 2],
+}
+
 /// What a copy of codes is: its sizes and what made it.
 #[derive(Clone, PartialEq)]
 pub(super) struct Layout {
@@ -24,7 +32,19 @@ pub(super) struct Layout {
 }
 
 impl<'a> Lower<'a> {
-    pub(super) fn matmul(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+    /// The product of an op whose result has no room yet.
+    pub(super) fn multiplied(
+        &mut self,
+        f: &mut Frame<'a>,
+        op: &OpData,
+    ) -> Result<Multiplied, Fault> {
+        match op.op {
+            Op::Matmul => self.matmul(f, op),
+            _ => self.grouped(f, op),
+        }
+    }
+
+    fn matmul(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<Multiplied, Fault> {
         let (tx, ty) = (op.attrs.get_flag("tx"), op.attrs.get_flag("ty"));
         let (x, y) = (op.operands[0], op.operands[1]);
         let (x_rank, y_rank) = (f.func.ty(x).rank(), f.func.ty(y).rank());
@@ -52,10 +72,10 @@ impl<'a> Lower<'a> {
             epilogue: None,
         };
         gemm.c.row_stride = b.cols;
-        self.product(f, op, gemm, (2, [tx, ty]))
+        Ok(Multiplied { gemm, n: 2, swapped: [tx, ty] })
     }
 
-    pub(super) fn grouped(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+    fn grouped(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<Multiplied, Fault> {
         let (x, w, offsets) = (op.operands[0], op.operands[1], op.operands[2]);
         let groups = f.func.ty(offsets).dims[0].as_fixed().unwrap_or(1).saturating_sub(1);
         let groups = DimExpr::constant(groups as i64);
@@ -76,18 +96,12 @@ impl<'a> Lower<'a> {
             let (m, n, k) = (a.rows, b.cols, a.cols);
             Gemm { m, n, k, a: a.matrix, b: b.matrix, c, form, accumulate: false, epilogue: None }
         };
-        self.product(f, op, gemm, (3, swapped))
+        Ok(Multiplied { gemm, n: 3, swapped })
     }
 
-    /// The launch of a product whose first `n` operands are not scales; `swapped` says which factor
-    /// is read transposed.
-    fn product(
-        &mut self,
-        f: &mut Frame<'a>,
-        op: &OpData,
-        mut gemm: Gemm,
-        (n, swapped): (usize, [bool; 2]),
-    ) -> Result<(), Fault> {
+    pub(super) fn product(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
+        let mut described = self.multiplied(f, op)?;
+        let n = described.n;
         let place = self.place(op);
         let scales = &op.operands[n..];
         let mut args = vec![];
@@ -99,11 +113,12 @@ impl<'a> Lower<'a> {
             behind.push(self.plain(f, *v)?);
         }
         let room = self.result_room(f, op.results[0])?;
-        gemm.c.aligned = is_aligned(&room);
+        described.gemm.c.aligned = is_aligned(&room);
         args.push(room);
         args.extend(behind);
         let planned = match scales {
             [] => {
+                let gemm = described.gemm;
                 for matrix in [&gemm.a, &gemm.b, &gemm.c] {
                     if !matches!(matrix.dtype, DType::F32 | DType::Bf16) {
                         let why = format!("no kernel multiplies matrices of {}", matrix.dtype);
@@ -113,7 +128,7 @@ impl<'a> Lower<'a> {
                 self.backend.product(&gemm, &self.dims.decls(), &place)?
             }
             _ => {
-                let mut scaled = self.scaled(f, op, gemm, n, swapped)?;
+                let mut scaled = self.scaled(f, op, described)?;
                 self.turn_operands(f, op, &mut scaled, &mut args);
                 self.backend.scaled_product(&scaled, &self.dims.decls(), &place)?
             }
@@ -132,13 +147,11 @@ impl<'a> Lower<'a> {
     }
 
     /// A product of codes, whose scales are operands `n` and `n + 1`.
-    fn scaled(
+    pub(super) fn scaled(
         &mut self,
         f: &mut Frame<'a>,
         op: &OpData,
-        gemm: Gemm,
-        n: usize,
-        swapped: [bool; 2],
+        Multiplied { gemm, n, swapped }: Multiplied,
     ) -> Result<ScaledGemm, Fault> {
         let mut scales = vec![];
         for (i, name) in ["x_group", "y_group"].into_iter().enumerate() {

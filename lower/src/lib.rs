@@ -21,6 +21,7 @@ pub mod compile;
 mod contract;
 pub mod describe;
 mod dims;
+mod ending;
 mod entry;
 mod kernels;
 pub mod listing;
@@ -201,12 +202,18 @@ impl<'a> Lower<'a> {
                 frame.dests.entry(made).or_insert_with(|| dest.clone());
             }
         }
+        let endings = ending::endings(self.module, func);
         for (at, (id, op)) in func.body_ops().enumerate() {
             frame.at = at;
-            if frame.late[id.0 as usize] {
+            let waits = endings.values().any(|ending| ending.products.contains(&id));
+            if frame.late[id.0 as usize] || waits {
                 continue;
             }
-            self.op(&mut frame, op).map_err(|why| self.error(func, op, why))?;
+            let done = match endings.get(&id) {
+                Some(ending) => self.ended(&mut frame, op, ending),
+                None => self.op(&mut frame, op),
+            };
+            done.map_err(|why| self.error(func, op, why))?;
         }
         frame.at = func.body.len();
         let mut results = vec![];
@@ -252,8 +259,7 @@ impl<'a> Lower<'a> {
                 }
                 Ok(())
             }
-            Op::Matmul => self.matmul(f, op),
-            Op::GroupedMatmul | Op::GroupedOuter => self.grouped(f, op),
+            Op::Matmul | Op::GroupedMatmul | Op::GroupedOuter => self.product(f, op),
             Op::Attention | Op::AttentionGrad => self.attention(f, op),
             Op::Encode => self.encode(f, op),
             Op::Quantize | Op::Dequantize => Err("quantized values are split before this".into()),

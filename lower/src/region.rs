@@ -8,6 +8,8 @@
 mod plan;
 pub mod schedule;
 
+use std::sync::Arc;
+
 use weft_codegen::object::KernelSource;
 use weft_graph::{DimExpr, Scalar};
 use weft_ir::dim::Dim;
@@ -15,8 +17,10 @@ use weft_ir::module::{Func, Module, OpId};
 
 use weft_codegen::region::Unsupported;
 use weft_codegen::region::graph::Buf;
+use weft_codegen::region::trace::Nest;
 
 use crate::Backend;
+pub use plan::{fingerprint, scalars};
 
 /// A compiled region: its launches in order, and the memory they hand values on in.
 #[derive(Clone)]
@@ -40,6 +44,8 @@ pub struct RegionLaunch {
     pub scratch_bytes: u64,
     pub flops: DimExpr,
     pub bytes: DimExpr,
+    /// What it computes, where that is a nest of loops.
+    pub nest: Option<Arc<Nest>>,
 }
 
 /// As [`compile_at`], of buffers that all begin at multiples of 16 bytes.

@@ -92,7 +92,7 @@ impl<'a> Lower<'a> {
     }
 
     /// Where results belong, if they belong somewhere.
-    fn wanted(&self, f: &Frame<'a>, results: &[ValueId]) -> Vec<Option<Arg>> {
+    pub(super) fn wanted(&self, f: &Frame<'a>, results: &[ValueId]) -> Vec<Option<Arg>> {
         results.iter().map(|r| f.dests.get(r).cloned()).collect()
     }
 
@@ -275,7 +275,7 @@ fn lies_aligned(at: &Option<Arg>) -> bool {
 
 /// What a kernel is called: its ops but for movement and constants. Regions of equal code then have
 /// one kernel, whatever functions they come from.
-fn hint(func: &Func) -> String {
+pub(super) fn hint(func: &Func) -> String {
     let mut names: Vec<&str> = vec![];
     for (_, op) in func.body_ops().filter(|(_, op)| !is_deferred(op.op)) {
         if !names.contains(&op.op.name()) {

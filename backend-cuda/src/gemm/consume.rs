@@ -30,10 +30,16 @@ impl Gemm {
                 None => self.accumulate(cg, ring, consumer, &tile, Place::of(place)),
                 Some(_) => self.promote(cg, args, ring, consumer, &tile, Place::of(place)),
             };
-            match self.store {
-                Store::Single | Store::Paired => self.store(cg, args, consumer, &tile, &sums),
-                Store::Tensor => self.stage_out(cg, args, consumer, staging, &tile, &sums),
+            for (sums, c) in sums.iter().zip(&args.c) {
+                match (c, self.store) {
+                    (None, _) => {}
+                    (Some(c), Store::Tensor) => {
+                        self.stage_out(cg, *c, consumer, staging, &tile, sums);
+                    }
+                    (Some(c), _) => self.store(cg, args, *c, consumer, &tile, sums),
+                }
             }
+            self.end(cg, args, consumer, &tile, &sums);
             place.values().to_vec()
         });
         if self.store == Store::Tensor {
@@ -52,16 +58,17 @@ impl Gemm {
         }
     }
 
-    /// Descriptors of the stage's A, as far as it is this warpgroup's, and B.
+    /// Descriptors of the stage's A, as far as it is this warpgroup's, and of product `p`'s B.
     fn descriptors<'c>(
         &self,
         cg: &Cg<'c>,
         consumer: &Consumer<'c>,
         stage: Val<'c>,
+        p: usize,
     ) -> [Val<'c>; 2] {
         let (a, b) = (self.a_tile(), self.b_tile());
         let part = cg.mul(cg.lshr(consumer.first_row, 6), a.row_offset_bytes(64) as i32);
-        let to_b = cg.add(stage, a.bytes() as i32);
+        let to_b = cg.add(stage, self.b_offset_bytes(p) as i32);
         [a.descriptor(cg, cg.add(stage, part)), b.descriptor(cg, to_b)]
     }
 
@@ -82,8 +89,8 @@ impl Gemm {
         stage
     }
 
-    /// Sums over all of k in the tensor cores' accumulators. One group of products stays under way
-    /// while the next stage is waited for.
+    /// Sums over all of k in the tensor cores' accumulators, of each product. A stage's products
+    /// stay under way while the next stage is waited for.
     fn accumulate<'c>(
         &self,
         cg: &Cg<'c>,
@@ -91,17 +98,26 @@ impl Gemm {
         consumer: &Consumer<'c>,
         tile: &Tile<'c>,
         place: Place<'c>,
-    ) -> (Vec<Val<'c>>, Place<'c>) {
+    ) -> (Vec<Vec<Val<'c>>>, Place<'c>) {
         let (first, end) = self.blocks(cg, tile);
+        let (n, n_products) = (n_sums(self.tile_cols), self.n_products());
         let mut init = place.values().to_vec();
-        init.extend(vec![cg.zero(Ty::F32); n_sums(self.tile_cols)]);
+        init.extend(vec![cg.zero(Ty::F32); n * n_products]);
         let products = self.products();
         let out = cg.for_(first, end, 1, &init, |block, carried| {
             let place = Place::of(carried);
             let stage = self.arrived(cg, ring, consumer, tile, block, place);
-            let operands = self.descriptors(cg, consumer, stage);
             let adds = cg.cmp(Cmp::Ne, block, first);
-            let sums = products.start(cg, &carried[2..], operands, adds, Some(1));
+            // One product waits in the same breath.
+            let left = (n_products == 1).then_some(1);
+            let start = |(p, sums): (usize, &[Val<'c>])| {
+                let operands = self.descriptors(cg, consumer, stage, p);
+                products.start(cg, sums, operands, adds, left)
+            };
+            let mut sums: Vec<Val> = carried[2..].chunks(n).enumerate().flat_map(start).collect();
+            if left.is_none() {
+                sums = wgmma::wait(cg, n_products as u32, &sums);
+            }
             // The products of the stage before have ended with this wait.
             let done = cg.and(consumer.leads, adds);
             ring.release_before_if(cg, done, place.stage);
@@ -113,6 +129,6 @@ impl Gemm {
         let sums = wgmma::wait(cg, 0, &out[2..]);
         let any = cg.cmp(Cmp::Lt, first, end);
         ring.release_before_if(cg, cg.and(consumer.leads, any), place.stage);
-        (sums, place)
+        (sums.chunks(n).map(<[Val]>::to_vec).collect(), place)
     }
 }

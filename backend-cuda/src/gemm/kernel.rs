@@ -21,13 +21,14 @@ const STAGES_MAX: u32 = 8;
 #[derive(Clone)]
 pub struct Args<'c> {
     pub map_a: Val<'c>,
-    pub map_b: Val<'c>,
-    /// C's address, or its tensor map.
-    pub c: Val<'c>,
+    /// Of each product, as all of B's.
+    pub map_b: Vec<Val<'c>>,
+    /// C's address, or its tensor map, where it is stored.
+    pub c: Vec<Option<Val<'c>>>,
     /// i32: `[groups + 1]` of `Rows` and `Inner`, counts `[groups]` of `Masked`.
     pub offsets: Option<Val<'c>>,
-    /// Of A and B.
-    pub scales: Option<[Val<'c>; 2]>,
+    /// Of A, and of each B; none of numbers without.
+    pub scales: Vec<Val<'c>>,
     pub m: Val<'c>,
     pub n: Val<'c>,
     pub k: Val<'c>,
@@ -45,13 +46,14 @@ pub struct Args<'c> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Argument {
     MapA(MapSpec),
-    MapB(MapSpec),
+    /// Of a product.
+    MapB(usize, MapSpec),
     MapC(MapSpec),
     A,
-    B,
-    C,
+    B(usize),
+    C(usize),
     ScalesA,
-    ScalesB,
+    ScalesB(usize),
     /// i32.
     Offsets,
     /// An epilogue's buffer, by position among its parameters.
@@ -111,7 +113,12 @@ impl Gemm {
     }
 
     pub(super) fn stage_bytes(&self) -> u32 {
-        self.a_tile().bytes() + self.b_tile().bytes().next_multiple_of(PERIOD_BYTES)
+        self.b_offset_bytes(self.n_products())
+    }
+
+    /// From the start of a stage to product `p`'s B.
+    pub(super) fn b_offset_bytes(&self, p: usize) -> u32 {
+        self.a_tile().bytes() + p as u32 * self.b_tile().bytes().next_multiple_of(PERIOD_BYTES)
     }
 
     /// The kernel, to be compiled.
@@ -155,11 +162,18 @@ impl Gemm {
         }
     }
 
-    /// The tensor maps, with which operand each is of.
-    fn maps(&self) -> Vec<(usize, MapSpec)> {
+    /// The tensor maps: parameter, buffer, what it says of it, and whose sizes it has (A's, B's or
+    /// C's).
+    fn maps(&self) -> Vec<(Argument, Argument, MapSpec, usize)> {
+        use Argument::*;
         let [a, b] = self.grouped_operands();
-        let mut out = vec![(0, self.map(self.a_tile(), a)), (1, self.map(self.b_tile(), b))];
-        out.extend((self.store == Store::Tensor).then(|| (2, self.c_map())));
+        let (a, b) = (self.map(self.a_tile(), a), self.map(self.b_tile(), b));
+        let mut out = vec![(MapA(a.clone()), A, a, 0)];
+        out.extend((0..self.n_products()).map(|p| (MapB(p, b.clone()), B(p), b.clone(), 1)));
+        if self.store == Store::Tensor {
+            let c = self.c_map();
+            out.push((MapC(c.clone()), C(0), c, 2));
+        }
         out
     }
 
@@ -173,10 +187,14 @@ impl Gemm {
             of.map(|(i, _)| i).collect::<Vec<_>>()
         };
         let mut out = vec![];
-        out.extend(maps.iter().map(|(of, spec)| [MapA, MapB, MapC][*of](spec.clone())));
-        out.extend([A, B, C]);
+        let products = 0..self.n_products();
+        out.extend(maps.iter().map(|(map, ..)| map.clone()));
+        out.push(A);
+        out.extend(products.clone().map(B));
+        out.extend(products.clone().filter(|p| self.keeps(*p)).map(C));
         if self.scales.is_some() {
-            out.extend([ScalesA, ScalesB]);
+            out.push(ScalesA);
+            out.extend(products.map(ScalesB));
         }
         out.extend((self.grouping != Grouping::Batch).then_some(Offsets));
         out.extend(extra_of(true).into_iter().map(ExtraBuffer));
@@ -184,7 +202,13 @@ impl Gemm {
         if self.scales.is_some() {
             out.extend((0..6).map(|i| ScaleStride(i / 3, i % 3)));
         }
-        for (of, spec) in maps {
+        let mut sizes: Vec<(usize, MapSpec)> = vec![];
+        for (_, _, spec, of) in maps {
+            if sizes.iter().all(|(known, _)| *known != of) {
+                sizes.push((of, spec));
+            }
+        }
+        for (of, spec) in sizes {
             let rank = spec.box_dims.len();
             out.extend((0..rank).map(|i| MapDim(of, i)));
             out.extend((1..rank).map(|i| MapStride(of, i - 1)));
@@ -205,6 +229,8 @@ impl Gemm {
         };
         let size = |argument: Argument| cg.cast(named(argument), Elem::I32);
         let map_c = find(&|a| matches!(a, Argument::MapC(_)));
+        let products = 0..self.n_products();
+        let scales_b = products.clone().filter_map(|p| is(Argument::ScalesB(p)));
         let stride = |side: usize| [0, 1, 2].map(|i| named(Argument::ScaleStride(side, i)));
         let extra = self.epilogue.as_ref().map(|e| e.params()).unwrap_or_default();
         let extra = extra.iter().enumerate().map(|(i, param)| {
@@ -218,10 +244,10 @@ impl Gemm {
         });
         Args {
             map_a: values[0],
-            map_b: values[1],
-            c: map_c.unwrap_or_else(|| named(Argument::C)),
+            map_b: products.clone().map(|p| values[1 + p]).collect(),
+            c: products.clone().map(|p| map_c.or_else(|| is(Argument::C(p)))).collect(),
             offsets: is(Argument::Offsets),
-            scales: self.scales.map(|_| [Argument::ScalesA, Argument::ScalesB].map(&named)),
+            scales: is(Argument::ScalesA).into_iter().chain(scales_b).collect(),
             m: size(Argument::M),
             n: size(Argument::N),
             k: size(Argument::K),
@@ -236,8 +262,8 @@ impl Gemm {
     fn params(&self) -> Vec<Param> {
         use Argument::*;
         let param = |a: &Argument| match a {
-            MapA(_) | MapB(_) | MapC(_) => Param::TensorMap,
-            A | B | C | ScalesA | ScalesB | Offsets | ExtraBuffer(_) => Param::Buffer,
+            MapA(_) | MapB(..) | MapC(_) => Param::TensorMap,
+            A | B(_) | C(_) | ScalesA | ScalesB(_) | Offsets | ExtraBuffer(_) => Param::Buffer,
             _ => Param::I64,
         };
         self.arguments().iter().map(param).collect()
@@ -253,8 +279,12 @@ impl Gemm {
             let at = arguments.iter().position(|a| *a == wanted).unwrap_or(first);
             (at - first) as u32
         };
-        let map = |(of, spec): (usize, MapSpec)| TensorMap {
-            buffer: of as u32,
+        let buffer = |wanted: &Argument| {
+            let at = arguments.iter().position(|a| a == wanted).unwrap_or(n_maps);
+            (at - n_maps) as u32
+        };
+        let map = |(_, of_buffer, spec, of): (Argument, Argument, MapSpec, usize)| TensorMap {
+            buffer: buffer(&of_buffer),
             is_bytes: spec.element == MapElement::Byte,
             dims: (0..spec.box_dims.len()).map(|i| scalar(Argument::MapDim(of, i))).collect(),
             strides_bytes: (1..spec.box_dims.len())

@@ -21,11 +21,11 @@ pub fn plan(
     dims: &[DimDecl],
     label: &str,
 ) -> Option<Planned> {
-    let is_bf16 = |m: &Matrix| m.dtype == DType::Bf16;
-    if gemm.epilogue.is_some() || !is_bf16(&gemm.a) || !is_bf16(&gemm.b) {
+    if gemm.epilogue.is_some() {
         return None;
     }
-    planned(Kind::Bf16, gemm, None, budget, dims, label)
+    let template = of_bf16(gemm, dims)?;
+    Some(template.planned(&select(&template.shape, template.sizes, budget), budget, label))
 }
 
 /// Plans a product of codes.
@@ -35,6 +35,19 @@ pub fn plan_scaled(
     dims: &[DimDecl],
     label: &str,
 ) -> Option<Planned> {
+    let template = of_codes(gemm, dims)?;
+    Some(template.planned(&select(&template.shape, template.sizes, budget), budget, label))
+}
+
+pub(super) fn of_bf16(gemm: &product::Gemm, dims: &[DimDecl]) -> Option<Template> {
+    let is_bf16 = |m: &Matrix| m.dtype == DType::Bf16;
+    if !is_bf16(&gemm.a) || !is_bf16(&gemm.b) {
+        return None;
+    }
+    template(Kind::Bf16, gemm, None, dims)
+}
+
+pub(super) fn of_codes(gemm: &ScaledGemm, dims: &[DimDecl]) -> Option<Template> {
     let codes = gemm.codes();
     let (Some(a), Some(b)) = (&gemm.a.scales, &gemm.b.scales) else { return None };
     let is_e4m3 = |m: &Matrix| m.dtype == DType::E4m3;
@@ -65,9 +78,10 @@ pub fn plan_scaled(
     let strides = [
         [&a.row_stride, &a.col_stride, &a.group_stride],
         [&b.col_stride, &b.row_stride, &b.group_stride],
-    ];
+    ]
+    .map(|side| side.map(DimExpr::clone));
     let scales = ScaledBy { of, strides, hopper14 };
-    planned(Kind::E4m3, &codes, Some(scales), budget, dims, label)
+    template(Kind::E4m3, &codes, Some(scales), dims)
 }
 
 /// Whether what a tensor core sums is what `hopper14` describes. With scales that differ from block
@@ -109,23 +123,31 @@ fn tensor(matrix: &Matrix, rows: &DimExpr, k: &DimExpr, element_bytes: i64) -> O
     fits.then_some(Tensor { major, line_stride })
 }
 
-type ScaleStrides<'a> = [[&'a DimExpr; 3]; 2];
+type ScaleStrides = [[DimExpr; 3]; 2];
 
 /// What is said of the scales of A and B, and of the sums between them.
-struct ScaledBy<'a> {
+struct ScaledBy {
     of: [Scales; 2],
-    strides: ScaleStrides<'a>,
+    strides: ScaleStrides,
     hopper14: bool,
 }
 
-fn planned(
+/// A product for which there is a kernel, whose tiles are yet to be chosen.
+pub(super) struct Template {
+    pub gemm: product::Gemm,
+    pub shape: Gemm,
+    pub sizes: Sizes,
+    tensors: [Tensor; 2],
+    groups: DimExpr,
+    strides: Option<ScaleStrides>,
+}
+
+fn template(
     kind: Kind,
     gemm: &product::Gemm,
-    scales: Option<ScaledBy<'_>>,
-    budget: Budget,
+    scales: Option<ScaledBy>,
     dims: &[DimDecl],
-    label: &str,
-) -> Option<Planned> {
+) -> Option<Template> {
     let element_bytes = i64::from(kind.element_bytes());
     let a = tensor(&gemm.a, &gemm.a.row_stride, &gemm.a.col_stride, element_bytes)?;
     let b = tensor(&gemm.b, &gemm.b.col_stride, &gemm.b.row_stride, element_bytes)?;
@@ -170,44 +192,39 @@ fn planned(
     let bound = |e: &DimExpr| e.range(dims).map_or(1, |(_, most)| most.max(1) as u64);
     let sizes =
         Sizes { m: bound(&gemm.m), n: bound(&gemm.n), k: bound(&gemm.k), groups: bound(&groups) };
-    let chosen = select(&shape, sizes, budget);
-    let launch = Launch { gemm, tensors: [&a, &b], groups: &groups, kind };
     let strides = scales.map(|s| s.strides);
-    let scalar = |argument: &Argument| launch.scalar(argument, strides.as_ref());
-    let mut kernel = chosen.source(label);
-    kernel.cta.grid_max = Some(budget.sms);
-    Some(Planned {
-        kernel,
-        scratch_bytes: 0,
-        scalars: chosen.launch().arguments.iter().filter_map(scalar).map(Scalar::Dim).collect(),
-        grid: tiles(&chosen, gemm, &groups),
-        flops: product::flops(gemm),
-        bytes: product::bytes(gemm),
-    })
+    Some(Template { gemm: gemm.clone(), shape, sizes, tensors: [a, b], groups, strides })
 }
 
-/// Tiles of the launch, at least one where there are none.
-fn tiles(chosen: &Gemm, gemm: &product::Gemm, groups: &DimExpr) -> DimExpr {
-    let rows = gemm.m.clone().ceil_div(TILE_ROWS.into());
-    let rows = match chosen.grouping {
-        // Every group may end inside a tile.
-        Grouping::Rows => rows + groups.clone(),
-        _ => rows * groups.clone(),
-    };
-    rows * gemm.n.clone().ceil_div(chosen.tile_cols.into())
-}
+impl Template {
+    /// The launch of a kernel that was chosen.
+    pub fn planned(&self, chosen: &Gemm, budget: Budget, label: &str) -> Planned {
+        let mut kernel = chosen.source(label);
+        kernel.cta.grid_max = Some(budget.sms);
+        let arguments = chosen.launch().arguments;
+        Planned {
+            kernel,
+            scratch_bytes: 0,
+            scalars: arguments.iter().filter_map(|a| self.scalar(a)).map(Scalar::Dim).collect(),
+            grid: self.tiles(chosen),
+            flops: product::flops(&self.gemm),
+            bytes: product::bytes(&self.gemm),
+        }
+    }
 
-/// What the scalars of a launch are told from.
-struct Launch<'a> {
-    gemm: &'a product::Gemm,
-    tensors: [&'a Tensor; 2],
-    groups: &'a DimExpr,
-    kind: Kind,
-}
+    /// Tiles of the launch, at least one where there are none.
+    fn tiles(&self, chosen: &Gemm) -> DimExpr {
+        let rows = self.gemm.m.clone().ceil_div(TILE_ROWS.into());
+        let rows = match chosen.grouping {
+            // Every group may end inside a tile.
+            Grouping::Rows => rows + self.groups.clone(),
+            _ => rows * self.groups.clone(),
+        };
+        rows * self.gemm.n.clone().ceil_div(chosen.tile_cols.into())
+    }
 
-impl Launch<'_> {
-    fn scalar(&self, argument: &Argument, scales: Option<&ScaleStrides<'_>>) -> Option<DimExpr> {
-        let gemm = self.gemm;
+    fn scalar(&self, argument: &Argument) -> Option<DimExpr> {
+        let gemm = &self.gemm;
         Some(match argument {
             Argument::M => gemm.m.clone(),
             Argument::N => gemm.n.clone(),
@@ -225,13 +242,13 @@ impl Launch<'_> {
                     Form::Rows { .. } => *side == 1,
                     Form::Inner { .. } => false,
                 };
-                match (scales, which) {
+                match (&self.strides, which) {
                     (Some(_), 2) if !moves => 0.into(),
                     (Some(strides), which) => strides[*side][*which].clone(),
                     (None, _) => return None,
                 }
             }
-            Argument::MapDim(2, dim) => [&gemm.n, &gemm.m, self.groups][*dim].clone(),
+            Argument::MapDim(2, dim) => [&gemm.n, &gemm.m, &self.groups][*dim].clone(),
             Argument::MapStride(2, dim) => {
                 // Of a single product there is no second one: any step will do.
                 let group = self.group_stride(&gemm.c.group_stride, 2);
@@ -243,10 +260,10 @@ impl Launch<'_> {
                     Major::K => [&gemm.k, rows],
                     Major::Rows => [rows, &gemm.k],
                 };
-                [inner[0], inner[1], self.groups][*dim].clone()
+                [inner[0], inner[1], &self.groups][*dim].clone()
             }
             Argument::MapStride(side, dim) => {
-                let bytes = i64::from(self.kind.element_bytes());
+                let bytes = i64::from(self.shape.kind.element_bytes());
                 let line = self.tensors[*side].line_stride.clone() * bytes;
                 let matrix = [&gemm.a, &gemm.b][*side];
                 [line, self.group_stride(&matrix.group_stride, bytes)][*dim].clone()

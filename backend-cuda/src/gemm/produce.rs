@@ -31,13 +31,16 @@ impl Gemm {
         place: Place<'c>,
     ) {
         let (a, b) = (self.a_tile(), self.b_tile());
-        let (stage, full) = ring.acquire(cg, place, a.bytes() + b.bytes());
+        let bytes = a.bytes() + self.n_products() as u32 * b.bytes();
+        let (stage, full) = ring.acquire(cg, place, bytes);
         let k = cg.mul(block, self.stage_k());
         let [a_grouped, b_grouped] = self.grouped_operands();
         let group = |grouped: bool| grouped.then_some(tile.group);
-        let to_b = cg.add(stage, a.bytes() as i32);
         copy(cg, a, stage, args.map_a, full, [tile.row, k], group(a_grouped));
-        copy(cg, b, to_b, args.map_b, full, [tile.col, k], group(b_grouped));
+        for (p, map) in args.map_b.iter().enumerate() {
+            let to_b = cg.add(stage, self.b_offset_bytes(p) as i32);
+            copy(cg, b, to_b, *map, full, [tile.col, k], group(b_grouped));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 
 use super::kernel::Args;
 use super::{Gemm, Grouping, TILE_ROWS};
+use crate::ptx::sync;
 
 /// Tile rows of a band.
 const BAND: i32 = 8;
@@ -44,6 +45,11 @@ impl Gemm {
             let per_group = cg.mul(tiles_m, tiles_n);
             let total = cg.mul(per_group, args.groups);
             cg.for_(first, total, step, init, |t, carried| {
+                // Counted anew for each tile: through the products registers are dear.
+                let [m, n] = [args.m, args.n].map(|v| sync::from_here(cg, v));
+                let tiles_m = cg.div_ceil(m, TILE_ROWS as i32);
+                let tiles_n = cg.div_ceil(n, self.tile_cols as i32);
+                let per_group = cg.mul(tiles_m, tiles_n);
                 let group = cg.div(t, per_group);
                 let (m, n) = banded(cg, cg.rem(t, per_group), tiles_m, tiles_n);
                 body(self.uniform_tile(cg, args, group, m, n), carried)

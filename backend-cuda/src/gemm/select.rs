@@ -55,7 +55,7 @@ pub fn n_tiles(grouping: Grouping, sizes: Sizes, tile_cols: u32) -> u64 {
 
 /// Cycles of the launch, as far as this model goes.
 pub fn cycles(gemm: &Gemm, sizes: Sizes, budget: Budget) -> u64 {
-    let cols = u64::from(gemm.tile_cols);
+    let cols = gemm.n_products() as u64 * u64::from(gemm.tile_cols);
     let bytes = u64::from(gemm.kind.element_bytes());
     let k = match gemm.grouping {
         Grouping::Inner => sizes.k.div_ceil(sizes.groups.max(1)),

@@ -21,6 +21,12 @@ pub fn butterfly<'c>(cg: &Cg<'c>, v: Val<'c>, mask: u32) -> Val<'c> {
     cg.asm(&text, &[v.ty], &[v], 0, Effect::Ordered)[0]
 }
 
+/// The value of an i32, from here on: what is made of it cannot be moved before, out of a loop,
+/// where it would hold registers through what comes first.
+pub fn from_here<'c>(cg: &Cg<'c>, v: Val<'c>) -> Val<'c> {
+    cg.asm("mov.b32 $0, $1;", &[v.ty], &[v], 0, Effect::Ordered)[0]
+}
+
 /// Waits for all threads of the CTA.
 pub fn cta_barrier(cg: &Cg<'_>) {
     cg.asm("bar.sync 0;", &[], &[], 0, Effect::Memory);

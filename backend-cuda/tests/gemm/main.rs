@@ -6,14 +6,10 @@ mod problem;
 mod reference;
 mod selection;
 
-use std::sync::Arc;
-
 use problem::{Problem, bf16, e4m3};
 use ptx_sim::Completion;
-use weft_backend_cuda::gemm::epilogue::{Epilogue, Place};
 use weft_backend_cuda::gemm::{Gemm, Grouping, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::tiles::shared::Major;
-use weft_codegen::emit::{Cg, Param, Val};
 
 const RANDOM: Completion = Completion::Random { seed: 7, delay_max: 60 };
 
@@ -120,33 +116,4 @@ fn codes_by_group() {
     let inner = Gemm { grouping: Grouping::Inner, accumulate: true, ..e4m3(64, 1) };
     let offsets = vec![0, 50, 50, 300, 384];
     check(&Problem { offsets, groups: 4, grid: 2, ..Problem::of(inner, [70, 40, 384]) });
-}
-
-/// `factor * sum + bias`, both parameters.
-struct Affine;
-
-impl Epilogue for Affine {
-    fn name(&self) -> String {
-        "affine".into()
-    }
-
-    fn params(&self) -> Vec<Param> {
-        vec![Param::F32, Param::F32]
-    }
-
-    fn apply<'c>(&self, cg: &Cg<'c>, place: &Place<'c>, sums: [Val<'c>; 2]) -> [Val<'c>; 2] {
-        let [factor, bias] = [0, 1].map(|i| place.params[i]);
-        sums.map(|sum| cg.add(cg.mul(sum, factor), bias))
-    }
-}
-
-#[test]
-fn sums_go_through_the_epilogue_before_they_are_rounded() {
-    for (store, accumulate) in [(Store::Tensor, false), (Store::Paired, true)] {
-        let epilogue: Option<Arc<dyn Epilogue>> = Some(Arc::new(Affine));
-        let output = Output::Bf16;
-        let gemm = Gemm { epilogue, store, output, accumulate, ..bf16(32) };
-        let extra = vec![0.75, 3.0];
-        check(&Problem { extra, ..Problem::of(gemm, [70, 40, 80]) });
-    }
 }

@@ -62,8 +62,6 @@ pub struct Problem {
     pub grid: u32,
     /// Columns of C beyond the last.
     pub c_padding: usize,
-    /// Values of the epilogue's parameters.
-    pub extra: Vec<f32>,
 }
 
 /// An operand as it lies in memory, and its values: `[group][row][k]`.
@@ -112,7 +110,7 @@ fn decode(code: u8) -> f32 {
 impl Problem {
     pub fn of(gemm: Gemm, [m, n, k]: [usize; 3]) -> Problem {
         let (groups, offsets) = (1, vec![]);
-        Problem { gemm, m, n, k, groups, offsets, grid: 4, c_padding: n % 2, extra: vec![] }
+        Problem { gemm, m, n, k, groups, offsets, grid: 4, c_padding: n % 2 }
     }
 
     fn operand(&self, rows: usize, grouped: bool, major: Major, seed: u64) -> Operand {
@@ -234,18 +232,18 @@ impl Problem {
         let c_group_stride = if c_groups == 1 { 0 } else { self.m * c_lead };
         let arg = |argument: &Argument| match argument {
             Argument::MapA(spec) => self.map(spec, &a, pa),
-            Argument::MapB(spec) => self.map(spec, &b, pb),
+            Argument::MapB(_, spec) => self.map(spec, &b, pb),
             Argument::MapC(spec) => {
                 let dims = [self.n as u64, self.m as u64];
                 tensor_map(spec, dims, c_groups, c_lead, pc)
             }
             Argument::A => Arg::Ptr(pa),
-            Argument::B => Arg::Ptr(pb),
-            Argument::C => Arg::Ptr(pc),
+            Argument::B(_) => Arg::Ptr(pb),
+            Argument::C(_) => Arg::Ptr(pc),
             Argument::Offsets => Arg::Ptr(po),
             Argument::ScalesA => Arg::Ptr(ps[0]),
-            Argument::ScalesB => Arg::Ptr(ps[1]),
-            Argument::ExtraBuffer(_) => panic!("no epilogue here reads memory"),
+            Argument::ScalesB(_) => Arg::Ptr(ps[1]),
+            Argument::ExtraBuffer(_) | Argument::Extra(_) => panic!("no region here"),
             Argument::M => Arg::I64(self.m as i64),
             Argument::N => Arg::I64(self.n as i64),
             Argument::K => Arg::I64(self.k as i64),
@@ -255,7 +253,6 @@ impl Problem {
             Argument::ScaleStride(side, which) => Arg::I64(scale_stride(*side, *which)),
             // The maps are made above.
             Argument::MapDim(..) | Argument::MapStride(..) => Arg::I64(0),
-            Argument::Extra(i) => Arg::I64(i64::from(self.extra[*i].to_bits())),
         };
         let args: Vec<Arg> = launch.arguments.iter().map(arg).collect();
         let mut sim = Launch::new(self.grid, launch.threads);

@@ -57,9 +57,6 @@ pub fn product(
                 if p.gemm.accumulate {
                     sum += c[at];
                 }
-                if let [factor, bias] = p.extra[..] {
-                    sum = sum * factor + bias;
-                }
                 c[at] = match p.gemm.output {
                     Output::F32 => sum,
                     Output::Bf16 => bf16::from_f32(sum).to_f32(),

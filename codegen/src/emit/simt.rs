@@ -64,8 +64,18 @@ impl<'c> Cg<'c> {
 
     /// Folds the values of a warp's lanes; every lane gets the same bits if `f` is commutative.
     pub fn reduce_warp(&self, v: Val<'c>, f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
+        self.reduce_lanes(v, WARP, f)
+    }
+
+    /// The same among each `width` neighbours of the warp, a power of two.
+    pub fn reduce_lanes(
+        &self,
+        v: Val<'c>,
+        width: u32,
+        f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>,
+    ) -> Val<'c> {
         let mut v = v;
-        let mut mask = WARP / 2;
+        let mut mask = width / 2;
         while mask > 0 {
             v = f(v, self.shuffle_xor(v, mask));
             mask /= 2;

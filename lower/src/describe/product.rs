@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use weft_codegen::emit::{Cg, Val};
 use weft_codegen::object::KernelSource;
+use weft_codegen::region::emit::held::Held;
 use weft_graph::{DType, DimExpr, Scalar};
+
+use crate::region::RegionLaunch;
 
 /// One operand: its element and, in elements, its strides.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,6 +143,43 @@ impl ScaledGemm {
             form: self.form.clone(),
             accumulate: self.accumulate,
             epilogue: None,
+        }
+    }
+}
+
+/// Products of one left operand, alike but for where their right operands lie, and a region that
+/// goes on with their rows.
+pub struct Ended<'a> {
+    pub product: Multiplied,
+    /// For each, whether its rows are stored, too.
+    pub keeps: Vec<bool>,
+    pub region: Held,
+    /// The region's scalars.
+    pub scalars: Vec<Scalar>,
+    /// What the region would be by itself.
+    pub apart: &'a RegionLaunch,
+}
+
+/// Of plain numbers or of codes.
+#[derive(Clone)]
+pub enum Multiplied {
+    Plain(Gemm),
+    Scaled(ScaledGemm),
+}
+
+impl Multiplied {
+    /// The product of the codes alone, if they are codes.
+    pub fn plain(&self) -> Gemm {
+        match self {
+            Multiplied::Plain(gemm) => gemm.clone(),
+            Multiplied::Scaled(scaled) => scaled.codes(),
+        }
+    }
+
+    pub fn c_mut(&mut self) -> &mut Matrix {
+        match self {
+            Multiplied::Plain(gemm) => &mut gemm.c,
+            Multiplied::Scaled(scaled) => &mut scaled.c,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! starts again whenever it finds one more of those.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use weft_codegen::emit::WARP;
 use weft_codegen::object::KernelSource;
@@ -315,6 +316,8 @@ impl Planner<'_> {
         let code = format!("{nest:?}{schedule:?}");
         let args = signature.buffers.clone();
         let symbols = signature.scalars.clone();
+        let nest = Arc::new(nest);
+        let traced = Some(nest.clone());
         let emit = move |cg: &weft_codegen::emit::Cg, name: &str| {
             emit::kernel(cg, name, &nest, &schedule, &signature);
         };
@@ -327,6 +330,7 @@ impl Planner<'_> {
             scratch_bytes: planned.scratch_bytes,
             flops: main * per_element as i64,
             bytes,
+            nest: traced,
         });
         Ok(())
     }
@@ -344,11 +348,7 @@ impl Planner<'_> {
     }
 
     fn scalars(&self, symbols: &[Vec<SymId>]) -> Vec<Scalar> {
-        let of = |symbols: &Vec<SymId>| {
-            let dims = symbols.iter().map(|s| (self.size)(Dim::sym(*s)));
-            Scalar::Dim(DimExpr::product(dims))
-        };
-        symbols.iter().map(of).collect()
+        scalars(self.size, symbols)
     }
 
     /// What a nest's buffers hold together, each read or written once.
@@ -448,6 +448,7 @@ impl Planner<'_> {
             scratch_bytes,
             flops: DimExpr::zero(),
             bytes,
+            nest: None,
         });
         Ok(())
     }
@@ -535,8 +536,17 @@ fn is_prefix(shape: &[Dim], of: &[Dim]) -> bool {
     long(of).starts_with(&long(shape))
 }
 
+/// The scalars of a kernel with this signature.
+pub fn scalars(size: &dyn Fn(Dim) -> DimExpr, symbols: &[Vec<SymId>]) -> Vec<Scalar> {
+    let of = |symbols: &Vec<SymId>| {
+        let dims = symbols.iter().map(|s| size(Dim::sym(*s)));
+        Scalar::Dim(DimExpr::product(dims))
+    };
+    symbols.iter().map(of).collect()
+}
+
 /// 64-bit FNV-1a.
-fn fingerprint(text: &str) -> u64 {
+pub fn fingerprint(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })

@@ -15,7 +15,15 @@ use crate::tiles::roles::Consumer;
 struct BlockScales<'c> {
     /// Of the thread's two rows.
     a: [Val<'c>; 2],
-    b: ColumnScales<'c>,
+    /// Of the columns of each product.
+    b: Vec<ColumnScales<'c>>,
+}
+
+/// Whose scales: A's, or the B's of a product.
+#[derive(Clone, Copy)]
+enum Scaled {
+    A,
+    B(usize),
 }
 
 enum ColumnScales<'c> {
@@ -36,52 +44,59 @@ impl Gemm {
         consumer: &Consumer<'c>,
         tile: &Tile<'c>,
         place: Place<'c>,
-    ) -> (Vec<Val<'c>>, Place<'c>) {
+    ) -> (Vec<Vec<Val<'c>>>, Place<'c>) {
         let (first, end) = self.blocks(cg, tile);
-        let n = n_sums(self.tile_cols);
+        let (n, n_products) = (n_sums(self.tile_cols), self.n_products());
         let zeros = vec![cg.zero(Ty::F32); n];
         let mut init = place.values().to_vec();
-        init.extend(&zeros);
+        init.extend(vec![cg.zero(Ty::F32); n * n_products]);
         let products = self.products();
         let out = cg.for_(first, end, 1, &init, |block, carried| {
             let place = Place::of(carried);
             let scales = self.block_scales(cg, args, consumer, tile, block);
             let stage = self.arrived(cg, ring, consumer, tile, block, place);
-            let operands = self.descriptors(cg, consumer, stage);
-            let partial = products.start(cg, &zeros, operands, cg.i1(false), Some(0));
-            ring.release_if(cg, consumer.leads, place.stage);
             let mut next = ring.next(cg, place).values().to_vec();
-            next.extend(self.promoted(cg, &scales, &partial, &carried[2..]));
+            // One product after the other, in the same registers: there are none for two.
+            let mut partial = zeros.clone();
+            for (p, sums) in carried[2..].chunks(n).enumerate() {
+                let operands = self.descriptors(cg, consumer, stage, p);
+                partial = products.start(cg, &partial, operands, cg.i1(false), Some(0));
+                if p + 1 == n_products {
+                    ring.release_if(cg, consumer.leads, place.stage);
+                }
+                next.extend(self.promoted(cg, scales.a, &scales.b[p], &partial, sums));
+            }
             next
         });
-        (out[2..].to_vec(), Place::of(&out))
+        (out[2..].chunks(n).map(<[Val]>::to_vec).collect(), Place::of(&out))
     }
 
     /// `sum + partial * (scale of the row * scale of the column)`.
     fn promoted<'c>(
         &self,
         cg: &Cg<'c>,
-        scales: &BlockScales<'c>,
+        of_rows: [Val<'c>; 2],
+        of_columns: &ColumnScales<'c>,
         partial: &[Val<'c>],
         sums: &[Val<'c>],
     ) -> Vec<Val<'c>> {
         let mut out = sums.to_vec();
         // Of few scales the products are few: by row, and by group of columns.
-        let by_row = |b: Val<'c>| scales.a.map(|a| cg.mul(a, b));
-        let whole = match &scales.b {
+        let by_row = |b: Val<'c>| of_rows.map(|a| cg.mul(a, b));
+        let whole = match of_columns {
             ColumnScales::One(b) => vec![by_row(*b)],
             ColumnScales::Groups { of, .. } => of.iter().map(|b| by_row(*b)).collect(),
             ColumnScales::Each(_) => vec![],
         };
         for pair in pairs(self.tile_cols) {
-            let both = match &scales.b {
+            let both = match of_columns {
                 ColumnScales::One(_) => [whole[0][pair.half]; 2],
                 ColumnScales::Groups { bound, .. } => {
                     let before = cg.cmp(Cmp::Gt, *bound, pair.col as i32);
                     [cg.select(before, whole[0][pair.half], whole[1][pair.half]); 2]
                 }
                 ColumnScales::Each(of) => {
-                    of[pair.col as usize / 8].map(|b| cg.mul(scales.a[pair.half], b))
+                    of[pair.col as usize / 8].map(|b| cg.mul(of_rows[pair.half], b))
                 }
             };
             for (i, scale) in both.into_iter().enumerate() {
@@ -106,9 +121,10 @@ impl Gemm {
             // Rows beyond the last are not stored, but their scale must be somewhere.
             let row = cg.min(cg.add(row, half), last_row);
             let group = self.scales.map_or(1, |s| s[0].rows);
-            self.scale(cg, args, 0, tile, cg.div(row, group as i32), block)
+            self.scale(cg, args, Scaled::A, tile, cg.div(row, group as i32), block)
         });
-        BlockScales { a, b: self.column_scales(cg, args, consumer, tile, block) }
+        let of = |p| self.column_scales(cg, args, consumer, tile, block, p);
+        BlockScales { a, b: (0..self.n_products()).map(of).collect() }
     }
 
     fn column_scales<'c>(
@@ -118,13 +134,14 @@ impl Gemm {
         consumer: &Consumer<'c>,
         tile: &Tile<'c>,
         block: Val<'c>,
+        p: usize,
     ) -> ColumnScales<'c> {
         let group = self.scales.map_or(1, |s| s[1].rows);
         let last_col = cg.sub(args.n, 1);
         if group == 1 {
             let at = |col: Val<'c>| {
                 let col = cg.min(cg.add(tile.col, col), last_col);
-                self.scale(cg, args, 1, tile, col, block)
+                self.scale(cg, args, Scaled::B(p), tile, col, block)
             };
             let both = |eight: u32| {
                 let col = cg.add(consumer.lanes.col, (8 * eight) as i32);
@@ -134,7 +151,7 @@ impl Gemm {
         }
         let width = group as i32;
         let first = cg.div(tile.col, width);
-        let of = |i: Val<'c>| self.scale(cg, args, 1, tile, i, block);
+        let of = |i: Val<'c>| self.scale(cg, args, Scaled::B(p), tile, i, block);
         if group.is_multiple_of(self.tile_cols) {
             return ColumnScales::One(of(first));
         }
@@ -148,22 +165,26 @@ impl Gemm {
         &self,
         cg: &Cg<'c>,
         args: &Args<'c>,
-        side: usize,
+        of: Scaled,
         tile: &Tile<'c>,
         i: Val<'c>,
         block: Val<'c>,
     ) -> Val<'c> {
-        let (Some(of), Some(base), Some(strides)) = (self.scales, args.scales, args.scale_strides)
-        else {
+        let (Some(scales), Some(strides)) = (self.scales, args.scale_strides) else {
             panic!("{} has no scales", self.name());
+        };
+        // Those of A come first.
+        let (side, base) = match of {
+            Scaled::A => (0, args.scales[0]),
+            Scaled::B(p) => (1, args.scales[1 + p]),
         };
         let [rows, k, groups] = strides[side];
         let at = cg.add(strided(cg, i, rows), strided(cg, block, k));
         let at = cg.add(at, strided(cg, tile.group, groups));
-        match of[side].dtype {
-            ScaleType::F32 => cg.load(Ty::F32, cg.at(base[side], Elem::F32, at)),
+        match scales[side].dtype {
+            ScaleType::F32 => cg.load(Ty::F32, cg.at(base, Elem::F32, at)),
             ScaleType::Ue8m0 => {
-                let code = cg.load(Elem::I8.x(1), cg.at(base[side], Elem::I8, at));
+                let code = cg.load(Elem::I8.x(1), cg.at(base, Elem::I8, at));
                 narrow::decode_scale(cg, cg.zext(code, Elem::I32))
             }
         }

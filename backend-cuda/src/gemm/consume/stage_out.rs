@@ -7,13 +7,11 @@
 use weft_codegen::emit::{Cg, Cmp, Val};
 
 use super::Gemm;
-use crate::gemm::epilogue::Place;
-use crate::gemm::kernel::{Args, MapElement, MapSpec};
+use crate::gemm::kernel::{MapElement, MapSpec};
 use crate::gemm::schedule::Tile;
 use crate::gemm::{Store, TILE_ROWS};
 use crate::ptx::convert::pack_bf16;
 use crate::ptx::{bulk, matrix, sync};
-use crate::tiles::fragment::pairs;
 use crate::tiles::roles::Consumer;
 use crate::tiles::shared::{Major, permuted};
 
@@ -56,13 +54,12 @@ impl Gemm {
     pub(super) fn stage_out<'c>(
         &self,
         cg: &Cg<'c>,
-        args: &Args<'c>,
+        map: Val<'c>,
         consumer: &Consumer<'c>,
         staging: Val<'c>,
         tile: &Tile<'c>,
         sums: &[Val<'c>],
     ) {
-        let sums = self.finished(cg, args, consumer, tile, sums);
         let (cols, buffer) = (self.chunk_cols(), self.buffer_bytes());
         let n_chunks = self.tile_cols / cols;
         let own = cg.mul(consumer.warpgroup, (BUFFERS * buffer) as i32);
@@ -94,7 +91,7 @@ impl Gemm {
             self.one_thread(cg, consumer, || {
                 let col = cg.add(tile.col, (chunk * cols) as i32);
                 let row = cg.add(tile.row, consumer.first_row);
-                bulk::store(cg, args.c, at, &[col, row, tile.group]);
+                bulk::store(cg, map, at, &[col, row, tile.group]);
                 bulk::commit(cg);
             });
         }
@@ -107,32 +104,5 @@ impl Gemm {
 
     fn one_thread<'c>(&self, cg: &Cg<'c>, consumer: &Consumer<'c>, body: impl FnOnce()) {
         cg.when(cg.cmp(Cmp::Eq, consumer.warp, 0), || cg.when(sync::elect(cg), body));
-    }
-
-    /// The sums as the epilogue leaves them.
-    fn finished<'c>(
-        &self,
-        cg: &Cg<'c>,
-        args: &Args<'c>,
-        consumer: &Consumer<'c>,
-        tile: &Tile<'c>,
-        sums: &[Val<'c>],
-    ) -> Vec<Val<'c>> {
-        let Some(epilogue) = &self.epilogue else { return sums.to_vec() };
-        let mut out = sums.to_vec();
-        let first_row = cg.add(tile.row, cg.add(consumer.first_row, consumer.lanes.row));
-        let first_col = cg.add(tile.col, consumer.lanes.col);
-        for pair in pairs(self.tile_cols) {
-            let row = cg.add(first_row, (8 * pair.half) as i32);
-            let col = cg.add(first_col, pair.col as i32);
-            let row_inside = cg.cmp(Cmp::Lt, row, tile.row_end);
-            let inside =
-                [0, 1].map(|i| cg.and(row_inside, cg.cmp(Cmp::Lt, cg.add(col, i), args.n)));
-            let params = args.extra.clone();
-            let place = Place { row, col, group: tile.group, inside, params };
-            let both = epilogue.apply(cg, &place, [sums[pair.index], sums[pair.index + 1]]);
-            out[pair.index..pair.index + 2].copy_from_slice(&both);
-        }
-        out
     }
 }

@@ -1,9 +1,8 @@
-//! From sums to C: what was there before, the epilogue, rounding, and the stores.
+//! From sums to C: what was there before, rounding, and the stores.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Val};
 
 use super::Gemm;
-use crate::gemm::epilogue::Place;
 use crate::gemm::kernel::{Args, strided};
 use crate::gemm::schedule::Tile;
 use crate::gemm::{Output, Store};
@@ -16,6 +15,7 @@ impl Gemm {
         &self,
         cg: &Cg<'c>,
         args: &Args<'c>,
+        c: Val<'c>,
         consumer: &Consumer<'c>,
         tile: &Tile<'c>,
         sums: &[Val<'c>],
@@ -26,59 +26,55 @@ impl Gemm {
         };
         let row = cg.add(tile.row, cg.add(consumer.first_row, consumer.lanes.row));
         let col = cg.add(tile.col, consumer.lanes.col);
-        let group = cg.at(args.c, elem, strided(cg, tile.group, args.c_group_stride));
+        let group = cg.at(c, elem, strided(cg, tile.group, args.c_group_stride));
         let rows = [0, 8].map(|half| {
             let row = cg.add(row, half);
             let start = cg.at(group, elem, strided(cg, row, args.c_row_stride));
-            (row, cg.cmp(Cmp::Lt, row, tile.row_end), cg.at(start, elem, wide(cg, col)))
+            (cg.cmp(Cmp::Lt, row, tile.row_end), cg.at(start, elem, wide(cg, col)))
         });
         for pair in pairs(self.tile_cols) {
-            let (row, row_inside, start) = rows[pair.half];
+            let (row_inside, start) = rows[pair.half];
             let col = cg.add(col, pair.col as i32);
             let inside = |c: Val<'c>| cg.and(row_inside, cg.cmp(Cmp::Lt, c, args.n));
             let inside = [inside(col), inside(cg.add(col, 1))];
             let address = cg.at(start, elem, i64::from(pair.col));
-            let place = Place { row, col, group: tile.group, inside, params: args.extra.clone() };
             let pair = [sums[pair.index], sums[pair.index + 1]];
-            self.store_pair(cg, &place, elem, address, pair);
+            self.store_pair(cg, inside, elem, address, pair);
         }
     }
 
     fn store_pair<'c>(
         &self,
         cg: &Cg<'c>,
-        place: &Place<'c>,
+        inside: [Val<'c>; 2],
         elem: Elem,
         address: Val<'c>,
         sums: [Val<'c>; 2],
     ) {
         // A pair goes together where both are inside; a lone first one by itself.
-        let lone = cg.and(place.inside[0], cg.not(place.inside[1]));
+        let lone = cg.and(inside[0], cg.not(inside[1]));
         let second = cg.at(address, elem, 1);
         let mut sums = sums;
         if self.accumulate {
             let zeros = [cg.zero(elem.x(1)); 2];
             let old = if self.store != Store::Single {
-                let both = memory::load_if(cg, place.inside[1], address, &zeros);
+                let both = memory::load_if(cg, inside[1], address, &zeros);
                 let first = memory::load_if(cg, lone, address, &both[..1]);
                 [first[0], both[1]]
             } else {
-                let first = memory::load_if(cg, place.inside[0], address, &zeros[..1]);
-                let second = memory::load_if(cg, place.inside[1], second, &zeros[1..]);
+                let first = memory::load_if(cg, inside[0], address, &zeros[..1]);
+                let second = memory::load_if(cg, inside[1], second, &zeros[1..]);
                 [first[0], second[0]]
             };
             sums = [0, 1].map(|i| cg.add(cg.cast(old[i], Elem::F32), sums[i]));
         }
-        if let Some(epilogue) = &self.epilogue {
-            sums = epilogue.apply(cg, place, sums);
-        }
         let out = sums.map(|v| cg.cast(v, elem));
         if self.store != Store::Single {
-            memory::store_if(cg, place.inside[1], &out, address);
+            memory::store_if(cg, inside[1], &out, address);
             memory::store_if(cg, lone, &out[..1], address);
         } else {
-            memory::store_if(cg, place.inside[0], &out[..1], address);
-            memory::store_if(cg, place.inside[1], &out[1..], second);
+            memory::store_if(cg, inside[0], &out[..1], address);
+            memory::store_if(cg, inside[1], &out[1..], second);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Emitter, Lanes, Warp};
+use super::{Emitter, Lanes, Team};
 use crate::emit::{Elem, Ty, Val, WARP};
 use crate::region::index::Var;
 use crate::region::scalar;
@@ -55,9 +55,12 @@ impl<'c> Emitter<'_, 'c> {
             return self.joined(max, self.identity(elem.x(1), max), v);
         };
         self.hoist(x, &vars.iter().copied().collect());
-        if let Some(warp) = self.warp {
+        if self.held.is_some() {
+            return self.fold_held(x, elem, max);
+        }
+        if let Some(team) = self.team {
             let start = self.identity(elem.x(self.vector(*last, (0, None))), max);
-            let ends = self.serial(serial, &[start], &|s, acc| s.in_warp(warp, x, *last, max, acc));
+            let ends = self.serial(serial, &[start], &|s, acc| s.in_team(team, x, *last, max, acc));
             let own = self.cg.reduce(ends[0], |a, b| self.joined(max, a, b));
             return self.cg.reduce_warp(own, |a, b| self.joined(max, a, b));
         }
@@ -74,7 +77,7 @@ impl<'c> Emitter<'_, 'c> {
         self.cg.reduce(all, |a, b| self.joined(max, a, b))
     }
 
-    fn identity(&self, ty: Ty, max: bool) -> Val<'c> {
+    pub(super) fn identity(&self, ty: Ty, max: bool) -> Val<'c> {
         if !max {
             return self.cg.zero(ty);
         }
@@ -85,7 +88,7 @@ impl<'c> Emitter<'_, 'c> {
         }
     }
 
-    fn joined(&self, max: bool, a: Val<'c>, b: Val<'c>) -> Val<'c> {
+    pub(super) fn joined(&self, max: bool, a: Val<'c>, b: Val<'c>) -> Val<'c> {
         if max { scalar::max(self.cg, a, b) } else { self.cg.add(a, b) }
     }
 
@@ -140,22 +143,22 @@ impl<'c> Emitter<'_, 'c> {
         false
     }
 
-    /// Folds along `var`, each thread of a warp its own elements, as many at once as it sums
+    /// Folds along `var`, each thread of a team its own elements, as many at once as it sums
     /// apart.
-    fn in_warp(
+    fn in_team(
         &mut self,
-        warp: Warp<'c>,
+        team: Team<'c>,
         x: ExprId,
         var: Var,
         max: bool,
         acc: &[Val<'c>],
     ) -> Vec<Val<'c>> {
         let cg = self.cg;
-        // What may be folded together is, while the warp is.
+        // What may be folded together is, while the team is.
         self.hoist(x, &BTreeSet::from([var]));
         let (lo, hi) = self.bounds(var);
         let n = acc[0].ty.lanes;
-        let first = cg.add(lo, cg.mul(warp.lane, i64::from(n)));
+        let first = cg.add(lo, cg.mul(team.lane, i64::from(n)));
         cg.for_(first, hi, i64::from(n * WARP), acc, |i, carried| {
             let v = self.in_lanes_of(Lanes { var, n, mask: None }, i, |s| s.eval(x));
             vec![self.joined(max, carried[0], self.spread(v, n))]
@@ -248,7 +251,7 @@ impl<'c> Emitter<'_, 'c> {
         body: impl FnOnce(&mut Self) -> R,
     ) -> R {
         let before = self.lanes.replace(lanes);
-        let apart = std::mem::replace(&mut self.apart, self.warp.is_some());
+        let apart = std::mem::replace(&mut self.apart, self.team.is_some());
         let result = self.scope(lanes.var, first, body);
         self.apart = apart;
         self.lanes = before;

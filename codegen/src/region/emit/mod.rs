@@ -9,6 +9,7 @@
 //! the loop over lanes, do everything else alike, and one of them stores what is the same for all.
 
 mod fold;
+pub mod held;
 mod nest;
 mod place;
 
@@ -121,25 +122,7 @@ pub fn kernel(cg: &Cg, name: &str, nest: &Nest, schedule: &Schedule, signature: 
     let (n_buffers, n_scalars) = (signature.buffers.len(), signature.scalars.len());
     let frame = Frame::ctas(schedule.warps.map_or(1, |n| n * WARP));
     cg.framed_kernel(name, frame, n_buffers, n_scalars, |k| {
-        let mut emitter = Emitter {
-            warp: schedule.warps.map(|n| Warp::new(cg, n)),
-            cg,
-            nest,
-            schedule,
-            signature,
-            kernel: k,
-            read: nest.read(),
-            values: vec![None; nest.exprs.len()],
-            opaques: vec![None; nest.opaques.len()],
-            log: vec![],
-            bound: BTreeMap::new(),
-            ranges: BTreeMap::new(),
-            lanes: None,
-            limits: None,
-            keeping: vec![],
-            kept: BTreeSet::new(),
-            apart: false,
-        };
+        let mut emitter = Emitter::new(cg, nest, schedule, signature, k);
         emitter.blocks();
     });
 }
@@ -162,9 +145,9 @@ enum Undo {
     Kept(ExprId),
 }
 
-/// The warp that this thread is of.
+/// The threads that this one does a block with.
 #[derive(Clone, Copy)]
-struct Warp<'c> {
+struct Team<'c> {
     /// Its place in the CTA, which has so many.
     index: Val<'c>,
     per_cta: u32,
@@ -172,16 +155,17 @@ struct Warp<'c> {
     lane: Val<'c>,
 }
 
-impl<'c> Warp<'c> {
-    fn new(cg: &Cg<'c>, per_cta: u32) -> Warp<'c> {
+impl<'c> Team<'c> {
+    /// A warp.
+    fn warp(cg: &Cg<'c>, per_cta: u32) -> Team<'c> {
         let thread = cg.cast(cg.thread_index(), Elem::I64);
         let index = cg.lshr(thread, i64::from(WARP.trailing_zeros()));
-        Warp { index, per_cta, lane: cg.and(thread, i64::from(WARP) - 1) }
+        Team { index, per_cta, lane: cg.and(thread, i64::from(WARP) - 1) }
     }
 }
 
 struct Emitter<'a, 'c> {
-    warp: Option<Warp<'c>>,
+    team: Option<Team<'c>>,
     cg: &'a Cg<'c>,
     nest: &'a Nest,
     schedule: &'a Schedule,
@@ -203,8 +187,41 @@ struct Emitter<'a, 'c> {
     keeping: Vec<ExprId>,
     /// Expressions whose values are in scratch.
     kept: BTreeSet<ExprId>,
-    /// The warp's threads are at different elements, or some at none: nothing may be done together.
+    /// The team's threads are at different elements, or some at none: nothing may be done together.
     apart: bool,
+    /// What is in registers from the start, of the block being emitted.
+    held: Option<held::Pairs<'c>>,
+}
+
+impl<'a, 'c> Emitter<'a, 'c> {
+    fn new(
+        cg: &'a Cg<'c>,
+        nest: &'a Nest,
+        schedule: &'a Schedule,
+        signature: &'a Signature,
+        kernel: &'a Kernel<'c>,
+    ) -> Emitter<'a, 'c> {
+        Emitter {
+            team: schedule.warps.map(|n| Team::warp(cg, n)),
+            cg,
+            nest,
+            schedule,
+            signature,
+            kernel,
+            read: nest.read(),
+            values: vec![None; nest.exprs.len()],
+            opaques: vec![None; nest.opaques.len()],
+            log: vec![],
+            bound: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            lanes: None,
+            limits: None,
+            keeping: vec![],
+            kept: BTreeSet::new(),
+            apart: false,
+            held: None,
+        }
+    }
 }
 
 impl<'c> Emitter<'_, 'c> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Emitter, Lanes, Warp};
+use super::{Emitter, Lanes, Team};
 use crate::emit::{Cmp, Val, WARP};
 use crate::region::index::{Ix, Var};
 use crate::region::trace::{Expr, Guard};
@@ -18,13 +18,13 @@ impl<'c> Emitter<'_, 'c> {
         let inner = schedule.grid.iter().chain(&schedule.order).copied().collect();
         // A part's fold is not the same for all blocks though no variable of the roots says so.
         self.hoist_roots(&roots, &inner);
-        let Some(warp) = self.warp else {
+        let Some(team) = self.team else {
             return cg.for_each(self.kernel.begin, self.kernel.end, 1, |block| {
                 self.block(&roots, block);
             });
         };
-        let first = cg.mul(self.kernel.begin, i64::from(warp.per_cta));
-        let block = cg.add(first, warp.index);
+        let first = cg.mul(self.kernel.begin, i64::from(team.per_cta));
+        let block = cg.add(first, team.index);
         let n_blocks = self.n_blocks();
         cg.when(cg.cmp(Cmp::Lt, block, n_blocks), || self.block(&roots, block));
     }
@@ -57,7 +57,7 @@ impl<'c> Emitter<'_, 'c> {
     }
 
     /// Binds the first `n` variables of the grid from what is left of the block's index.
-    fn grid(&mut self, n: usize, rest: Val<'c>, body: &mut dyn FnMut(&mut Self)) {
+    pub(super) fn grid(&mut self, n: usize, rest: Val<'c>, body: &mut dyn FnMut(&mut Self)) {
         let cg = self.cg;
         let Some(var) = n.checked_sub(1).map(|i| self.schedule.grid[i]) else {
             return body(self);
@@ -79,7 +79,7 @@ impl<'c> Emitter<'_, 'c> {
         });
     }
 
-    fn hoist_roots(&mut self, roots: &[usize], inner: &BTreeSet<Var>) {
+    pub(super) fn hoist_roots(&mut self, roots: &[usize], inner: &BTreeSet<Var>) {
         let nest = self.nest;
         for r in roots {
             let root = &nest.roots[*r];
@@ -118,12 +118,12 @@ impl<'c> Emitter<'_, 'c> {
                 Some(known) => self.ranges.insert(var, known),
                 None => self.ranges.remove(&var),
             };
-            if let (Some(warp), true) = (self.warp, schedule.lanes == Some(var)) {
+            if let (Some(team), true) = (self.team, schedule.lanes == Some(var)) {
                 let n = match chunk.is_some() {
                     true => self.vector(var, (schedule.chunk.unwrap_or(1), None)),
                     false => self.vector(var, (lo, hi)),
                 };
-                self.warp_loop((warp, n), var, depth, &later, bounds);
+                self.team_loop((team, n), var, depth, &later, bounds);
             } else if schedule.lanes == Some(var) {
                 let n = known.filter(|_| chunk.is_none()).map(|(lo, hi)| hi - lo);
                 self.lane_loop(var, depth, &later, bounds, n);
@@ -187,17 +187,17 @@ impl<'c> Emitter<'_, 'c> {
         cg.for_each(lo, hi, 1, |i| self.scope(var, i, |s| s.level(depth + 1, roots, None)));
     }
 
-    /// A loop over lanes that are the threads of a warp: each takes its own elements, so many
+    /// A loop over lanes that are the threads of a team: each takes its own elements, so many
     /// neighbours at once.
-    fn warp_loop(
+    fn team_loop(
         &mut self,
-        (warp, n): (Warp<'c>, u32),
+        (team, n): (Team<'c>, u32),
         var: Var,
         depth: usize,
         roots: &[usize],
         (lo, hi): (Val<'c>, Val<'c>),
     ) {
-        let first = self.cg.add(lo, self.cg.mul(warp.lane, i64::from(n)));
+        let first = self.cg.add(lo, self.cg.mul(team.lane, i64::from(n)));
         self.cg.for_each(first, hi, i64::from(n * WARP), |i| {
             let lanes = Lanes { var, n, mask: None };
             self.in_lanes_of(lanes, i, |s| s.level(depth + 1, roots, None));

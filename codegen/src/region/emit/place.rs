@@ -248,7 +248,7 @@ impl<'c> Emitter<'_, 'c> {
                         cg.load_aligned(elem.x(lanes.n), ptr, align)
                     }
                     // A thread has no masks.
-                    Some(_) if self.warp.is_some() && lanes.n > 1 => {
+                    Some(_) if self.team.is_some() && lanes.n > 1 => {
                         let ptr = self.buffer(buf);
                         self.load_lanes(ptr, elem, &place, condition)
                     }
@@ -322,9 +322,9 @@ impl<'c> Emitter<'_, 'c> {
         match place.step {
             Step::Uniform => {
                 let store = || cg.store(cg.lane(v, 0), cg.at(ptr, elem, place.base));
-                match self.warp.filter(|_| !self.apart) {
+                match self.team.filter(|_| !self.apart) {
                     None => store(),
-                    Some(warp) => cg.when(cg.cmp(Cmp::Eq, warp.lane, 0), store),
+                    Some(team) => cg.when(cg.cmp(Cmp::Eq, team.lane, 0), store),
                 }
             }
             Step::Contiguous => {
