@@ -40,8 +40,8 @@ pub use kernel::{Argument, Launch, MapElement, MapSpec};
 /// Rows of a tile: 64 for each of the two consumer warpgroups.
 pub const TILE_ROWS: u32 = 128;
 
-/// Columns of a tile where two products are done together.
-const PAIR_COLS_MAX: u32 = 128;
+/// Columns of a tile that a region goes on with.
+const REGION_COLS_MAX: u32 = 128;
 
 /// Terms of k that share a scale, and after which a partial sum is promoted.
 pub const BLOCK_K: u32 = 128;
@@ -191,9 +191,9 @@ impl Gemm {
             if epilogue.region.piece_cols().is_some_and(|piece| i64::from(n) % piece != 0) {
                 return refuse("a tile has all of what a region folds");
             }
-            // More sums, or more scales, would not fit in registers.
-            if self.n_products() > 1 && n > PAIR_COLS_MAX {
-                return refuse("two products have 128 columns each at most");
+            // More sums and what is made of them, or more scales, would not fit in registers.
+            if n > REGION_COLS_MAX {
+                return refuse("a tile that a region goes on with has 128 columns at most");
             }
             if self.n_products() > 1 && self.scales.is_some_and(|[_, b]| b.rows == 1) {
                 return refuse("columns of two products have no scales of their own");

@@ -1,14 +1,14 @@
-//! The 8- and 12-bit floats on lanes: codes to values and back, with integer arithmetic, so that
-//! every target gives the bits of `weft_ir::formats`.
+//! The 8- and 12-bit floats on lanes: codes to values and back, with integer arithmetic, or by an
+//! instruction that rounds so, so that every target gives the bits of `weft_ir::formats`.
 //!
 //! A code's magnitude, shifted into place, is a float whose exponent has the wrong bias; one
 //! product with a power of two mends that and what is below the normal range too. Where bf16 is
 //! wanted, which no machine multiplies, the bias is added and the few codes below the normal range
 //! come out of a table.
 
-use weft_ir::formats::Format;
+use weft_ir::formats::{E4M3, E5M2, Format};
 
-use crate::emit::{Cg, Cmp, Elem, Val};
+use crate::emit::{Cg, Cmp, Elem, Model, Val};
 
 /// Bits of f32's mantissa, and its bias.
 const F32_MANTISSA: u32 = 23;
@@ -100,6 +100,9 @@ fn subnormal<'c>(cg: &Cg<'c>, magnitude: Val<'c>, format: Format) -> Val<'c> {
 /// largest value, NaN to the format's.
 pub fn encode<'c>(cg: &Cg<'c>, x: Val<'c>, format: Format) -> Val<'c> {
     assert!(format.saturates, "a format that overflows is no code of a group");
+    if let (Model::Simt, Some(pair)) = (cg.target.model, pair(format)) {
+        return cg.zext(cg.narrowed_by_pairs(x, pair, Elem::I8), Elem::I32);
+    }
     let int = x.ty.with(Elem::I32);
     let (mantissa, bias) = (format.mantissa_bits, bias(format));
     let bits = cg.bitcast(x, int);
@@ -124,6 +127,15 @@ pub fn encode<'c>(cg: &Cg<'c>, x: Val<'c>, format: Format) -> Val<'c> {
     let sign = cg.and(cg.lshr(bits, i64::from(above)), 1i64 << magnitude_bits(format));
     let signed = cg.or(code, sign);
     cg.select(is_nan, cg.int(int, i64::from(format.nan)), signed)
+}
+
+/// What PTX calls two codes of a format that it rounds to.
+fn pair(format: Format) -> Option<&'static str> {
+    match format {
+        E4M3 => Some("satfinite.e4m3x2"),
+        E5M2 => Some("satfinite.e5m2x2"),
+        _ => None,
+    }
 }
 
 /// The power of two of ue8m0 codes in the low byte of i32 lanes; 255 is NaN.

@@ -3,7 +3,7 @@
 use inkwell::values::{BasicValueEnum, FloatValue, IntValue, VectorValue};
 use inkwell::{FloatPredicate, IntPredicate};
 
-use super::{Cg, Elem, Ty, Val, built};
+use super::{Cg, Elem, Model, Ty, Val, built};
 
 /// The right-hand side of a binary operation: a value, or a literal that takes the left side's
 /// type.
@@ -378,6 +378,10 @@ impl<'c> Cg<'c> {
     /// Round to nearest, ties to even; NaN stays NaN (made quiet).
     fn f32_to_bf16(&self, v: Val<'c>) -> Val<'c> {
         let to = v.ty.with(Elem::BF16);
+        // Of a single one the assembler is known to read a product's sum before it is there.
+        if self.target.model == Model::Simt && v.ty.lanes > 1 {
+            return self.bitcast(self.narrowed_by_pairs(v, "bf16x2", Elem::I16), to);
+        }
         if self.target.bf16_convert && v.ty.lanes >= 4 {
             let native = self.ctx.bf16_type().vec_type(v.ty.lanes);
             let BasicValueEnum::VectorValue(x) = v.raw else { panic!("{} is no vector", v.ty) };

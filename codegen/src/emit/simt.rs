@@ -1,6 +1,6 @@
 //! What only targets with threads have: who a thread is, and values handed across a warp.
 
-use super::{Cg, Elem, Ty, Val};
+use super::{Cg, Effect, Elem, Ty, Val};
 
 /// Threads of a warp.
 pub const WARP: u32 = 32;
@@ -49,6 +49,28 @@ impl<'c> Cg<'c> {
             }
             _ => panic!("{} does not go across a warp", v.ty),
         }
+    }
+
+    /// f32 lanes rounded to nearest, ties to even, two at once by the instruction for `pair`, whose
+    /// halves have the bits of `elem`. It makes one NaN of all.
+    pub fn narrowed_by_pairs(&self, v: Val<'c>, pair: &str, elem: Elem) -> Val<'c> {
+        let both = if elem == Elem::I8 { Elem::I16 } else { Elem::I32 };
+        let text = format!("cvt.rn.{pair}.f32 $0, $1, $2;");
+        let round = |low, high| {
+            let made = self.asm(&text, &[both.x(1)], &[high, low], 0, Effect::Pure)[0];
+            self.bitcast(made, elem.x(2))
+        };
+        if v.ty.lanes == 1 {
+            return self.lane(round(v, v), 0);
+        }
+        let mut out = self.zero(elem.x(v.ty.lanes));
+        for lane in (0..v.ty.lanes).step_by(2) {
+            let made = round(self.lane(v, lane), self.lane(v, lane + 1));
+            for i in 0..2 {
+                out = self.insert(out, self.lane(made, i), lane + i);
+            }
+        }
+        out
     }
 
     /// Which lanes of the warp have `v` true, a bit each. All threads of the warp must come here
