@@ -11,7 +11,7 @@ use weft_passes::{Copies, Mesh, PassCx};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::graphs::{self, Taken, Target};
-use crate::mesh::{MeshArgs, Serving};
+use crate::mesh::MeshArgs;
 use crate::pipeline::{self, Recorder, ShowArgs, Start, Way};
 use crate::policy;
 use crate::verify_passes;
@@ -105,8 +105,8 @@ pub fn run(args: Args) -> Result<()> {
         true => args.mesh.serving(None, &source, &tree)?,
         false => None,
     };
-    let Serving { mesh, copies } = serving.unwrap_or_default();
-    let mesh = (mesh.n_ranks() > 1).then_some(mesh);
+    let cx = serving.unwrap_or_default().cx(matches!(args.purpose, For::Decode));
+    let mesh = cx.mesh;
     // Ranks take their batch in two halves.
     let batch = match mesh {
         Some(_) if args.batch % 2 == 1 => bail!(
@@ -132,9 +132,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let gradients = purpose == Purpose::Train;
-    let staggered = matches!(args.purpose, For::Decode);
-    let two_batches = mesh.is_some();
-    let cx = PassCx { gradients, two_batches, staggered, mesh, copies, ..PassCx::default() };
+    let cx = PassCx { gradients, ..cx };
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }

@@ -80,7 +80,8 @@ fn as_json(all: &[Balance]) -> Value {
     all.iter().map(layer).collect()
 }
 
-fn read(path: &Path) -> Result<Vec<Vec<f64>>> {
+/// Loads of each layer's experts.
+pub fn read(path: &Path) -> Result<Vec<Vec<f64>>> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
     let layers: Vec<Vec<f64>> = if text.trim_start().starts_with('[') {

@@ -31,7 +31,7 @@ use weft_runtime::train::settings::{CONFIG, MESH, MODEL, PIPELINE, TRAIN, VOCAB}
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::kernel_dump;
-use crate::mesh::{self, MeshArgs, Serving};
+use crate::mesh::{self, MeshArgs};
 use crate::pipeline::{self, Recorder, Way};
 use crate::policy;
 use crate::stages::Stages;
@@ -237,8 +237,7 @@ pub fn for_generation(
     let mut diags = vec![];
     settings::check(&tree, &mut diags);
     frontend::show(&source.map, &diags)?;
-    let Serving { mesh, copies } = ranks.serving(n_ranks, &source, &tree)?.unwrap_or_default();
-    let mesh = (mesh.n_ranks() > 1).then_some(mesh);
+    let serving = ranks.serving(n_ranks, &source, &tree)?.unwrap_or_default();
     let mut recorder = Recorder::new(&way.show)?;
     let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);
     for (name, seq) in
@@ -252,14 +251,8 @@ pub fn for_generation(
         };
         let lowered = source.lower(&tree, Purpose::Infer, settings)?;
         ranks.check_model(&source, &tree, &lowered.module, "forward")?;
-        let cx = PassCx {
-            policy: policy::policy(&lowered),
-            two_batches: mesh.is_some(),
-            staggered: name == generate::DECODE,
-            mesh,
-            copies: copies.clone(),
-            ..PassCx::default()
-        };
+        let cx =
+            PassCx { policy: policy::policy(&lowered), ..serving.cx(name == generate::DECODE) };
         let mut module = lowered.module;
         let entry = module.find("forward").context("the module has no @forward")?;
         let caches = caches(&module, entry);
@@ -287,7 +280,7 @@ pub fn for_generation(
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
             entry.meta.insert(CONTEXT.into(), context.into());
-            if let Some(mesh) = &mesh {
+            if let Some(mesh) = &cx.mesh {
                 entry.meta.insert(RANKS.into(), mesh.n_ranks().into());
             }
             // A model whose dims have no published form is not checked against a checkpoint's; nor

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
 use weft_lang::settings::{self, Parallel, TrainSettings};
-use weft_passes::{Copies, Mesh};
+use weft_passes::{Copies, Mesh, PassCx};
 
 use crate::frontend::{self, Source};
 use crate::placement;
@@ -156,6 +156,22 @@ impl MeshArgs {
 pub struct Serving {
     pub mesh: Mesh,
     pub copies: Option<Copies>,
+    pub exchange_capacity: Option<f64>,
+}
+
+impl Serving {
+    /// What the passes are told; the second half of a batch is half a layer behind in decoding.
+    pub fn cx(&self, decodes: bool) -> PassCx {
+        let mesh = (self.mesh.n_ranks() > 1).then_some(self.mesh);
+        PassCx {
+            two_batches: mesh.is_some(),
+            staggered: decodes,
+            exchange_capacity: self.exchange_capacity.filter(|_| mesh.is_some()),
+            copies: self.copies.clone(),
+            mesh,
+            ..PassCx::default()
+        }
+    }
 }
 
 /// The unit that a layout describes.
@@ -186,6 +202,7 @@ fn serves(layout: &Parallel) -> Result<Serving> {
             ..Mesh::default()
         },
         copies: (redundant > 0).then_some(copies),
+        exchange_capacity: layout.exchange_capacity,
     })
 }
 

@@ -4,18 +4,21 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use weft_ir::module::Module;
+use weft_ir::op::Op;
 use weft_lang::elaborate::Tree;
 use weft_lang::lower::{Purpose, Settings, Size};
 use weft_lang::settings::{self, Order, Parallel, Recompute, TrainSettings};
 use weft_passes::PassCx;
+use weft_plan::rounds::Rounds;
 use weft_plan::search::{self, Space};
 use weft_plan::serve::{self, Serving};
 use weft_plan::{Cluster, Layout, Plan, Unit, WhatIf, show, unit};
 use weft_schedule::{Table, UnitCosts, check, csv, generate, picture};
 
 use crate::frontend::{self, ModelArgs, Source};
-use crate::graphs;
 use crate::policy;
+use crate::{eplb, graphs, placement};
 
 /// Simulate a training step of a parallel block on a cluster
 #[derive(clap::Args)]
@@ -40,6 +43,10 @@ pub struct Args {
     /// Tokens of a prompt, or of the cache that a token is decoded with
     #[arg(long, value_name = "N", default_value_t = 4096)]
     context: u64,
+    /// What experts were chosen for, as `weft eplb` reads it: how often exchanges of a block with
+    /// `exchange_capacity` need further rounds, for prefill and decode [default: alike]
+    #[arg(long, value_name = "FILE")]
+    loads: Option<PathBuf>,
     /// Say how many GPU hours so many tokens take
     #[arg(long, value_name = "N")]
     tokens: Option<f64>,
@@ -84,6 +91,9 @@ pub fn run(args: Args) -> Result<()> {
     let what_if = args.what_if.iter().map(|w| WhatIf::parse(w)).collect::<Result<Vec<_>, _>>()?;
     if args.purpose != For::Train {
         return serving(&args, &cluster);
+    }
+    if args.loads.is_some() {
+        bail!("--loads is for a unit that serves; give --for prefill or --for decode");
     }
     if args.search {
         return search(&args, &cluster, &what_if);
@@ -201,13 +211,45 @@ fn serving(args: &Args, cluster: &Cluster) -> Result<()> {
     };
     let forward = serve::forward(&module)?;
     let served = serve::serve(&forward, cluster, &of);
+    let rounds = rounds(args, &parallel, &module)?;
     if args.json {
-        let json = show::served_json(&served, &of, cluster);
+        let json = show::served_json(&served, rounds.as_ref(), &of, cluster);
         println!("{}", serde_json::to_string_pretty(&json)?);
     } else {
         print!("{}", show::served(&served, &of, cluster));
+        print!("{}", rounds.as_ref().map(show::rounds).unwrap_or_default());
     }
     Ok(())
+}
+
+/// How often exchanges need further rounds, where the block says what there is room for.
+fn rounds(args: &Args, parallel: &Parallel, module: &Module) -> Result<Option<Rounds>> {
+    let Some(capacity) = parallel.exchange_capacity else {
+        if args.loads.is_some() {
+            bail!("--loads: `{}` has no exchange_capacity to hold them against", parallel.name);
+        }
+        return Ok(None);
+    };
+    let ops = module.funcs.iter().flat_map(|f| f.body_ops().map(|(_, op)| op));
+    let route =
+        ops.into_iter().find(|op| op.op == Op::Route).context("the model has no experts")?;
+    let n_experts = route.attrs.get_int("experts").unwrap_or(0) as u64;
+    let rows = route.attrs.get_dim("rows").and_then(|d| module.eval_dim(d, &|_| None));
+    let rows = rows.context("the rows of an exchange cannot be counted")?;
+    let loads = match &args.loads {
+        Some(path) => eplb::read(path)?,
+        None => vec![vec![1.0; n_experts as usize]],
+    };
+    let placed =
+        parallel.placement.as_deref().map(|p| placement::read(Path::new(p))).transpose()?;
+    let in_order: Vec<u64> =
+        (0..n_experts + parallel.redundant_experts).map(|p| p % n_experts.max(1)).collect();
+    let layers = loads.into_iter().enumerate().map(|(layer, loads)| {
+        let own = placed.as_ref().and_then(|all| all.get(layer)).unwrap_or(&in_order);
+        (own.clone(), loads)
+    });
+    let layers: Vec<_> = layers.collect();
+    Ok(Some(weft_plan::rounds::rounds(rows, parallel.experts, capacity, &layers)?))
 }
 
 /// Layouts shown of a search.

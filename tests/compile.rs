@@ -152,6 +152,22 @@ fn ranks_that_serve_weave_two_halves_of_a_batch() {
         let said = text(&verified.stderr);
         assert!(said.contains("values compared, none moved"), "{said}");
     }
+    let blocks = folder.path().join("blocks.model");
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano.model");
+    let block = "data = 2 experts = 2 redundant_experts = 2 exchange_capacity = 1";
+    let written = format!(
+        "weft 1\nuse \"{}\"\nmodel Unit from Nano {{ parallel unit {{ {block} }} }}\n",
+        base.display()
+    );
+    std::fs::write(&blocks, written).unwrap();
+    let (blocks, more) = (blocks.display().to_string(), ["--parallel", "unit", "--verify-passes"]);
+    let asked = ["compile", &blocks, "--for", "decode", "--stop-after", "overlap"];
+    let done = weft(folder.path(), &[&asked[..], &more].concat());
+    assert!(text(&done.stderr).contains("values compared, none moved"), "{}", text(&done.stderr));
+    // Copies of experts, and rounds beyond the first in a loop that ends early.
+    let ir = text(&done.stdout);
+    assert!(ir.contains("layer [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]"), "{ir}");
+    assert!(ir.contains("room = C,") && ir.contains("early = true"), "{ir}");
     let refused = |more: &[&str], why: &str| {
         let done = compiled(more);
         let said = text(&done.stderr);

@@ -1,5 +1,6 @@
 //! `weft plan` on DeepSeek-V3, beside what its authors and others published, and as it is typed.
 
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -164,4 +165,33 @@ fn what_is_not_there_is_named() {
     refuse(&search, "not available yet: --search for Prefill");
     let what_if = [&V3[..], &["--what-if", "magic"]].concat();
     refuse(&what_if, "there is no what-if magic; there are: encodes-in-regions");
+}
+
+/// Room for what exchanges bring, and how often it is not enough: by loads, and with copies of what
+/// is popular.
+#[test]
+fn a_unit_says_how_often_rows_come_in_further_rounds() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano.model");
+    let blocks = "parallel few { data = 4 experts = 4 exchange_capacity = 1.25 }\n\
+                  parallel more { data = 4 experts = 4 exchange_capacity = 1.25 \
+                  redundant_experts = 8 }";
+    let model = dir.path().join("unit.model");
+    let text = format!("weft 1\nuse \"{}\"\nmodel U from Nano {{ {blocks} }}\n", base.display());
+    std::fs::write(&model, text).expect("a file");
+    let loads = dir.path().join("loads");
+    std::fs::write(&loads, "6 5 1 1 1 1 1 1").expect("a file");
+    let (model, loads) = (model.display().to_string(), loads.display().to_string());
+    let rounds = |more: &[&str]| {
+        let given = [&model, "--cluster", "h800", "--for", "decode", "--requests", "64"];
+        json(&[&given, more].concat())["rounds"].clone()
+    };
+    let odds = |value: &serde_json::Value| value["odds"][0].as_f64().expect("a share");
+    let even = rounds(&["--parallel", "few"]);
+    // 32 requests in a micro-batch, of two choices each.
+    assert_eq!((&even["rows"], &even["room"]), (&64.into(), &80.into()));
+    let uneven = rounds(&["--parallel", "few", "--loads", &loads]);
+    let copied = rounds(&["--parallel", "more", "--loads", &loads]);
+    assert!(odds(&even) < 0.1 && odds(&uneven) > 0.99, "{even}, {uneven}");
+    assert!(odds(&copied) < odds(&uneven), "{copied}");
 }

@@ -1,5 +1,5 @@
-//! Several ranks that continue texts with the experts between them, copies of some among them,
-//! through the command line: the tokens of one rank.
+//! Several ranks that continue texts with the experts between them, copies of some among them, and
+//! rows in as many rounds as it takes, through the command line: the tokens of one rank.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,9 @@ fn model(dir: &Path) -> PathBuf {
     let path = dir.join("served.model");
     let text = format!(
         "weft 1\nuse \"{}\"\nmodel Served from DeepSeekV3 {{\n\
-         parallel two {{ data = 2  experts = 2  redundant_experts = 2 }}\n\
-         parallel four {{ data = 4  experts = 4  redundant_experts = 8  placement = \"{}\" }}\n\
+         parallel two {{ data = 2  experts = 2  redundant_experts = 2  exchange_capacity = 1 }}\n\
+         parallel four {{ data = 4  experts = 4  redundant_experts = 8  placement = \"{}\"\n\
+         exchange_capacity = 1.5 }}\n\
          parallel fewer {{ data = 4  experts = 4  redundant_experts = 4  placement = \"{1}\" }}\n\
          }}\n",
         base.display(),

@@ -44,6 +44,9 @@ pub struct Collective {
     /// Of an exchange, whose blocks are rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segments: Option<Segments>,
+    /// Of an exchange: rows in the result, if not all that could come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<DimExpr>,
     pub outer: DimExpr,
     pub block: DimExpr,
     pub dtype: DType,
@@ -128,6 +131,10 @@ impl Collective {
         let elements = DimExpr::product([self.outer.clone(), self.block.clone()]);
         let one = (elements * i64::from(self.dtype.bits())).ceil_div(8);
         let n = i64::from(self.group.size);
+        if let Some(room) = &self.room {
+            let elements = DimExpr::product([room.clone(), self.block.clone()]);
+            return (one, (elements * i64::from(self.dtype.bits())).ceil_div(8));
+        }
         let to = match self.kind {
             CollectiveKind::AllReduce | CollectiveKind::ExchangeOffsets => one.clone(),
             CollectiveKind::ReduceScatter | CollectiveKind::Part | CollectiveKind::ExchangeBack => {
@@ -247,6 +254,7 @@ mod tests {
             from: Arg::whole(BufferId(0)),
             to: Arg::whole(BufferId(1)),
             segments: None,
+            room: None,
             outer: 1.into(),
             block: 8.into(),
             dtype: DType::F32,

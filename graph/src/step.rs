@@ -49,6 +49,9 @@ pub struct Copy {
 pub struct Loop {
     pub count: DimExpr,
     pub reverse: bool,
+    /// An i32 that the host reads before each run: none begins for which it is not above 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Arg>,
     pub body: Vec<Step>,
     /// What is repeated, `layers`.
     pub label: String,

@@ -122,7 +122,9 @@ impl EntryText<'_> {
                 Step::Loop(repeat) => {
                     let count = repeat.count.display(&self.entry.dims);
                     let order = if repeat.reverse { ", last to first" } else { "" };
-                    writeln!(f, "loop {}, {count} times{order} {{", repeat.label)?;
+                    let left = repeat.left.as_ref().map(|at| format!(", while {}", self.arg(at)));
+                    let left = left.unwrap_or_default();
+                    writeln!(f, "loop {}, {count} times{order}{left} {{", repeat.label)?;
                     self.steps(f, &repeat.body, depth + 1)?;
                     writeln!(f, "{:indent$}}}", "")?;
                 }

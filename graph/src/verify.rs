@@ -227,8 +227,12 @@ impl EntryCheck<'_> {
                 Step::Copy(copy) => self.copy(copy, counts)?,
                 Step::Collective(collective) => self.collective(collective, counts)?,
                 Step::Message(message) => self.message(message, counts)?,
-                Step::Loop(Loop { count, body, label, .. }) => {
-                    self.finite(&format!("entry {}, loop {label}", self.entry.name), count)?;
+                Step::Loop(Loop { count, body, label, left, .. }) => {
+                    let place = format!("entry {}, loop {label}", self.entry.name);
+                    self.finite(&place, count)?;
+                    if let Some(left) = left {
+                        self.arg(&place, left, 4, counts)?;
+                    }
                     counts.push(count.eval(&self.entry.dims_max()));
                     self.steps(body, counts)?;
                     counts.pop();
@@ -314,6 +318,10 @@ impl EntryCheck<'_> {
         ensure(exchanges == c.segments.is_some(), &place, || {
             format!("an {} has segments, and nothing else has", CollectiveKind::Exchange.name())
         })?;
+        ensure(exchanges || c.room.is_none(), &place, || "has room that it does not use".into())?;
+        if let Some(room) = &c.room {
+            self.finite(&place, room)?;
+        }
         if let Some(segments) = &c.segments {
             ensure(segments.n.is_multiple_of(group.size), &place, || {
                 format!("{} ranks do not divide {} segments", group.size, segments.n)

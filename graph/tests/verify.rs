@@ -179,6 +179,7 @@ fn what_is_begun_is_done_once_in_the_same_loop() {
             from: Arg::whole(BufferId(0)),
             to: Arg::whole(BufferId(1)),
             segments: None,
+            room: None,
             outer: 1.into(),
             block: 0.into(),
             dtype: DType::F32,

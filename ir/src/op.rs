@@ -433,9 +433,10 @@ ops! {
     [Pure Collective Blocks] CostRule::Collective;
   /// `rows[R, d]`, cut by `sent`, to the places along `axis` that have their experts: what comes,
   /// `[n R, d]`, is cut by `got` (`exchange_offsets`), with zeros behind. `back`: from there, `n R`
-  /// rows cut by `got`, to where they came from. A quantized row takes its scales along. Made by
-  /// `experts`.
-  Exchange "exchange" ("rows" "sent" "got") {axis: Axis; back: Bool} exchange
+  /// rows cut by `got`, to where they came from, with zeros for all others. A quantized row takes
+  /// its scales along. `room`: so many rows are in the result, whatever the operand has; those that
+  /// come are no more. Made by `experts`.
+  Exchange "exchange" ("rows" "sent" "got") {axis: Axis; back: Bool, room: Dim} exchange
     [Pure Collective Blocks] CostRule::Collective;
   /// `all_reduce` in two halves. It hands over what needs nothing of other ranks and does not wait;
   /// the result is in flight, and one `done` of the same function takes it. Until then neither `x`
@@ -451,7 +452,8 @@ ops! {
   AllGatherStart "all_gather_start" ("x") {axis: Axis, dim: Int; sms: Int} started
     [Pure Collective Blocks] CostRule::Collective;
   /// `exchange` that does not wait.
-  ExchangeStart "exchange_start" ("rows" "sent" "got") {axis: Axis; back: Bool, sms: Int} started
+  ExchangeStart "exchange_start" ("rows" "sent" "got")
+    {axis: Axis; back: Bool, room: Dim, sms: Int} started
     [Pure Collective Blocks] CostRule::Collective;
   /// Waits for what is in flight: the result of the collective that began it.
   Done "done" ("flight") {} done [Pure Collective Blocks] CostRule::Free;
@@ -472,10 +474,11 @@ ops! {
   /// read and the last `back_ys` that are made run the other way: of two loops made one (`overlap`),
   /// one may begin where the other ends. `skip`, a number for each stack that is read: it has that
   /// many slices before those of the turns, and perhaps more behind; a stack of states is returned
-  /// with all of them.
+  /// with all of them. `early`: no run begins for which the first carried value, i32[1], would not
+  /// be above 0, and there are no stacks.
   Repeat "repeat" ("..")
     {func: Func, count: Int, carry: Int, xs: Int; reverse: Bool, back_xs: Int, back_ys: Int,
-     skip: Ints}
+     skip: Ints, early: Bool}
     repeat [Calls] CostRule::Callee;
   /// A region run as one kernel: `func` holds pointwise, movement and row ops only, or attention,
   /// movement and codes of its rows. Created by `fuse`.

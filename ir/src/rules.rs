@@ -733,6 +733,9 @@ pub fn repeat(cx: &RuleCx) -> Types {
     let back = |name: &str, all: usize| (0..=all as i64).contains(&cx.int(name));
     let fits = back("back_xs", xs) && back("back_ys", results.len() - carry);
     cx.check(fits, "`back_xs` and `back_ys` are of the stacks")?;
+    let left = params.first().is_some_and(|p| **p == Type::i32([Dim::fixed(1)]));
+    let ends = !cx.flag("early") || (carry > 0 && left && xs == 0 && results.len() == carry);
+    cx.check(ends, "what ends early carries i32[1] first, and no stacks")?;
     let skip = cx.attrs.get_ints("skip");
     let each = skip.is_none_or(|s| s.len() == xs && s.iter().all(|n| *n >= 0));
     cx.check(each, "`skip` is a number of slices for each stack")?;

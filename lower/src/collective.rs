@@ -85,6 +85,7 @@ impl<'a> Lower<'a> {
             from,
             to,
             segments,
+            room: op.attrs.get_dim("room").map(|d| self.dims.expr(d)),
             outer,
             block,
             dtype: dims::dtype(ty.dtype),

@@ -133,6 +133,9 @@ impl Walk {
                     let id = self.loops.len() as u32;
                     self.loops.push((self.at, self.at));
                     self.open.push(id);
+                    if let Some(left) = &repeat.left {
+                        self.touch(&[left]);
+                    }
                     self.steps(&repeat.body);
                     self.open.pop();
                     self.loops[id as usize].1 = self.at.saturating_sub(1);
@@ -190,7 +193,7 @@ mod tests {
     }
 
     fn repeat(body: Vec<Step>) -> Step {
-        Step::Loop(Loop { count: 3.into(), reverse: false, body, label: "l".into() })
+        Step::Loop(Loop { count: 3.into(), reverse: false, left: None, body, label: "l".into() })
     }
 
     fn temp(buffer: u32, size_bytes: u64, scope: &[u32]) -> Temp {

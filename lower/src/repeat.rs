@@ -79,7 +79,8 @@ impl<'a> Lower<'a> {
         lowered?;
         let count = DimExpr::constant(count);
         let reverse = op.attrs.get_flag("reverse");
-        self.push(Step::Loop(Loop { count, reverse, body: steps, label }));
+        let left = op.attrs.get_flag("early").then(|| args[0].at.clone());
+        self.push(Step::Loop(Loop { count, reverse, left, body: steps, label }));
 
         for (j, r) in op.results.iter().enumerate() {
             let ty = f.func.ty(*r);

@@ -138,6 +138,37 @@ fn stacks_may_be_longer_than_the_turns() {
     agrees(&text.replace("xs = 3, skip", "xs = 3, reverse = true, skip"), &[]);
 }
 
+/// What is left to do is found when it is done: some turns, all of them, none.
+#[test]
+fn a_loop_may_end_early() {
+    let text = "func @body(%left: i32[1], %c: f32[3], %w: f32[3]) -> (i32[1], f32[3]) {
+          %one = constant {value = 1, type = i32[1]} : i32[1]
+          %next = sub %left, %one : i32[1]
+          %d = mul %c, %w : f32[3]
+          return %next, %d
+        }
+        func @f(%c: f32[3], %w: f32[3], %x: i32[1]) -> (i32[1], f32[3]) {
+          %zero = constant {value = 0, type = i32[1]} : i32[1]
+          %n = mul %x, %zero : i32[1]
+          %two = constant {value = 2, type = i32[1]} : i32[1]
+          %left = add %n, %two : i32[1]
+          %m, %d = repeat %left, %c, %w {func = @body, count = 4, carry = 2, xs = 0, early = true}
+            : i32[1], f32[3]
+          return %m, %d
+        }";
+    for turns in ["value = 2", "value = 9", "value = 0"] {
+        let m = module(&text.replace("value = 2", turns));
+        let (f, sizes) = (m.find("f").expect("the entry"), Default::default());
+        let args = machines::arguments(&m, f, &sizes, 1, DRAW);
+        let expected = machines::interpret(&m, f, &args, &sizes);
+        let (_, device, graph) = machines::cpu(&m, "f");
+        let found = machines::run(device, &graph, &m, f, &args, &sizes);
+        for (a, b) in found.iter().zip(&expected) {
+            assert!(machines::distance(a, b) < 1e-6, "{turns}: {a:?}, {b:?}\n{graph}");
+        }
+    }
+}
+
 /// Two carried values change places every turn, a third is only handed on.
 #[test]
 fn carried_values_change_places() {

@@ -90,6 +90,10 @@ fn mark(func: &Func, id: FuncId, live: &mut [Live]) -> bool {
                 raise(flag);
             }
         }
+        if op.attrs.get_flag("early") {
+            raise(&mut g.params[0]);
+            raise(&mut g.results[0]);
+        }
         for i in 0..carry(op) {
             if g.params[i] || g.results[i] {
                 raise(&mut g.params[i]);

@@ -23,6 +23,7 @@ pub mod overlap;
 pub mod policy;
 pub mod quantize;
 pub mod rewrite;
+pub mod rounds;
 pub mod save_codes;
 pub mod schedule_pipeline;
 pub mod shard;
@@ -84,6 +85,9 @@ pub struct PassCx {
     pub pipeline: Option<Pipeline>,
     /// Experts that have several copies each.
     pub copies: Option<Copies>,
+    /// Rows that a rank takes of an exchange at once, as a multiple of what it sends; room for all
+    /// where nothing is said.
+    pub exchange_capacity: Option<f64>,
     /// Entries that serve take two halves of a batch, each with caches of its own.
     pub two_batches: bool,
     /// The second half of a batch is half a layer behind the first, as in decoding.
@@ -306,6 +310,7 @@ pub const PIPELINE: &[Pass] = &[
     cse::PASS,      // what both halves of a backward compute again
     dce::PASS,      // saved values that no one reads, functions that no one calls
     experts::PASS,  // before `split_quantized`: a row's codes and scales are sent as one value
+    rounds::PASS,   // after `experts`, whose exchanges it bounds
     split_quantized::PASS, // after all that looks at products; what makes codes can be fused
     cse::PASS,      // what several quantizations of one value share
     dce::PASS,      // what only a quantized value was read for

@@ -19,7 +19,8 @@
 //! micro-batch and the backward of another: a pair of a pipeline's table), and one of them meets
 //! other ranks, they become one loop (`zip`), a turn of each in a body, so that either computes
 //! while the other is on its way. Layers stay rolled: nothing crosses the turns of a loop, so what
-//! is begun in a turn is done in it. Where the one has more turns, its others are a loop behind.
+//! is begun in a turn is done in it. Where the one has more turns, its others are a loop behind. In
+//! decoding the second is half a turn behind the first (`stagger`).
 //!
 //! `stream` says on which of the two an op is, `sms` (the `communication_sms` of a parallel block)
 //! how many multiprocessors carry a transfer; compute is counted on the rest. Values do not

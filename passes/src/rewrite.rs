@@ -224,6 +224,12 @@ pub fn whole(func: &Func, mut v: ValueId) -> ValueId {
     v
 }
 
+/// Is a value made of nothing, so that it can be made again where it is read?
+pub fn made_of_nothing(func: &Func, v: ValueId) -> bool {
+    let op = func.def_op(v).map(|id| func.op(id));
+    op.is_some_and(|op| op.op.is_pure() && op.operands.iter().all(|x| made_of_nothing(func, *x)))
+}
+
 /// The number a `constant` holds: what its type makes of the attribute.
 pub fn constant_value(func: &Func, op: &OpData) -> Option<f64> {
     if op.op != Op::Constant {

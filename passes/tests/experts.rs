@@ -167,12 +167,31 @@ func @forward(%x: f32[2, 4, 8], %start: i32[2], %router: f32[2, 4, 8], %up: f32[
 }
 "#;
 
-fn serve(n: u64, staggered: bool, copies: Option<&Copies>) {
-    let served = |mesh: Option<Mesh>, copies: Option<&Copies>| {
+/// How a unit serves.
+#[derive(Default)]
+struct How {
+    staggered: bool,
+    copies: Option<Copies>,
+    exchange_capacity: Option<f64>,
+}
+
+fn serve(n: u64, how: &How) {
+    let How { staggered, copies, exchange_capacity } = how;
+    let (staggered, exchange_capacity) = (*staggered, *exchange_capacity);
+    let served = |mesh: Option<Mesh>| {
         let mut m = module(SERVING);
         let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
-        let (two_batches, copies) = (mesh.is_some(), copies.cloned());
-        let cx = PassCx { two_batches, staggered, mesh, copies, ..PassCx::default() };
+        let cx = match mesh {
+            None => PassCx::default(),
+            Some(_) => PassCx {
+                two_batches: true,
+                staggered,
+                mesh,
+                copies: copies.clone(),
+                exchange_capacity,
+                ..PassCx::default()
+            },
+        };
         apply(&mut m, &names, &cx);
         m
     };
@@ -180,7 +199,7 @@ fn serve(n: u64, staggered: bool, copies: Option<&Copies>) {
         let func = m.func(m.find("forward").expect("the entry stays"));
         func.params.iter().map(|p| func.value(*p).name.clone().expect("it has a name")).collect()
     };
-    let one = served(None, None);
+    let one = served(None);
     let entry = one.find("forward").expect("the entry stays");
     let drawn = |seed: u64| -> BTreeMap<String, Tensor> {
         let draw = Draw { low: 0.1, high: 0.9, ints: 1.0 };
@@ -188,7 +207,7 @@ fn serve(n: u64, staggered: bool, copies: Option<&Copies>) {
         given(&one).into_iter().zip(args).collect()
     };
     let weights = drawn(1);
-    let several = served(Some(Mesh { data: n, experts: n, ..Mesh::ONE }), copies);
+    let several = served(Some(Mesh { data: n, experts: n, ..Mesh::ONE }));
     let woven = several.find(if staggered { "layer.staggered" } else { "layer.layer" });
     let woven = woven.expect("a turn does both halves");
     let begun = several.func(woven).body_ops().filter(|(_, op)| op.op == Op::ExchangeStart);
@@ -257,17 +276,31 @@ fn turns(m: &Module, name: &str, rank: usize) -> Tensor {
 
 #[test]
 fn ranks_that_serve_two_halves_of_a_batch_compute_the_bits_of_one() {
-    [2, 4].into_iter().for_each(|n| serve(n, false, None));
+    [2, 4].into_iter().for_each(|n| serve(n, &How::default()));
 }
 
 #[test]
 fn so_they_do_where_experts_have_copies() {
-    serve(2, true, Some(&Copies { redundant: 2, lines: vec![] }));
-    let lines = vec![vec![3, 1, 1, 0, 2, 1, 1, 3], vec![0, 1, 2, 3, 0, 0, 0, 0]];
-    serve(4, false, Some(&Copies { redundant: 4, lines }));
+    let how = |redundant, lines| How {
+        staggered: redundant == 2,
+        copies: Some(Copies { redundant, lines }),
+        ..How::default()
+    };
+    serve(2, &how(2, vec![]));
+    serve(4, &how(4, vec![vec![3, 1, 1, 0, 2, 1, 1, 3], vec![0, 1, 2, 3, 0, 0, 0, 0]]));
 }
 
 #[test]
 fn so_they_do_half_a_layer_apart() {
-    [2, 4].into_iter().for_each(|n| serve(n, true, None));
+    [2, 4].into_iter().for_each(|n| serve(n, &How { staggered: true, ..How::default() }));
+}
+
+#[test]
+fn so_they_do_in_as_many_rounds_as_the_fullest_needs() {
+    for (n, capacity, staggered) in [(2, 1.0, false), (4, 0.3, true), (4, 1.0, true)] {
+        let exchange_capacity = Some(capacity);
+        serve(n, &How { staggered, exchange_capacity, ..How::default() });
+    }
+    let copies = Some(Copies { redundant: 4, lines: vec![] });
+    serve(4, &How { staggered: true, copies, exchange_capacity: Some(0.5) });
 }

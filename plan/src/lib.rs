@@ -20,6 +20,7 @@
 
 pub mod cluster;
 pub mod kernel;
+pub mod rounds;
 pub mod search;
 pub mod serve;
 pub mod show;

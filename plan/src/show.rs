@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use weft_schedule::{Cell, Table};
 
 use crate::cluster::{Cluster, WhatIf};
+use crate::rounds::Rounds;
 use crate::search::Found;
 use crate::serve::{Served, Serving};
 use crate::step::{Layout, Plan};
@@ -148,14 +149,29 @@ pub fn served(s: &Served, of: &Serving, cluster: &Cluster) -> String {
     )
 }
 
+/// The room for what exchanges bring.
+pub fn rounds(r: &Rounds) -> String {
+    let mean = r.odds.iter().sum::<f64>() / r.odds.len().max(1) as f64;
+    let most = r.odds.iter().copied().fold(0.0, f64::max);
+    format!(
+        "exchanges bring {} rows to a GPU on average and have room for {}: further rounds in \
+         {:.2} % of them, {:.2} % in the worst layer\n",
+        r.rows,
+        r.room,
+        100.0 * mean,
+        100.0 * most
+    )
+}
+
 /// And for programs.
-pub fn served_json(s: &Served, of: &Serving, cluster: &Cluster) -> Value {
+pub fn served_json(s: &Served, rounds: Option<&Rounds>, of: &Serving, cluster: &Cluster) -> Value {
+    let room = rounds.map(|r| json!({ "rows": r.rows, "room": r.room, "odds": r.odds }));
     json!({
         "cluster": cluster.name, "gpus": of.n_gpus, "decode": of.decode, "requests": of.requests,
         "step_s": s.step_seconds, "tokens_per_s_per_gpu": s.tokens_per_s_per_gpu,
         "tokens_per_s_per_node": s.tokens_per_s_per_node, "weight_bytes": s.weight_bytes,
         "cache_bytes": s.cache_bytes, "exchange_s": s.exchange_seconds,
-        "exchange_covered_s": s.covered_seconds, "fits": s.fits,
+        "exchange_covered_s": s.covered_seconds, "fits": s.fits, "rounds": room,
     })
 }
 

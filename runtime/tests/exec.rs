@@ -182,12 +182,14 @@ fn loop_indices_arrive_as_scalars() {
     let inner = Loop {
         count: 5.into(),
         reverse: false,
+        left: None,
         body: vec![Step::Launch(add)],
         label: "inner".into(),
     };
     entry.steps = vec![Step::Loop(Loop {
         count: DimExpr::dim(kernels::BATCH),
         reverse: true,
+        left: None,
         body: vec![Step::Loop(inner)],
         label: "outer".into(),
     })];

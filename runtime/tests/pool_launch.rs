@@ -72,6 +72,7 @@ fn a_step_costs_little_beyond_its_kernel() {
         entry.steps = vec![Step::Loop(Loop {
             count: 3.into(),
             reverse: false,
+            left: None,
             body: vec![Step::Launch(launch); 100],
             label: "layers".into(),
         })];

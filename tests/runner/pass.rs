@@ -4,8 +4,8 @@
 //!
 //! Options: `gradients`, `apart`, `two_batches`, `staggered`, `everything`, `no_wide` (saved),
 //! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`,
-//! `communication_sms=N`, `redundant=N` (copies of experts). If the last pass must refuse the
-//! input, the expectation is `error: ..`.
+//! `communication_sms=N`, `redundant=N` (copies of experts),
+//! `exchange_capacity=N`. If the last pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -49,6 +49,10 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("redundant", n) => {
                 let redundant = n.parse().map_err(|_| "redundant is a number")?;
                 cx.copies = Some(Copies { redundant, lines: vec![] });
+            }
+            ("exchange_capacity", n) => {
+                let capacity = n.parse().map_err(|_| "exchange_capacity is a number")?;
+                cx.exchange_capacity = Some(capacity);
             }
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,

@@ -40,6 +40,7 @@ pub fn graph() -> Graph {
             Step::Loop(Loop {
                 count: 3.into(),
                 reverse: true,
+                left: None,
                 label: "layers".into(),
                 body: vec![Step::Launch(Launch {
                     scalars: vec![Scalar::Dim(seq.clone()), Scalar::f32(0.5), Scalar::LoopIndex(0)],

@@ -45,6 +45,9 @@ fn repeat(
     let skips = op.attrs.get_ints("skip").unwrap_or(&[]);
     let skip = |stack: usize| skips.get(stack).map_or(0, |n| *n as usize);
     for turn in 0..count {
+        if op.attrs.get_flag("early") && carried[0].ints().map_err(fault)?.iter().all(|n| *n <= 0) {
+            break;
+        }
         let mut args = carried;
         for (i, stack) in stacks.iter().enumerate() {
             let slice = skip(i) + place(turn, i + attr("back_xs") >= n_stacks);

@@ -61,10 +61,16 @@ fn rows(run: &Run, op: &OpData, flight: Option<Flight>, xs: &[&Tensor]) -> Resul
             }
         }
     }
-    let n_rows = if back { xs[0].dims[0] / n } else { xs[0].dims[0] * n };
+    let room = match op.attrs.get_dim("room") {
+        Some(dim) => Some(run.dim(dim)?),
+        None => None,
+    };
+    let n_rows = room.unwrap_or(if back { xs[0].dims[0] / n } else { xs[0].dims[0] * n });
+    // What others have sent back before lies in front.
+    let before = if back { segment(xs[1], 0)?.0 } else { 0 };
     let of_parts = |part: &dyn Fn(&Tensor) -> Result<Tensor, Fault>| -> Result<Tensor, Fault> {
         let all: Vec<Tensor> = rows.iter().map(part).collect::<Result<_, _>>()?;
-        moved(&all, &segments, n_rows)
+        moved(&all, &segments, before, n_rows)
     };
     let mut y = of_parts(&|x| Ok(Tensor { scales: None, ..x.clone() }))?;
     if xs[0].scales.is_some() {
@@ -74,14 +80,16 @@ fn rows(run: &Run, op: &OpData, flight: Option<Flight>, xs: &[&Tensor]) -> Resul
     Ok(y)
 }
 
-/// Rows of the segments, one after the other; zeros behind them.
+/// Rows of the segments, one after the other; zeros for those before and behind them.
 fn moved(
     rows: &[Tensor],
     segments: &[(usize, (usize, usize))],
+    before: usize,
     n_rows: usize,
 ) -> Result<Tensor, Fault> {
     let width = rows[0].len() / rows[0].dims[0].max(1);
     let mut data = rows[0].data.none();
+    zeros(&mut data, before * width);
     for (of, (from, to)) in segments {
         if to * width > rows[*of].len() {
             return Err(format!("offsets lie behind the {} rows", rows[*of].dims[0]));
@@ -90,12 +98,16 @@ fn moved(
     }
     let missing = (n_rows * width).checked_sub(data.len());
     let missing = missing.ok_or_else(|| format!("more than {n_rows} rows come together"))?;
-    match &mut data {
-        Data::Float(v) => v.extend(std::iter::repeat_n(0.0, missing)),
-        Data::Int(v) => v.extend(std::iter::repeat_n(0, missing)),
-        Data::Bool(v) => v.extend(std::iter::repeat_n(false, missing)),
-    }
+    zeros(&mut data, missing);
     let mut dims = rows[0].dims.clone();
     dims[0] = n_rows;
     Ok(Tensor { dtype: rows[0].dtype, dims, data, scales: None })
+}
+
+fn zeros(data: &mut Data, n: usize) {
+    match data {
+        Data::Float(v) => v.extend(std::iter::repeat_n(0.0, n)),
+        Data::Int(v) => v.extend(std::iter::repeat_n(0, n)),
+        Data::Bool(v) => v.extend(std::iter::repeat_n(false, n)),
+    }
 }

@@ -72,8 +72,11 @@ pub fn exchange(cx: &RuleCx) -> Types {
     let same = expert_offsets(cx, 1)? == expert_offsets(cx, 2)?;
     cx.check(same, "both offsets have as many segments as there are experts")?;
     let n = Dim::fixed(places(cx)?);
-    let there =
-        if cx.flag("back") { rows.dims[0].checked_div(n) } else { rows.dims[0].checked_mul(n) };
+    let there = match cx.attrs.get_dim("room") {
+        Some(room) => Some(room),
+        None if cx.flag("back") => rows.dims[0].checked_div(n),
+        None => rows.dims[0].checked_mul(n),
+    };
     let Some(there) = there else { return cx.err("rows from all ranks are no multiple of theirs") };
     one(rows.with_dims([there, rows.dims[1]]))
 }

@@ -78,8 +78,9 @@ pub struct Parallel {
     pub redundant_experts: u64,
     /// The file that says where copies are, as `weft eplb --json` writes it.
     pub placement: Option<String>,
-    /// Rows that a rank takes in one round of an exchange, as a multiple of the even share.
-    pub exchange_capacity: f64,
+    /// Rows that a rank takes in one round of an exchange, as a multiple of the even share; there
+    /// is room for all where nothing is said.
+    pub exchange_capacity: Option<f64>,
 }
 
 /// The order of a pipeline.
@@ -194,7 +195,7 @@ impl Reader<'_, '_> {
             communication_sms: 0,
             redundant_experts: 0,
             placement: None,
-            exchange_capacity: 1.0,
+            exchange_capacity: None,
         };
         let keys = &mut self.keys;
         for entry in &self.block.entries {
@@ -231,7 +232,7 @@ impl Reader<'_, '_> {
                     continue;
                 }
                 "exchange_capacity" => {
-                    p.exchange_capacity = keys.within(entry, 1.0, 1024.0).unwrap_or(1.0);
+                    p.exchange_capacity = keys.within(entry, 1.0, 1024.0);
                     continue;
                 }
                 "placement" => {

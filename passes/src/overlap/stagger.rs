@@ -29,7 +29,7 @@ use weft_ir::op::Op;
 use super::zip::{after, count, drop_uncalled, insert, pair, reverse};
 use crate::PassError;
 use crate::inline::splice;
-use crate::rewrite::{Copier, callee, carry, extract, stacked};
+use crate::rewrite::{Copier, callee, carry, extract, made_of_nothing, stacked};
 
 /// Staggers what there is; how many pairs.
 pub fn run(module: &mut Module) -> Result<usize, PassError> {
@@ -92,7 +92,7 @@ impl Halves {
         let place = |v: &ValueId| body.params.iter().position(|p| p == v);
         for v in read {
             let given = place(v).is_some_and(|p| p >= n_carried);
-            if !given && !is_late(*v) && !is_source(body, *v) && !between.contains(v) {
+            if !given && !is_late(*v) && !made_of_nothing(body, *v) && !between.contains(v) {
                 between.push(*v);
             }
         }
@@ -154,12 +154,6 @@ fn needed(body: &Func, values: &[ValueId], states: &[ValueId]) -> BTreeSet<OpId>
         }
     }
     ops
-}
-
-/// Is a value made of nothing, so that each half can make it?
-fn is_source(body: &Func, v: ValueId) -> bool {
-    let op = body.def_op(v).map(|id| body.op(id));
-    op.is_some_and(|op| op.op.is_pure() && op.operands.iter().all(|x| is_source(body, *x)))
 }
 
 /// The two loops, as their operands are in a copy.

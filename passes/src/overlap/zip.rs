@@ -105,6 +105,11 @@ fn apart(module: &Module, func: &Func, a: OpId, b: OpId) -> bool {
     let (a, b) = (func.op(a), func.op(b));
     let state = |op: &OpData| op.operands.iter().any(|x| func.ty(*x).state);
     let shared = a.operands.iter().any(|x| func.ty(*x).state && b.operands.contains(x));
+    // How many turns there are is known when they run, or they are staggered already.
+    let special = |op: &OpData| op.attrs.get_flag("early") || op.attrs.get_ints("skip").is_some();
+    if special(a) || special(b) {
+        return false;
+    }
     let turned = |op: &OpData| {
         let back = ["back_xs", "back_ys"];
         back.iter().any(|name| op.attrs.get_int(name).unwrap_or(0) > 0)

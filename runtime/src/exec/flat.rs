@@ -35,6 +35,8 @@ enum FlatStep {
     Loop {
         count: i64,
         reverse: bool,
+        /// One of `buffers`, if it may end early.
+        left: Option<(Range<usize>, Range<usize>)>,
         end: usize,
     },
 }
@@ -195,13 +197,21 @@ impl Build<'_> {
                 Step::Message(message) => self.message(message, counts)?,
                 Step::Loop(repeat) => {
                     let (count, reverse) = (repeat.count.eval(self.dims), repeat.reverse);
+                    let mut left = None;
+                    if let Some(arg) = &repeat.left {
+                        let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
+                        self.arg(&repeat.label, arg, 0, 4, counts)?;
+                        let strides = strides..self.flat.strides.len();
+                        left = Some((buffers..self.flat.buffers.len(), strides));
+                    }
                     let at = self.flat.steps.len();
-                    self.flat.steps.push(FlatStep::Loop { count, reverse, end: at });
+                    let of = |end| FlatStep::Loop { count, reverse, left: left.clone(), end };
+                    self.flat.steps.push(of(at));
                     counts.push(count);
                     self.steps(&repeat.body, counts)?;
                     counts.pop();
                     let end = self.flat.steps.len();
-                    self.flat.steps[at] = FlatStep::Loop { count, reverse, end };
+                    self.flat.steps[at] = of(end);
                 }
             }
         }
@@ -418,8 +428,13 @@ impl Run<'_> {
                         profile.add(message.row, start.elapsed(), 0, message.bytes as i64);
                     }
                 }
-                &FlatStep::Loop { count, reverse, end } => {
+                FlatStep::Loop { count, reverse, left, end } => {
+                    let (count, reverse, end) = (*count, *reverse, *end);
                     for turn in 0..count {
+                        // SAFETY: the caller's promise.
+                        if left.as_ref().is_some_and(|left| unsafe { self.is_over(left) }) {
+                            break;
+                        }
                         self.indices.push(if reverse { count - 1 - turn } else { turn });
                         // SAFETY: the caller's promise.
                         unsafe { self.steps(at + 1..end) }?;
@@ -432,6 +447,20 @@ impl Run<'_> {
             at += 1;
         }
         Ok(())
+    }
+
+    /// Whether nothing is left for a loop that may end early.
+    ///
+    /// # Safety
+    /// As `Flat::run`.
+    unsafe fn is_over(&mut self, (buffers, strides): &(Range<usize>, Range<usize>)) -> bool {
+        let fixed = &self.flat.buffers[buffers.clone()];
+        let strides = &self.flat.strides[strides.clone()];
+        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
+        let at = if strides.is_empty() { fixed[0] } else { self.buffers[0] };
+        // SAFETY: the caller's promise; the session has asked that addresses are the host's, and
+        // the place was checked when the list was built.
+        unsafe { at.cast::<i32>().read_unaligned() <= 0 }
     }
 
     /// # Safety

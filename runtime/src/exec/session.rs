@@ -205,6 +205,9 @@ impl Session {
 
     /// Whether what several ranks do together can be done here.
     fn check_collectives(&self, entry: &Entry) -> Result<(), ExecError> {
+        if let Some(label) = first_early(&entry.steps).filter(|_| !self.program.kernels.is_host()) {
+            return Err(ExecError::NotHost { label, device: self.program.device.describe() });
+        }
         let Some(label) = first_collective(&entry.steps) else { return Ok(()) };
         if self.rank.is_none() {
             return Err(ExecError::NoRanks { label });
@@ -239,6 +242,15 @@ impl Session {
             _ => Ok(id),
         }
     }
+}
+
+/// A loop whose end the host must see.
+fn first_early(steps: &[Step]) -> Option<String> {
+    steps.iter().find_map(|step| match step {
+        Step::Loop(repeat) if repeat.left.is_some() => Some(repeat.label.clone()),
+        Step::Loop(repeat) => first_early(&repeat.body),
+        _ => None,
+    })
 }
 
 fn first_collective(steps: &[Step]) -> Option<String> {

@@ -142,6 +142,7 @@ pub(super) fn back(
 ) -> Result<(), RankError> {
     let (n, place) = (meeting.n(), meeting.place());
     let end = offsets.sent[offsets.sent.len() - 1] * row_bytes;
+    to[..offsets.sent[0] * row_bytes].fill(0);
     to[end..].fill(0);
     for of in 0..n {
         let rows = offsets.sent_to(n, of);

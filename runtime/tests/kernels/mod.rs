@@ -114,6 +114,7 @@ pub fn layers(name: &str, reverse: bool) -> Entry {
             Step::Loop(Loop {
                 count: LAYERS.into(),
                 reverse,
+                left: None,
                 body: vec![Step::Launch(scale)],
                 label: "layers".into(),
             }),
