@@ -88,12 +88,18 @@ fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
 /// An input made from its name: the same before and after a pass. What is stored as codes is made
 /// of what is drawn for the weight's own name.
 fn drawn(module: &Module, name: &str, ty: &Type) -> Result<Tensor> {
-    drawn_as(module, name, name, ty)
+    let part = module.stores.get(name).and_then(|s| s.part.clone());
+    drawn_as(module, name, name, ty, part)
 }
 
-/// The same made from a `key` of its own.
-fn drawn_as(module: &Module, name: &str, key: &str, ty: &Type) -> Result<Tensor> {
-    let part = module.stores.get(name).and_then(|s| s.part.clone());
+/// The same made from a `key` of its own, and of which quantized type it is a part.
+fn drawn_as(
+    module: &Module,
+    name: &str,
+    key: &str,
+    ty: &Type,
+    part: Option<(Part, Type)>,
+) -> Result<Tensor> {
     let (part, coded) = match part {
         Some((part, coded)) => (Some(part), coded),
         None => (None, ty.clone()),

@@ -161,13 +161,15 @@ fn ranks_that_serve_weave_two_halves_of_a_batch() {
     );
     std::fs::write(&blocks, written).unwrap();
     let (blocks, more) = (blocks.display().to_string(), ["--parallel", "unit", "--verify-passes"]);
-    let asked = ["compile", &blocks, "--for", "decode", "--stop-after", "overlap"];
-    let done = weft(folder.path(), &[&asked[..], &more].concat());
+    let asked = ["compile", &blocks, "--for", "decode", "--precision", "deepseek_fp8"];
+    let done = weft(folder.path(), &[&asked[..], &["--stop-after", "overlap"], &more].concat());
     assert!(text(&done.stderr).contains("values compared, none moved"), "{}", text(&done.stderr));
     // Copies of experts, and rounds beyond the first in a loop that ends early.
     let ir = text(&done.stdout);
     assert!(ir.contains("layer [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]"), "{ir}");
-    assert!(ir.contains("room = C,") && ir.contains("early = true"), "{ir}");
+    assert!(ir.contains("room = 8,") && ir.contains("early = true"), "{ir}");
+    // A rank stores codes of its own places.
+    assert!(ir.contains("up_proj.weight.e4m3 : e4m3[7, 5{experts}, 128, 256] codes of"), "{ir}");
     let refused = |more: &[&str], why: &str| {
         let done = compiled(more);
         let said = text(&done.stderr);

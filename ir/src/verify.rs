@@ -307,7 +307,8 @@ fn is_part(ty: &Type, part: Part, of: &Type) -> bool {
         Part::Codes => *ty == Type { quant: None, ..of.clone() },
         Part::Scales => {
             let grid = grid(&of.dims, quant.group.map(u64::from));
-            grid.is_some_and(|dims| *ty == Type::new(quant.scale, dims))
+            let own = |dims| Type { axes: of.axes.clone(), ..Type::new(quant.scale, dims) };
+            grid.is_some_and(|dims| *ty == own(dims))
         }
     }
 }

@@ -20,6 +20,7 @@
 //! gradient is contracted by source, added over micro-batches there, and summed over sources where
 //! ranks' gradients meet: that is what one rank adds up, and it costs links the rows between the
 //! products of an expert, and memory the gradients of all experts until the end of the step.
+//! Ranks that serve store their weights as products read them, as one rank does (`hoist`).
 //! Between functions rows lie with the experts. A row may meet all others at one rank: the dim is
 //! `n R`, and no token is dropped. Cost: one walk over the functions. Requires: `shard`; `inline`,
 //! since both halves of a layer's backward share what is sent; whole quantized values, so before
@@ -35,6 +36,7 @@ use weft_ir::module::{Func, Module, OpData, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::{AxisId, Type};
 
+use crate::hoist::store_narrow;
 use crate::rewrite::{Copier, callee, carry, stacked};
 use crate::shard::experts::{EXPERTS, before, expert_dims};
 use crate::{Pass, PassCx, PassError, Stats};
@@ -66,7 +68,10 @@ pub fn run(module: &mut Module, _: &PassCx) -> Result<Stats, PassError> {
         n_exchanges += send.n_exchanges;
         module.funcs[i] = sent;
     }
-    Ok(Stats::one("exchanges", n_exchanges))
+    // Whoever serves reads its own weights alone now, where it gathered those of all before.
+    let serves = module.find("train_step").is_none();
+    let n_stored = if serves { store_narrow(module) } else { 0 };
+    Ok(Stats { counts: vec![("exchanges", n_exchanges), ("stored converted", n_stored)] })
 }
 
 /// Values of a function that hold weights of experts, with the dim of these: from where they are

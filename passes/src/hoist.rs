@@ -236,7 +236,7 @@ fn hand_over(func: &Func, id: FuncId, signature: &Signature) -> Result<Func, Pas
 /// Weights that every entry reads through narrowing works alone, and that none changes, are stored
 /// as what those make: one store for each. Codes have the name of their type too, for prefill and
 /// decode are compiled apart and share what is stored under one name.
-fn store_narrow(module: &mut Module) -> usize {
+pub fn store_narrow(module: &mut Module) -> usize {
     let weights: Vec<String> = module
         .stores
         .iter()

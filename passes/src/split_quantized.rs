@@ -67,7 +67,7 @@ fn split_stores(module: &mut Module) -> Result<(), PassError> {
             continue;
         };
         let of = |part, ty| Store { ty, part: Some((part, store.ty.clone())), ..store.clone() };
-        let scales = of(Part::Scales, scales_type(&store.ty, &quant)?);
+        let scales = of(Part::Scales, stored_scales(&store.ty, &quant)?);
         let codes = of(Part::Codes, plain(&store.ty));
         module.stores.insert(name.clone(), codes);
         module.stores.insert(format!("{name}.scales"), scales);
@@ -101,7 +101,7 @@ impl<'a> Splitter<'a> {
                 None => (self.to.param(&name, ty), None),
                 Some(quant) => {
                     *split += 1;
-                    let scales = scales_type(&ty, quant)?;
+                    let scales = stored_scales(&ty, quant)?;
                     let codes = self.to.param(&name, plain(&ty));
                     (codes, Some(self.to.param(&format!("{name}.scales"), scales)))
                 }
@@ -253,6 +253,11 @@ impl<'a> Splitter<'a> {
 
 fn plain(ty: &Type) -> Type {
     Type { quant: None, ..ty.clone() }
+}
+
+/// The same for what lasts, of which ranks may have parts: whole groups of them.
+fn stored_scales(ty: &Type, quant: &Quant) -> Result<Type, PassError> {
+    Ok(Type { axes: ty.axes.clone(), ..scales_type(ty, quant)? })
 }
 
 fn scales_type(ty: &Type, quant: &Quant) -> Result<Type, PassError> {

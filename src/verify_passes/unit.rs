@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, bail};
 use indexmap::IndexMap;
+use weft_ir::dim::Dim;
 use weft_ir::interp::{Data, Interp, Precision, Tensor};
 use weft_ir::module::{FuncId, Module, Placed, Store, StoreKind};
 use weft_ir::ty::Type;
@@ -71,25 +72,33 @@ fn given(module: &Module, name: &str, ty: &Type, rank: usize, half: usize) -> Re
     let weight = store.filter(|s| !ty.state && s.kind != StoreKind::Schedule);
     let Some(store) = weight else {
         let (name, half) = of_half(name, half);
-        return drawn_as(module, name, &format!("{name} {half} {rank}"), ty);
+        return drawn_as(module, name, &format!("{name} {half} {rank}"), ty, None);
     };
     if let Some(Placed::Table(first)) = store.placed {
         return turns(module, ty, first as usize, rank);
     }
-    let mut whole = whole(module, ty);
     let mut places = None;
+    let mut n_experts = None;
     if let Some(Placed::Weights(first)) = store.placed {
         let at = store.starts.len() - 1;
         let line = module.placement.get(first as usize).context("a store has its lines")?;
-        let n_experts = line.iter().max().map_or(0, |most| most + 1);
-        whole.dims[at] = weft_ir::dim::Dim::fixed(n_experts);
+        n_experts = Some((at, line.iter().max().map_or(0, |most| most + 1)));
         places = Some((at, first as usize));
     }
-    let mut own = drawn_as(module, name, name, &whole)?;
+    // What one rank has, with one copy of each expert.
+    let of_one = |ty: &Type| {
+        let mut whole = whole(module, ty);
+        if let Some((at, n)) = n_experts {
+            whole.dims[at] = Dim::fixed(n);
+        }
+        whole
+    };
+    let part = store.part.as_ref().map(|(part, of)| (*part, of_one(of)));
+    let mut own = drawn_as(module, name, name, &of_one(ty), part)?;
     if let Some((at, first)) = places {
         own = placed(module, &own, at, first);
     }
-    cut(module, store, own, rank)
+    Ok(cut(module, store, own, rank))
 }
 
 /// A type with all ranks' parts.
@@ -97,21 +106,19 @@ fn whole(module: &Module, ty: &Type) -> Type {
     let mut whole = ty.clone();
     for (dim, axis) in ty.axes.iter().enumerate() {
         if let (Some(axis), Some(n)) = (axis, ty.dims[dim].as_fixed()) {
-            whole.dims[dim] = weft_ir::dim::Dim::fixed(n * module.axes[axis.0 as usize].size);
+            whole.dims[dim] = Dim::fixed(n * module.axes[axis.0 as usize].size);
         }
     }
     whole.axes.clear();
     whole
 }
 
-/// A rank's part.
-fn cut(module: &Module, store: &Store, whole: Tensor, rank: usize) -> Result<Tensor> {
+/// A rank's part; scales are cut as what they are of.
+fn cut(module: &Module, store: &Store, whole: Tensor, rank: usize) -> Tensor {
     let mut own = whole;
+    own.scales = own.scales.map(|scales| Box::new(cut(module, store, *scales, rank)));
     for (dim, axis) in store.ty.axes.iter().enumerate() {
         let Some(axis) = *axis else { continue };
-        if own.scales.is_some() {
-            bail!("not available yet: --verify-passes on ranks that divide codes");
-        }
         let n = module.axes[axis.0 as usize].size as usize;
         let place = rank / module.stride(axis) as usize % n;
         let inner: usize = own.dims[dim..].iter().product();
@@ -119,7 +126,7 @@ fn cut(module: &Module, store: &Store, whole: Tensor, rank: usize) -> Result<Ten
         own = blocks(&own, inner, &|_| vec![place * part..(place + 1) * part]);
         own.dims[dim] /= n;
     }
-    Ok(own)
+    own
 }
 
 /// A stack of experts with those at each place, along dim `at`.
@@ -131,6 +138,8 @@ fn placed(module: &Module, experts: &Tensor, at: usize, first: usize) -> Tensor 
     };
     let mut made = blocks(experts, experts.dims[at] * size, &line);
     made.dims[at] = module.placement[first].len();
+    let scales = experts.scales.as_deref();
+    made.scales = scales.map(|scales| Box::new(placed(module, scales, at, first)));
     made
 }
 
