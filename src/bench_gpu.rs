@@ -11,14 +11,15 @@ mod run;
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use weft_runtime::device::{Device, DeviceKind};
+use weft_backend_cuda::Cuda;
+use weft_backend_cuda::gemm::select::Budget;
+use weft_runtime::device::DeviceKind;
 
 use cases::Case;
-use run::{Timed, Timing, check, time};
+use run::{Bench, Timed, Timing, check, time};
 
 /// Check kernels on a GPU against the reference interpreter, and time them
 #[derive(clap::Args)]
@@ -35,6 +36,10 @@ pub struct Args {
     /// Time the small sizes: they say nothing of the kernels, but run anywhere
     #[arg(long)]
     small: bool,
+    /// Multiprocessors that kernels which stay until all is done may take [default: all that the
+    /// device has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    sm_budget: Option<u32>,
     /// Timed runs of each case
     #[arg(long, default_value_t = 20)]
     runs: usize,
@@ -54,31 +59,34 @@ pub fn run(args: Args) -> Result<()> {
         .open(1)
         .context("nothing was checked or timed; --device ptx checks without a GPU")?;
     println!("{}", device.describe());
+    let sms = args.sm_budget.or(device.multiprocessors()).unwrap_or(Budget::WHOLE.sms);
+    let machine = Cuda { budget: Budget { sms }, ..Cuda::WHOLE };
+    let on = Bench { device, machine };
     let wanted = |case: &Case| args.only.as_ref().is_none_or(|text| case.name.contains(text));
     let all: Vec<Case> = cases::all().into_iter().filter(wanted).collect();
     if all.is_empty() {
         let names: Vec<&str> = cases::all().iter().map(|case| case.name).collect();
         bail!("no case has that in its name; there are {}", names.join(", "));
     }
-    check_all(&all, &device)?;
+    check_all(&all, &on)?;
     if args.check || args.device == DeviceKind::Ptx {
         return Ok(());
     }
     let how = Timing { runs: args.runs.max(1), flushes: !args.small };
-    let table = timed_table(&all, &device, how)?;
+    let table = timed_table(&all, &on, how)?;
     print!("{table}");
     if let Some(file) = &args.output {
-        let text = format!("# Kernels on {}\n\n{table}", device.describe());
+        let text = format!("# Kernels on {}\n\n{table}", on.device.describe());
         std::fs::write(file, text).with_context(|| file.display().to_string())?;
     }
     Ok(())
 }
 
 /// Every case at its small sizes; a wrong one does not hide the others.
-fn check_all(all: &[Case], device: &Arc<dyn Device>) -> Result<()> {
+fn check_all(all: &[Case], on: &Bench) -> Result<()> {
     let mut wrong = vec![];
     for case in all {
-        match check(case, device) {
+        match check(case, on) {
             Ok(off) if off <= case.tolerance => println!("{}: off by {off:.1e}", case.name),
             Ok(off) => {
                 wrong.push(format!(
@@ -95,15 +103,15 @@ fn check_all(all: &[Case], device: &Arc<dyn Device>) -> Result<()> {
     }
 }
 
-fn timed_table(all: &[Case], device: &Arc<dyn Device>, how: Timing) -> Result<String> {
+fn timed_table(all: &[Case], on: &Bench, how: Timing) -> Result<String> {
     let copy = cases::copy();
     let mut bandwidth = 0f64;
     for problem in copy.problems(how.flushes) {
-        for row in time(&copy, problem, device, how)? {
+        for row in time(&copy, problem, on, how)? {
             bandwidth = bandwidth.max(row.bytes / seconds(row.median()));
         }
     }
-    let rates = rates(device, how)?;
+    let rates = rates(on, how)?;
     let mut out = format!("A copy takes {:.0} GB/s; ", bandwidth / 1e9);
     let said =
         rates.iter().map(|(of, rate)| format!("{}s {:.1}", of.trim_end_matches('_'), rate / 1e12));
@@ -114,7 +122,7 @@ fn timed_table(all: &[Case], device: &Arc<dyn Device>, how: Timing) -> Result<St
     out += "|---|---|---|---|---|---|---|---|---|\n";
     for case in all {
         for problem in case.problems(how.flushes) {
-            for row in time(case, problem, device, how)? {
+            for row in time(case, problem, on, how)? {
                 let _ = writeln!(out, "{}", line(case, &problem.sizes, &row, bandwidth, &rates));
             }
         }
@@ -123,12 +131,12 @@ fn timed_table(all: &[Case], device: &Arc<dyn Device>, how: Timing) -> Result<St
 }
 
 /// Flops a second of large products on tensor cores, each with what names of their kernels hold.
-fn rates(device: &Arc<dyn Device>, how: Timing) -> Result<Vec<(&'static str, f64)>> {
+fn rates(on: &Bench, how: Timing) -> Result<Vec<(&'static str, f64)>> {
     let mut all = vec![];
     for (of, case) in cases::rates() {
         let mut rate = 0f64;
         for problem in case.problems(how.flushes) {
-            for row in time(&case, problem, device, how)? {
+            for row in time(&case, problem, on, how)? {
                 if row.kernel.contains(of) && row.kernel.starts_with(TENSOR_CORES) {
                     rate = rate.max(row.flops / seconds(row.median()));
                 }

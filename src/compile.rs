@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use weft_backend_cuda::gemm::select::Budget;
 use weft_ir::text;
 use weft_lang::elaborate::Overrides;
 use weft_lang::lower::{Purpose, Settings, Size};
 use weft_passes::{Copies, Mesh, PassCx};
 
 use crate::frontend::{self, ModelArgs, Source};
+use crate::gpu::GpuArgs;
 use crate::graphs::{self, Taken, Target};
 use crate::mesh::MeshArgs;
 use crate::pipeline::{self, Recorder, ShowArgs, Start, Way};
@@ -43,11 +43,8 @@ pub struct Args {
     /// What runs the graph
     #[arg(long, value_enum, default_value = "cpu")]
     device: Machine,
-    /// Multiprocessors that kernels which stay until all is done may take, of --device cuda: others
-    /// are left to what runs beside them
-    #[arg(long, value_name = "N", default_value_t = Budget::WHOLE.sms)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-    sm_budget: u32,
+    #[command(flatten)]
+    gpu: GpuArgs,
     /// The train block to use with -o, if the model has several
     #[arg(long = "train", value_name = "NAME")]
     block: Option<String>,
@@ -159,8 +156,11 @@ pub fn run(args: Args) -> Result<()> {
 fn write_graph(args: &Args, path: &Path) -> Result<()> {
     let checkpoint = args.checkpoint.as_deref();
     let target = match args.device {
+        Machine::Cpu if args.gpu.given().iter().any(|(_, given)| *given) => {
+            bail!("--sm-budget and --streams are for GPUs: give --device cuda too")
+        }
         Machine::Cpu => Target::Any,
-        Machine::Cuda => Target::Cuda(Budget { sms: args.sm_budget }),
+        Machine::Cuda => args.gpu.anywhere(),
     };
     let way = Way { show: args.show.clone(), from: args.start()? };
     let graph = match args.purpose {

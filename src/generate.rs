@@ -4,6 +4,7 @@ use anyhow::Result;
 use weft_runtime::generate::command::{self, TextArgs};
 
 use crate::frontend::ModelArgs;
+use crate::gpu::GpuArgs;
 use crate::graphs;
 use crate::mesh::MeshArgs;
 use crate::pipeline::{ShowArgs, Way};
@@ -22,6 +23,8 @@ pub struct Args {
     #[command(flatten)]
     mesh: MeshArgs,
     #[command(flatten)]
+    gpu: GpuArgs,
+    #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
     show: ShowArgs,
@@ -31,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
     let path = &args.model.model;
     let graph = if graphs::is_graph(path) {
         let options = [("--context", args.context.is_some()), ("--mesh", args.mesh.is_given())];
-        graphs::open(&args.model, &options)?
+        graphs::open(&args.model, &[&options[..], &args.gpu.given()].concat())?
     } else {
         let folder = command::checkpoint_folder(&args.text.checkpoint)?;
         let context = match args.context {
@@ -48,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
             Some(&folder),
             context,
             (&args.mesh, Some(args.text.ranks.max(1))),
-            args.text.device.into(),
+            args.gpu.target(args.text.device)?,
             &Way::from(&args.show),
         )?
     };

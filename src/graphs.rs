@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use weft_backend_cpu::compile::{self as cpu, Options};
+use weft_backend_cuda::Cuda;
 use weft_backend_cuda::compile as cuda;
-use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{CpuVariant, DimDecl, DimExpr, DimId, Entry, Graph, Role, Step};
 use weft_ir::module::{Axis, FuncId, Module};
 use weft_ir::ty::AxisId;
@@ -44,15 +44,15 @@ pub enum Target {
     Here,
     /// Any with AVX2; better ones use what they have.
     Any,
-    /// Hopper GPUs, or the interpreter of their kernels; with what persistent kernels may use.
-    Cuda(Budget),
+    /// Hopper GPUs, or the interpreter of their kernels.
+    Cuda(Cuda),
 }
 
 impl From<DeviceKind> for Target {
     fn from(device: DeviceKind) -> Target {
         match device {
             DeviceKind::Cpu => Target::Here,
-            DeviceKind::Ptx | DeviceKind::Cuda => Target::Cuda(Budget::WHOLE),
+            DeviceKind::Ptx | DeviceKind::Cuda => Target::Cuda(Cuda::WHOLE),
         }
     }
 }
@@ -420,9 +420,8 @@ fn compile(
     // What has to be timed has to be done.
     let cache = if way.show.wants_stages() { None } else { Cache::of_user() };
     let graph = match target {
-        Target::Cuda(budget) => {
-            let budget = left_by_transfers(module, budget);
-            let options = cuda::Options { threads, budget, source, command };
+        Target::Cuda(machine) => {
+            let options = cuda::Options { threads, machine, source, command };
             cuda::compile_cached(cache.as_ref(), module, entries, &options, observe)?
         }
         Target::Here | Target::Any => {
@@ -437,21 +436,13 @@ fn compile(
     Ok(graph.graph)
 }
 
-/// The multiprocessors that do not carry what ranks send each other, of those that kernels may use.
-fn left_by_transfers(module: &Module, budget: Budget) -> Budget {
-    let ops = module.funcs.iter().flat_map(|f| f.body_ops().map(|(_, op)| op));
-    let carrying = ops.filter_map(|op| op.attrs.get_int("sms")).max().unwrap_or(0);
-    let left = i64::from(Budget::WHOLE.sms).saturating_sub(carrying).max(1);
-    Budget { sms: budget.sms.min(left as u32) }
-}
-
 /// Entries of a module that is no file of the user's.
 pub fn compiled(module: &Module, entries: &[&str], target: Target) -> Result<Graph> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(match target {
-        Target::Cuda(budget) => {
+        Target::Cuda(machine) => {
             let (source, command) = (String::new(), String::new());
-            let options = cuda::Options { threads, budget, source, command };
+            let options = cuda::Options { threads, machine, source, command };
             cuda::compile(module, entries, &options, &mut |_| {})?
         }
         Target::Here | Target::Any => cpu::compile(module, entries, &Options::native(threads))?,

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use weft_backend_cpu::Cpu;
-use weft_backend_cuda::Cuda;
 use weft_graph::{CpuVariant, Graph};
 use weft_ir::module::Module;
 use weft_lower::listing::listings;
@@ -30,9 +29,9 @@ pub fn write(
     put(&dir.join(format!("graph-{}.txt", entries.join("-"))), &graph.to_string())?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (kernels, assembly) = match target {
-        Target::Cuda(budget) => {
+        Target::Cuda(machine) => {
             let target = weft_backend_cuda::target::hopper();
-            (listings(&Cuda { budget }, &target, module, entries, threads)?, "ptx")
+            (listings(&machine, &target, module, entries, threads)?, "ptx")
         }
         Target::Here | Target::Any => {
             let best = CpuVariant::best_here().unwrap_or(CpuVariant::Avx2);

@@ -13,6 +13,7 @@ mod export;
 mod fmt;
 mod frontend;
 mod generate;
+mod gpu;
 mod graphs;
 mod kernel_dump;
 mod mesh;

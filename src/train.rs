@@ -5,6 +5,7 @@ use weft_runtime::ranks;
 use weft_runtime::train::command::{self, RunArgs};
 
 use crate::frontend::ModelArgs;
+use crate::gpu::GpuArgs;
 use crate::graphs::{self, Taken};
 use crate::mesh::MeshArgs;
 use crate::pipeline::{ShowArgs, Way};
@@ -26,6 +27,8 @@ pub struct Args {
     #[command(flatten)]
     mesh: MeshArgs,
     #[command(flatten)]
+    gpu: GpuArgs,
+    #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
     show: ShowArgs,
@@ -39,10 +42,11 @@ pub fn run(args: Args) -> Result<()> {
             ("--watch", !args.watch.is_empty()),
             ("--mesh", args.mesh.is_given()),
         ];
-        vec![graphs::open(&args.model, &options)?]
+        vec![graphs::open(&args.model, &[&options[..], &args.gpu.given()].concat())?]
     } else {
         let weights = args.run.weights.as_deref().map(Taken::Weights);
         let n_ranks = args.run.n_ranks()?;
+        let target = args.gpu.target(args.run.device)?;
         let compiled = |rank: usize, way: &Way| {
             graphs::for_training(
                 &args.model,
@@ -50,7 +54,7 @@ pub fn run(args: Args) -> Result<()> {
                 weights,
                 &args.watch,
                 (&args.mesh, Some(n_ranks), rank),
-                args.run.device.into(),
+                target,
                 way,
             )
         };

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use weft_graph::Step;
 use weft_runtime::train::metrics;
 
 /// `nano` with every part and few of each.
@@ -98,13 +99,16 @@ fn nano_trains_and_generates() {
 
 /// The names of the kernels of a graph compiled with `more`.
 fn kernels(more: &[&str], file: &Path) -> Vec<String> {
+    compiled(more, file).kernels.into_iter().map(|k| k.name).collect()
+}
+
+fn compiled(more: &[&str], file: &Path) -> weft_graph::Graph {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
     let mut compile = weft("compile", &root.join("models/nano.model"), "cuda", &sets);
     compile.args(more).arg("-o").arg(file);
     done(compile);
-    let graph = weft_graph::Graph::open(file).expect("weft wrote it");
-    graph.kernels.into_iter().map(|k| k.name).collect()
+    weft_graph::Graph::open(file).expect("weft wrote it")
 }
 
 fn kernels_of_attention(more: &[&str], file: &Path) -> Vec<String> {
@@ -215,6 +219,39 @@ fn the_cuda_device_does_what_the_interpreter_does() {
     assert_eq!(continued("cuda", &cuda, Some(&library)), continued("ptx", &ptx, None));
 }
 
+/// Narrow kernels run beside each other where nothing orders them, and the interpreter finds no two
+/// that touch the same bytes; the numbers are those of one stream. So they are through the driver's
+/// interface, where the streams are captured together.
+#[test]
+fn kernels_run_on_several_streams() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let library = driver(dir.path());
+    let streams = ["--streams", "3"];
+    let graph =
+        compiled(&[&streams[..], &["--set", "sequence=16"]].concat(), &dir.path().join("n.weft"));
+    let steps = &graph.entries[0].steps;
+    assert_eq!(weft_graph::order::n_streams(steps), 4, "two beside the first, and transfers'");
+
+    let folder = |name: &str| dir.path().join(name);
+    let more = [&["--steps", "1", "--precision", "bf16"], &streams[..]].concat();
+    let expected = losses("ptx", &more[..4], &folder("one"), None);
+    assert_eq!(expected, losses("ptx", &more, &folder("ptx"), None));
+    assert_eq!(expected, losses("cuda", &more, &folder("cuda"), Some(&library)));
+    let next = |device: &str, library| continued_with(device, &streams, &folder("ptx"), library);
+    assert_eq!(next("ptx", None), continued("ptx", &folder("ptx"), None));
+    assert_eq!(next("cuda", Some(&library)), next("ptx", None));
+}
+
+/// The multiprocessors of persistent kernels' steps.
+fn budgets(steps: &[Step]) -> Vec<u32> {
+    let of = |step: &Step| match step {
+        Step::Launch(launch) => launch.sms.into_iter().collect(),
+        Step::Loop(repeat) => budgets(&repeat.body),
+        Step::Copy(_) | Step::Collective(_) | Step::Message(_) => vec![],
+    };
+    steps.iter().flat_map(of).collect()
+}
+
 /// A graph for GPUs is a file like any other; a CPU says that it cannot run it.
 #[test]
 fn graphs_hold_ptx() {
@@ -229,7 +266,7 @@ fn graphs_hold_ptx() {
     compile.arg("--dump").arg(dir.path().join("dump"));
     done(compile);
     let graph = weft_graph::Graph::open(&file).expect("weft wrote it");
-    let grids: Vec<u32> = graph.kernels.iter().filter_map(|k| k.ptx.as_ref()?.grid_max).collect();
+    let grids: Vec<u32> = graph.entries.iter().flat_map(|e| budgets(&e.steps)).collect();
     assert!(!grids.is_empty() && grids.iter().all(|most| *most == 20), "{grids:?}");
     assert!(graph.kernels.iter().all(|k| k.ptx.is_some() && k.variants.is_empty()));
     let text = String::from_utf8_lossy(&graph.objects[0]).into_owned();

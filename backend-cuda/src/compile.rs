@@ -13,7 +13,6 @@ use weft_lower::cache::{self, Cache, Cached};
 use weft_lower::compile::{CompileError, Observe, Stage};
 
 use crate::Cuda;
-use crate::gemm::select::Budget;
 use crate::target::hopper;
 
 /// What a graph is compiled with.
@@ -21,8 +20,8 @@ use crate::target::hopper;
 pub struct Options {
     /// Threads that compile; the graph does not depend on them.
     pub threads: usize,
-    /// Multiprocessors that a persistent kernel takes.
-    pub budget: Budget,
+    /// What kernels may use.
+    pub machine: Cuda,
     /// The file compiled, as the user named it.
     pub source: String,
     /// The command that compiles it again.
@@ -38,7 +37,7 @@ pub fn compile(
     observe: Observe,
 ) -> Result<Graph, CompileError> {
     let (entries, kernels) =
-        weft_lower::compile::entries(&Cuda { budget: options.budget }, module, entries, observe)?;
+        weft_lower::compile::entries(&options.machine, module, entries, observe)?;
     let start = Instant::now();
     let code = code(&kernels, options.threads)?;
     observe(Stage::emit_kernels(start.elapsed(), &code, None));
@@ -54,8 +53,8 @@ pub fn compile_cached(
     options: &Options,
     observe: Observe,
 ) -> Result<Cached, CompileError> {
-    let sms = options.budget.sms.to_string();
-    let asked = [hopper().name, &sms, &options.source, &options.command];
+    let machine = format!("{:?}", options.machine);
+    let asked = [hopper().name, &machine, &options.source, &options.command];
     let key = cache::key(module, entries, &asked);
     cache::find_or(cache, &key, || compile(module, entries, options, observe))
 }
@@ -72,7 +71,6 @@ fn code(kernels: &Kernels, threads: usize) -> Result<(Vec<Kernel>, Vec<Vec<u8>>)
                 object: id,
                 threads: source.cta.threads,
                 dynamic_shared_bytes: source.cta.dynamic_shared_bytes,
-                grid_max: source.cta.grid_max,
                 hopper14: source.cta.hopper14,
                 maps: source.cta.maps.iter().map(tensor_map).collect(),
             };

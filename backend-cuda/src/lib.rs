@@ -23,16 +23,33 @@ use weft_lower::describe::attention::{Attention, Gradients};
 use weft_lower::describe::product::{Gemm, ScaledGemm};
 use weft_lower::describe::{attention, product};
 use weft_lower::region::schedule::Scheduled;
+use weft_lower::streams::Streams;
 use weft_lower::{Backend, WholeGrid};
 
 /// The kernels of this crate, for lowering: those that stay on their multiprocessors until all
 /// tiles are done take as many as the budget has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cuda {
     pub budget: Budget,
+    /// Streams that kernels too narrow for the machine are spread over.
+    pub streams: u32,
+}
+
+impl Cuda {
+    /// All of an H100 or H800, one launch after the other.
+    pub const WHOLE: Cuda = Cuda { budget: Budget::WHOLE, streams: 1 };
 }
 
 impl Backend for Cuda {
+    fn streams(&self) -> Option<Streams> {
+        Some(Streams { n: self.streams, narrow_max: i64::from(self.budget.sms / 2) })
+    }
+
+    fn beside(&self, sms: u32) -> Option<Box<dyn Backend>> {
+        let sms = self.budget.sms.saturating_sub(sms).max(1);
+        Some(Box::new(Cuda { budget: Budget { sms }, ..*self }))
+    }
+
     fn schedule(&self, nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, NodeId> {
         schedule::schedule(nest, max)
     }

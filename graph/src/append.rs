@@ -57,16 +57,7 @@ mod tests {
 
     fn graph(name: &str) -> Graph {
         let buffer = Buffer::new("c", DType::F32, vec![1.into()], Role::Constant(ConstantId(0)));
-        let launch = Launch {
-            label: "l".into(),
-            kernel: KernelId(1),
-            args: vec![],
-            scalars: vec![],
-            grid: 1.into(),
-            source: vec![],
-            flops: 0.into(),
-            bytes: 0.into(),
-        };
+        let launch = Launch::new(KernelId(1), vec![], 1.into(), "l");
         let variant = KernelVariant { cpu: CpuVariant::Avx2, object: ObjectId(0) };
         let kernel = |name: &str| Kernel {
             name: name.into(),

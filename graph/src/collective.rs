@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Arg, DType, DimExpr, Entry, Step};
+use crate::order::is_default;
+use crate::{Arg, DType, DimExpr, Entry, Order, Step};
 use serde::{Deserialize, Serialize};
 
 /// What ranks do together.
@@ -53,6 +54,8 @@ pub struct Collective {
     pub label: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Order,
 }
 
 /// A collective in two halves has a number within its entry. Both stand in the same loop, and
@@ -260,6 +263,7 @@ mod tests {
             dtype: DType::F32,
             label: label.into(),
             source: vec![],
+            order: Order::default(),
         })
     }
 
@@ -290,6 +294,7 @@ mod tests {
                 bytes: bytes.into(),
                 label,
                 source: vec![],
+                order: Order::default(),
             })
         };
         let of =

@@ -35,9 +35,6 @@ pub struct PtxCode {
     pub threads: u32,
     /// Shared memory of a CTA beyond what the entry declares itself.
     pub dynamic_shared_bytes: u32,
-    /// CTAs of a launch at most, whatever its grid: those there are do the work of all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grid_max: Option<u32>,
     /// Sums of codes are meant to be as tensor cores make them, which an interpreter is to imitate.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hopper14: bool,

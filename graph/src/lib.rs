@@ -7,7 +7,8 @@
 //! - **buffers**: typed arrays with a role; temps lie at offsets of one arena planned at the
 //!   bounds;
 //! - **steps**: launches, copies, collectives of several ranks, messages between two, and loops
-//!   over them, in order. Loops are never unrolled to be run.
+//!   over them, in order. Loops are never unrolled to be run. A step has a *stream*; a device that
+//!   has several runs steps of different streams at once, but for those that wait ([`order`]).
 //!
 //! The kernel ABI, one function per kernel and CPU variant:
 //!
@@ -34,6 +35,7 @@ mod dtype;
 mod file;
 mod kernel;
 mod message;
+pub mod order;
 mod step;
 mod text;
 mod verify;
@@ -48,6 +50,7 @@ pub use kernel::{
     CpuVariant, Kernel, KernelId, KernelVariant, MapElement, ObjectId, PtxCode, TensorMap,
 };
 pub use message::{End, Message};
+pub use order::Order;
 pub use step::{Arg, Copy, Launch, Loop, LoopStride, Scalar, Step};
 pub use verify::{VerifyError, offset_range};
 pub use weight::{Coded, Cut, Init, Part, WeightInfo};

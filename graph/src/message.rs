@@ -1,6 +1,7 @@
 //! A step that hands bytes from one rank to another: each of the two has one end of it.
 
-use crate::{Arg, DimExpr, Group};
+use crate::order::is_default;
+use crate::{Arg, DimExpr, Group, Order};
 use serde::{Deserialize, Serialize};
 
 /// One end of a message along a mesh axis. What a rank sends to another arrives in the order in
@@ -17,6 +18,8 @@ pub struct Message {
     pub label: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Order,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Steps: what an entry does, in order.
 
-use crate::{BufferId, DimExpr, KernelId};
+use crate::order::is_default;
+use crate::{BufferId, DimExpr, KernelId, Order};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,15 +14,22 @@ pub enum Step {
     Message(crate::Message),
 }
 
-/// One kernel over its whole grid. The next step sees everything it wrote.
+/// One kernel over its whole grid. The next step of its stream sees everything it wrote.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
     pub kernel: KernelId,
     pub args: Vec<Arg>,
+    /// Positions of the arguments that it may write, where that is known; else it may write all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<Vec<u32>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scalars: Vec<Scalar>,
     /// Number of blocks; a launch of none does nothing.
     pub grid: DimExpr,
+    /// Blocks at most, of a kernel that stays on its multiprocessors until all is done: so many are
+    /// the step's, and the blocks there are do the work of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sms: Option<u32>,
     /// What a person calls this step: the op's value and place, `layers.mlp.up_proj`.
     pub label: String,
     /// Where it comes from, `deepseek_v3.model:41`.
@@ -33,6 +41,8 @@ pub struct Launch {
     /// Bytes read and written at least, for profiles; zero where nobody counted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub bytes: DimExpr,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Order,
 }
 
 /// Moves bytes between buffers that do not overlap.
@@ -42,6 +52,8 @@ pub struct Copy {
     pub to: Arg,
     pub bytes: DimExpr,
     pub label: String,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Order,
 }
 
 /// Runs `body` once for each index of `0..count`, from the last to the first if `reverse`.
@@ -55,6 +67,8 @@ pub struct Loop {
     pub body: Vec<Step>,
     /// What is repeated, `layers`.
     pub label: String,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Order,
 }
 
 /// A place in a buffer: `byte_offset + sum of index(loop_depth) * stride`.
@@ -109,13 +123,21 @@ impl Launch {
         Launch {
             kernel,
             args,
+            writes: None,
             scalars: Vec::new(),
             grid,
+            sms: None,
             label: label.into(),
             source: Vec::new(),
             flops: DimExpr::zero(),
             bytes: DimExpr::zero(),
+            order: Order::default(),
         }
+    }
+
+    /// Whether it may write the argument at a position.
+    pub fn may_write(&self, at: usize) -> bool {
+        self.writes.as_ref().is_none_or(|all| all.contains(&(at as u32)))
     }
 }
 

@@ -10,7 +10,8 @@
 //! ```
 
 use crate::{
-    Arg, Buffer, DimDecl, DimExpr, End, Entry, Factor, Graph, Launch, Role, Scalar, Step, Term,
+    Arg, Buffer, DimDecl, DimExpr, End, Entry, Factor, Graph, Launch, Order, Role, Scalar, Step,
+    Term,
 };
 use std::fmt;
 
@@ -95,7 +96,8 @@ impl EntryText<'_> {
                 Step::Copy(copy) => {
                     let (to, from) = (self.arg(&copy.to), self.arg(&copy.from));
                     let bytes = copy.bytes.display(&self.entry.dims);
-                    writeln!(f, "{} = copy({to} <- {from}), bytes {bytes}", copy.label)?;
+                    write!(f, "{} = copy({to} <- {from}), bytes {bytes}", copy.label)?;
+                    self.end(f, &copy.order)?;
                 }
                 Step::Collective(c) => {
                     let (to, from) = (self.arg(&c.to), self.arg(&c.from));
@@ -103,28 +105,29 @@ impl EntryText<'_> {
                     let by = c.segments.as_ref();
                     let by = by.map(|s| format!(", {} to {}", self.arg(&s.sent), self.arg(&s.got)));
                     let by = by.unwrap_or_default();
-                    writeln!(f, "{} = {name}({to} <- {from}{by}) over {axis} = {size}", c.label)?;
+                    write!(f, "{} = {name}({to} <- {from}{by}) over {axis} = {size}", c.label)?;
+                    self.end(f, &c.order)?;
                 }
                 Step::Message(m) => {
                     let (at, peer, axis) = (self.arg(&m.at), m.peer, &m.group.axis);
                     let bytes = m.bytes.display(&self.entry.dims);
                     match m.end {
-                        End::Send => writeln!(f, "send({at}) to {peer} of {axis}, bytes {bytes}")?,
+                        End::Send => write!(f, "send({at}) to {peer} of {axis}, bytes {bytes}")?,
                         End::Recv => {
                             let label = &m.label;
-                            writeln!(
-                                f,
-                                "{label} = recv({at}) from {peer} of {axis}, bytes {bytes}"
-                            )?;
+                            write!(f, "{label} = recv({at}) from {peer} of {axis}, bytes {bytes}")?;
                         }
                     }
+                    self.end(f, &m.order)?;
                 }
                 Step::Loop(repeat) => {
                     let count = repeat.count.display(&self.entry.dims);
                     let order = if repeat.reverse { ", last to first" } else { "" };
                     let left = repeat.left.as_ref().map(|at| format!(", while {}", self.arg(at)));
                     let left = left.unwrap_or_default();
-                    writeln!(f, "loop {}, {count} times{order}{left} {{", repeat.label)?;
+                    write!(f, "loop {}, {count} times{order}{left}", repeat.label)?;
+                    self.order(f, &repeat.order)?;
+                    writeln!(f, " {{")?;
                     self.steps(f, &repeat.body, depth + 1)?;
                     writeln!(f, "{:indent$}}}", "")?;
                 }
@@ -142,10 +145,31 @@ impl EntryText<'_> {
             write!(f, "; {}", scalars.join(", "))?;
         }
         write!(f, "), grid {}", launch.grid.display(&self.entry.dims))?;
+        if let Some(sms) = launch.sms {
+            write!(f, " on {sms}")?;
+        }
+        self.order(f, &launch.order)?;
         if !launch.source.is_empty() {
             write!(f, "  // {}", launch.source.join(", "))?;
         }
         writeln!(f)
+    }
+
+    fn end(&self, f: &mut fmt::Formatter<'_>, order: &Order) -> fmt::Result {
+        self.order(f, order)?;
+        writeln!(f)
+    }
+
+    /// Where it is not that of the step before: `, stream 1, after 0 3, event 4`.
+    fn order(&self, f: &mut fmt::Formatter<'_>, order: &Order) -> fmt::Result {
+        if order.stream > 0 {
+            write!(f, ", stream {}", order.stream)?;
+        }
+        if !order.waits.is_empty() {
+            let waits: Vec<String> = order.waits.iter().map(u32::to_string).collect();
+            write!(f, ", after {}", waits.join(" "))?;
+        }
+        order.signal.map_or(Ok(()), |event| write!(f, ", event {event}"))
     }
 
     fn arg(&self, arg: &Arg) -> String {

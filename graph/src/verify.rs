@@ -15,11 +15,14 @@
 //! - A collective has a group, sums f32 only, and scatters blocks that its ranks divide.
 //! - An exchange has segments that its ranks divide.
 //! - What is begun is done later in the same loop, once, and both halves name the same.
+//! - Events are recorded before they are waited for, in the same body; a loop is on stream 0.
+//! - Steps of different streams that touch the same bytes, one of them writing, are ordered.
 //! - With every dim at its bound, every argument starts inside its buffer and every copy stays in
 //!   it.
 //!
 //! What a kernel does beyond the start of its arguments is its compiler's promise.
 
+use crate::order::{STREAMS_MAX, Storage, n_streams, unordered};
 use crate::weight::placeholders;
 use crate::{
     Arg, Buffer, BufferId, Collective, CollectiveKind, Copy, DType, DimDecl, DimExpr, Entry, Graph,
@@ -131,7 +134,45 @@ impl EntryCheck<'_> {
         for buffer in &self.entry.buffers {
             self.buffer(buffer)?;
         }
-        self.steps(&self.entry.steps, &mut Vec::new())
+        self.steps(&self.entry.steps, &mut Vec::new())?;
+        self.streams()
+    }
+
+    /// Whether steps of different streams are in order.
+    fn streams(&self) -> Checked {
+        let n = n_streams(&self.entry.steps);
+        if n == 1 {
+            return Ok(());
+        }
+        let found = unordered(&self.entry.steps, n, &Storage::placed(self.entry));
+        let Some([first, second]) = found else { return Ok(()) };
+        let (stream, of) = (second.order().stream, first.order().stream);
+        let place = format!("entry {}, step {}", self.entry.name, second.label());
+        let what = format!("touches on stream {stream} what {} does on {of}", first.label());
+        fail(&place, format!("{what}, and does not wait for it"))
+    }
+
+    /// Whether the events of a body are there when they are waited for.
+    fn events(&self, steps: &[Step]) -> Checked {
+        let mut recorded = BTreeSet::new();
+        for step in steps {
+            let place = || format!("entry {}, step {}", self.entry.name, step.label());
+            let order = step.order();
+            let streams = if matches!(step, Step::Loop(_)) { 1 } else { STREAMS_MAX };
+            ensure(order.stream < streams, &place(), || {
+                format!("is on stream {}, of {streams}", order.stream)
+            })?;
+            for event in &order.waits {
+                ensure(recorded.contains(event), &place(), || {
+                    format!("waits for event {event}, which no step before it records")
+                })?;
+            }
+            if let Some(event) = order.signal {
+                let new = event <= steps.len() as u32 && recorded.insert(event);
+                ensure(new, &place(), || format!("records event {event} again"))?;
+            }
+        }
+        Ok(())
     }
 
     fn buffer(&self, buffer: &Buffer) -> Checked {
@@ -221,6 +262,7 @@ impl EntryCheck<'_> {
     /// `counts` are those of the enclosing loops with every dim at its bound.
     fn steps(&self, steps: &[Step], counts: &mut Vec<i64>) -> Checked {
         self.halves(steps)?;
+        self.events(steps)?;
         for step in steps {
             match step {
                 Step::Launch(launch) => self.launch(launch, counts)?,
@@ -255,8 +297,10 @@ impl EntryCheck<'_> {
                     ensure(new, &place(), || format!("begins {n}, which is not done yet"))?;
                 }
                 Some(Half::Done(n)) => {
-                    let begun = open.remove(&n).map(|b| Collective { half: c.half, ..b.clone() });
-                    let same = begun.is_some_and(|b| b == *c);
+                    let same = open.remove(&n).is_some_and(|b| {
+                        let order = c.order.clone();
+                        Collective { half: c.half, order, ..b.clone() } == *c
+                    });
                     ensure(same, &place(), || format!("ends {n}, which these steps do not begin"))?;
                 }
             }
@@ -284,6 +328,12 @@ impl EntryCheck<'_> {
                 Scalar::F32(_) => {}
                 Scalar::LoopIndex(depth) => self.enclosing(&place, *depth, counts)?,
             }
+        }
+        ensure(launch.sms != Some(0), &place, || "may use no multiprocessor".into())?;
+        for at in launch.writes.iter().flatten() {
+            ensure((*at as usize) < launch.args.len(), &place, || {
+                format!("writes argument {at} of {}", launch.args.len())
+            })?;
         }
         launch.args.iter().try_for_each(|arg| self.arg(&place, arg, 0, counts))
     }

@@ -185,6 +185,7 @@ fn what_is_begun_is_done_once_in_the_same_loop() {
             dtype: DType::F32,
             label: label.into(),
             source: vec![],
+            order: Order::default(),
         })
     };
     let wrong = |steps: Vec<Step>, expect: &str| check(|g| entry(g).steps.extend(steps), expect);
@@ -198,4 +199,35 @@ fn what_is_begun_is_done_once_in_the_same_loop() {
     wrong(vec![half(Half::Start(0), "x"), half(Half::Done(0), "y")], other);
     let again = "entry eval, step y: begins 0, which is not done yet";
     wrong(vec![half(Half::Start(0), "x"), half(Half::Start(0), "y")], again);
+}
+
+/// A graph from a file may say that steps run at once which touch the same bytes.
+#[test]
+fn steps_of_different_streams_are_ordered() {
+    let ordered = |g: &mut Graph| {
+        let entry = entry(g);
+        *entry.steps[1].order_mut() = Order { stream: 1, waits: vec![0], signal: None };
+        entry.steps[0].order_mut().signal = Some(0);
+    };
+    let mut graph = sample::graph();
+    ordered(&mut graph);
+    assert_eq!(graph.verify(), Ok(()));
+    let wrong = |change: fn(&mut Entry), expect: &str| {
+        let both = |g: &mut Graph| {
+            ordered(g);
+            change(entry(g));
+        };
+        check(both, expect);
+    };
+    wrong(
+        |e| e.steps[1].order_mut().waits.clear(),
+        "entry eval, step y: touches on stream 1 what layers does on 0, and does not wait for it",
+    );
+    wrong(
+        |e| e.steps[0].order_mut().signal = None,
+        "entry eval, step y: waits for event 0, which no step before it records",
+    );
+    wrong(|e| e.steps[1].order_mut().signal = Some(0), "entry eval, step y: records event 0 again");
+    wrong(|e| e.steps[0].order_mut().stream = 1, "entry eval, step layers: is on stream 1, of 1");
+    wrong(|e| e.steps[1].order_mut().stream = 16, "entry eval, step y: is on stream 16, of 16");
 }

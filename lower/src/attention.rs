@@ -52,10 +52,10 @@ impl<'a> Lower<'a> {
         }
         let (place, dims) = (self.place(op), self.dims.decls());
         let planned = match op.op {
-            Op::Attention => self.backend.attention(&described, &dims, &place)?,
+            Op::Attention => self.machine().attention(&described, &dims, &place)?,
             _ => {
                 let gradients = self.gradients(f, op, &x)?;
-                self.backend.attention_gradient(&described, &gradients, &dims, &place)?
+                self.machine().attention_gradient(&described, &gradients, &dims, &place)?
             }
         };
         let mut workspaces = vec![];
@@ -67,7 +67,11 @@ impl<'a> Lower<'a> {
         }
         for launch in planned.launches {
             let mut args = vec![];
-            for buffer in &launch.buffers {
+            let mut writes = vec![];
+            for (at, buffer) in launch.buffers.iter().enumerate() {
+                if buffer.is_made(op.op == Op::Attention) {
+                    writes.push(at as u32);
+                }
                 let arg = match buffer {
                     Buffer::Codes(i) => Some(ends[*i].0.clone()),
                     Buffer::Scales(i) => Some(ends[*i].1.clone()),
@@ -76,10 +80,11 @@ impl<'a> Lower<'a> {
                 };
                 args.push(arg.ok_or("has a kernel that writes what no one wants")?);
             }
+            let sms = launch.kernel.cta.grid_max;
             let kernel = self.kernels.add(launch.kernel, launch.scratch_bytes);
             let (scalars, grid) = (launch.scalars, launch.grid);
             let (flops, bytes) = (launch.flops, launch.bytes);
-            self.launch(f, op, Work { kernel, args, scalars, grid, flops, bytes });
+            self.launch(f, op, Work { kernel, args, writes, sms, scalars, grid, flops, bytes });
         }
         Ok(())
     }

@@ -8,10 +8,22 @@ use weft_ir::dim::Dim;
 
 use crate::describe::{attention, product};
 use crate::region::schedule::Scheduled;
+use crate::streams::Streams;
 
 /// Kernels for a kind of machine. A description that it has no kernel for is refused with a reason,
 /// which is shown with the op and its place.
 pub trait Backend {
+    /// What the machine does at once; nothing where steps run one after the other whatever they do.
+    fn streams(&self) -> Option<Streams> {
+        None
+    }
+
+    /// The same machine while so many multiprocessors carry what ranks send each other; nothing
+    /// where that changes nothing.
+    fn beside(&self, _sms: u32) -> Option<Box<dyn Backend>> {
+        None
+    }
+
     /// How the loops of a region are cut into blocks, or the node of a fold that has to be stored
     /// by a launch before. `max` is the greatest a dim may be.
     fn schedule(&self, nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, NodeId>;

@@ -1,10 +1,10 @@
 //! What ranks do together and hand each other: steps of their own, on row-major values.
 
-use weft_graph::{Collective, CollectiveKind, End, Group, Half, Message, Segments, Step};
+use weft_graph::{Collective, CollectiveKind, End, Group, Half, Message, Order, Segments, Step};
 use weft_ir::module::{Func, OpData, ValueId};
 use weft_ir::op::Op;
 
-use super::{Fault, Frame, Lower, dims, view};
+use super::{Fault, Frame, Lower, dims, streams, view};
 
 /// The result of the op that takes what is in flight.
 fn done_by(func: &Func, flight: ValueId) -> Option<ValueId> {
@@ -44,8 +44,15 @@ impl<'a> Lower<'a> {
             bytes,
             label: f.names[x.0 as usize].trim_start_matches('%').to_string(),
             source: self.places(op),
+            order: self.own_stream(op),
         }));
         Ok(())
+    }
+
+    /// The stream of what ranks send each other, where the machine has one beside that of compute.
+    fn own_stream(&self, op: &OpData) -> Order {
+        let comm = op.attrs.get_word("stream") == Some("comm") && self.backend.streams().is_some();
+        Order { stream: if comm { streams::TRANSFERS } else { 0 }, ..Order::default() }
     }
 
     pub(super) fn collective(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
@@ -91,8 +98,11 @@ impl<'a> Lower<'a> {
             dtype: dims::dtype(ty.dtype),
             label: name,
             source: self.places(op),
+            order: self.own_stream(op),
         };
         if op.op.started().is_some() {
+            let sms = op.attrs.get_int("sms").and_then(|n| u32::try_from(n).ok());
+            self.carry(self.n_flights, Some(sms.unwrap_or(0)));
             step.half = Some(Half::Start(self.n_flights));
             self.n_flights += 1;
             f.flights.insert(op.results[0], step.clone());
@@ -105,7 +115,9 @@ impl<'a> Lower<'a> {
     pub(super) fn done(&mut self, f: &mut Frame<'a>, op: &OpData) -> Result<(), Fault> {
         let begun = f.flights.remove(&op.operands[0]).ok_or("waits for what nothing begins")?;
         let half = begun.half.map(|half| Half::Done(half.flight()));
-        self.push(Step::Collective(Collective { half, ..begun }));
+        let order = self.own_stream(op);
+        half.iter().for_each(|half| self.carry(half.flight(), None));
+        self.push(Step::Collective(Collective { half, order, ..begun }));
         Ok(())
     }
 

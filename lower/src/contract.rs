@@ -125,18 +125,21 @@ impl<'a> Lower<'a> {
                         return Err(why.into());
                     }
                 }
-                self.backend.product(&gemm, &self.dims.decls(), &place)?
+                self.machine().product(&gemm, &self.dims.decls(), &place)?
             }
             _ => {
                 let mut scaled = self.scaled(f, op, described)?;
                 self.turn_operands(f, op, &mut scaled, &mut args);
-                self.backend.scaled_product(&scaled, &self.dims.decls(), &place)?
+                self.machine().scaled_product(&scaled, &self.dims.decls(), &place)?
             }
         };
+        let sms = planned.kernel.cta.grid_max;
         let kernel = self.kernels.add(planned.kernel, planned.scratch_bytes);
         let work = Work {
             kernel,
             args,
+            writes: vec![2],
+            sms,
             scalars: planned.scalars,
             grid: planned.grid,
             flops: planned.flops,
@@ -201,7 +204,7 @@ impl<'a> Lower<'a> {
         args: &mut [Arg],
     ) {
         let place = self.place(op);
-        let both = self.backend.turned(scaled, &self.dims.decls(), &place);
+        let both = self.machine().turned(scaled, &self.dims.decls(), &place);
         for (side, turned) in both.into_iter().enumerate() {
             let Some(turned) = turned else { continue };
             let operand = if side == 0 { &mut scaled.a } else { &mut scaled.b };
@@ -223,9 +226,12 @@ impl<'a> Lower<'a> {
             self.temps.insert(id, TempInfo { scope: self.open.clone(), frame: f.id });
             let to = Arg::whole(id);
             let from = std::mem::replace(&mut args[side], to.clone());
+            let sms = turned.kernel.cta.grid_max;
             let kernel = self.kernels.add(turned.kernel, 0);
             let label = format!("{}.turn", f.names[v.0 as usize].trim_start_matches('%'));
             let step = Launch {
+                writes: Some(vec![1]),
+                sms,
                 scalars: turned.scalars,
                 source: self.places(op),
                 bytes: turned.bytes,

@@ -183,10 +183,14 @@ impl<'a> Lower<'a> {
             region: held,
             apart,
         };
-        let Some(planned) = self.backend.ended_product(&ended, &self.dims.decls(), &place) else {
+        let Some(planned) = self.machine().ended_product(&ended, &self.dims.decls(), &place) else {
             return Ok(false);
         };
         let mut args = self.product_args(f, products, n, &keeps)?;
+        // Products that are kept lie behind the factors.
+        let first_kept = 1 + products.len();
+        let n_kept = keeps.iter().filter(|keeps| **keeps).count();
+        let mut writes: Vec<u32> = (first_kept..first_kept + n_kept).map(|at| at as u32).collect();
         let mut made = vec![];
         for (r, at) in op.results.iter().zip(wanted) {
             let ty = f.func.ty(*r);
@@ -197,6 +201,9 @@ impl<'a> Lower<'a> {
             self.define(f, *r, view);
         }
         for buf in of_region {
+            if matches!(buf, Buf::Result(_)) {
+                writes.push(args.len() as u32);
+            }
             args.push(match buf {
                 Buf::Operand(i) => given[i as usize].clone().ok_or("reads what is not stored")?,
                 Buf::Result(i) => made[i as usize].clone(),
@@ -204,8 +211,10 @@ impl<'a> Lower<'a> {
             });
         }
         let work = Work {
+            sms: planned.kernel.cta.grid_max,
             kernel: self.kernels.add(planned.kernel, planned.scratch_bytes),
             args,
+            writes,
             scalars: planned.scalars,
             grid: planned.grid,
             flops: planned.flops,

@@ -9,7 +9,7 @@ use weft_ir::ty::AxisId;
 use super::dims::{self, Dims};
 use super::plan_memory::{InPlace, Temp, collision, plan};
 use super::view::View;
-use super::{Backend, Kernels, Lower, LowerError};
+use super::{Backend, Kernels, Lower, LowerError, streams};
 
 /// An entry whose temps have no place yet.
 pub struct Unplaced {
@@ -37,6 +37,8 @@ pub fn select_kernels(
 ) -> Result<Unplaced, LowerError> {
     let mut cx = Lower {
         backend,
+        carrying: BTreeMap::new(),
+        beside: None,
         module,
         kernels,
         dims: Dims::new(module),
@@ -131,7 +133,7 @@ impl<'a> Lower<'a> {
             };
             temps.push(Temp { buffer: *id, size_bytes, scope: info.scope.clone() });
         }
-        let entry = Entry {
+        let mut entry = Entry {
             name: f.name.clone(),
             dims: decls,
             buffers: self.buffers,
@@ -139,6 +141,7 @@ impl<'a> Lower<'a> {
             arena_bytes: 0,
             meta: Default::default(),
         };
+        streams::choose(&mut entry, self.backend.streams());
         Ok(Unplaced { entry, temps, in_place: self.in_place })
     }
 }

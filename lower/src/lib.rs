@@ -29,13 +29,14 @@ pub mod plan_memory;
 pub mod region;
 mod regions;
 mod repeat;
+pub mod streams;
 mod uses;
 mod view;
 
 use std::collections::BTreeMap;
 
 use weft_graph::{
-    Arg, Buffer, BufferId, Collective, Copy, DimExpr, KernelId, Launch, Role, Scalar, Step,
+    Arg, Buffer, BufferId, Collective, Copy, DimExpr, KernelId, Launch, Order, Role, Scalar, Step,
 };
 use weft_ir::module::{Func, FuncId, Module, OpData, ValueId};
 use weft_ir::op::Op;
@@ -102,6 +103,9 @@ impl From<LowerError> for Fault {
 /// An entry under construction.
 struct Lower<'a> {
     backend: &'a dyn Backend,
+    /// Multiprocessors that carry what is in flight, by flight, and what they leave of the machine.
+    carrying: BTreeMap<u32, u32>,
+    beside: Option<Box<dyn Backend>>,
     module: &'a Module,
     kernels: &'a mut Kernels,
     dims: Dims<'a>,
@@ -150,6 +154,10 @@ struct Frame<'a> {
 struct Work {
     kernel: KernelId,
     args: Vec<Arg>,
+    /// Positions of those that the kernel writes.
+    writes: Vec<u32>,
+    /// Of a kernel that stays on its multiprocessors.
+    sms: Option<u32>,
     scalars: Vec<Scalar>,
     grid: DimExpr,
     flops: DimExpr,
@@ -423,12 +431,29 @@ impl<'a> Lower<'a> {
         BufferId(self.buffers.len() as u32 - 1)
     }
 
+    /// The machine as the step at hand has it.
+    fn machine(&self) -> &dyn Backend {
+        self.beside.as_deref().unwrap_or(self.backend)
+    }
+
+    /// Something is in flight from now on, or is not any more.
+    fn carry(&mut self, flight: u32, sms: Option<u32>) {
+        match sms {
+            Some(sms) => drop(self.carrying.insert(flight, sms)),
+            None => drop(self.carrying.remove(&flight)),
+        }
+        let taken = self.carrying.values().copied().max().filter(|sms| *sms > 0);
+        self.beside = taken.and_then(|sms| self.backend.beside(sms));
+    }
+
     fn launch(&mut self, f: &Frame<'a>, op: &OpData, work: Work) {
         let label = op.results.first().map_or(op.op.name().into(), |r| {
             let name = &f.names[r.0 as usize];
             format!("{}.{}", name.trim_start_matches('%'), op.op.name())
         });
         let step = Launch {
+            writes: Some(work.writes),
+            sms: work.sms,
             scalars: work.scalars,
             source: self.places(op),
             flops: work.flops,
@@ -439,7 +464,8 @@ impl<'a> Lower<'a> {
     }
 
     fn copy(&mut self, from: Arg, to: Arg, bytes: DimExpr, label: &str) {
-        self.push(Step::Copy(Copy { from, to, bytes, label: format!("{label}.copy") }));
+        let (label, order) = (format!("{label}.copy"), Order::default());
+        self.push(Step::Copy(Copy { from, to, bytes, label, order }));
     }
 
     fn push(&mut self, step: Step) {

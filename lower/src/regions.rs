@@ -164,9 +164,16 @@ impl<'a> Lower<'a> {
                 Buf::Result(i) => made[*i as usize].clone(),
                 Buf::Workspace(i) => workspaces[*i as usize].clone(),
             };
+            let changed = |p: &u32| compiled.aliases.iter().any(|(_, of)| of == p);
+            let writes = |(at, buf): (usize, &Buf)| match buf {
+                Buf::Operand(p) => changed(p).then_some(at as u32),
+                Buf::Result(_) | Buf::Workspace(_) => Some(at as u32),
+            };
             let work = Work {
+                sms: launch.kernel.cta.grid_max,
                 kernel: self.kernels.add(launch.kernel, launch.scratch_bytes),
                 args: launch.args.iter().map(arg).collect(),
+                writes: launch.args.iter().enumerate().filter_map(writes).collect(),
                 scalars: launch.scalars,
                 grid: launch.grid,
                 flops: launch.flops,

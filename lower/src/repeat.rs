@@ -5,7 +5,7 @@
 //! old value after, else to a temp that the end of the turn copies. The first value is copied to
 //! the place before the loop, or is there already when it is a temp nobody else needs.
 
-use weft_graph::{Arg, DimExpr, Loop, Step};
+use weft_graph::{Arg, DimExpr, Loop, Order, Step};
 use weft_ir::module::{Func, OpData, ValueId};
 use weft_ir::op::{Op, Trait};
 
@@ -80,7 +80,8 @@ impl<'a> Lower<'a> {
         let count = DimExpr::constant(count);
         let reverse = op.attrs.get_flag("reverse");
         let left = op.attrs.get_flag("early").then(|| args[0].at.clone());
-        self.push(Step::Loop(Loop { count, reverse, left, body: steps, label }));
+        let order = Order::default();
+        self.push(Step::Loop(Loop { count, reverse, left, body: steps, label, order }));
 
         for (j, r) in op.results.iter().enumerate() {
             let ty = f.func.ty(*r);

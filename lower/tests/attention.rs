@@ -4,7 +4,9 @@
 mod machines;
 
 use machines::{Draw, check, module};
+use weft_backend_cuda::Cuda;
 use weft_backend_cuda::gemm::select::Budget;
+use weft_graph::Step;
 
 /// Segment numbers are drawn from three; queries and keys are of one array where segments count.
 const DRAW: Draw = Draw { low: -1.0, high: 1.0, ints: 3.0 };
@@ -244,9 +246,14 @@ func @f(%q0: bf16[B, {s}, 4, 64], %q1: bf16[B, {s}, 4, 8], %k0: bf16[B, T, 1, 64
 fn a_budget_of_multiprocessors_bounds_every_persistent_grid() {
     let m = module(&ON_TENSOR_CORES[0].text(true));
     for sms in [24, 108] {
-        let graph = machines::ptx_graph_of(&m, &["f"], Budget { sms });
-        let persistent = graph.kernels.iter().filter(|k| k.name.starts_with("sm90a_"));
-        let grids: Vec<_> = persistent.map(|k| k.ptx.as_ref().and_then(|p| p.grid_max)).collect();
+        let machine = Cuda { budget: Budget { sms }, ..Cuda::WHOLE };
+        let graph = machines::ptx_graph_of(&m, &["f"], machine);
+        let launches = graph.entries[0].steps.iter().filter_map(|step| match step {
+            Step::Launch(launch) => Some(launch),
+            _ => None,
+        });
+        let persistent = launches.filter(|l| graph.kernel(l.kernel).name.starts_with("sm90a_"));
+        let grids: Vec<_> = persistent.map(|l| l.sms).collect();
         assert_eq!(grids, [Some(sms); 3]);
     }
 }

@@ -5,6 +5,7 @@ mod machines;
 
 use std::sync::Arc;
 
+use weft_backend_cuda::Cuda;
 use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::Graph;
 use weft_ir::interp::Tensor;
@@ -53,7 +54,8 @@ fn check(params: &str, results: &str, body: &str, (kernel, budget): (&str, Budge
         }
     }
     let expected = interpret(&together, f, &args, &Default::default());
-    let graphs = [&together, &apart].map(|m| ptx_graph_of(m, &["f"], budget));
+    let machine = Cuda { budget, ..Cuda::WHOLE };
+    let graphs = [&together, &apart].map(|m| ptx_graph_of(m, &["f"], machine));
     let [one, several] = graphs.each_ref().map(names);
     assert!(one.iter().any(|n| n.contains(kernel)), "{kernel}: {one:?}");
     assert!(!several.iter().any(|n| n.contains(kernel)), "{kernel}: {several:?}");

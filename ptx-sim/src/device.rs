@@ -7,6 +7,7 @@ use crate::machine::Machine;
 use crate::memory::{Memory, SHARED_MAX_BYTES, SHARED_START};
 use crate::parse;
 use crate::program::Kernel;
+use crate::streams::Streams;
 use crate::tensor_map::{TENSOR_MAP_BYTES, TensorMap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -125,6 +126,8 @@ pub struct Launch {
     pub block: [u32; 3],
     /// In CTAs; divides the grid.
     pub cluster: [u32; 3],
+    /// Launches of one stream follow one another.
+    pub stream: u32,
     pub dynamic_shared_bytes: u32,
     pub completion: Completion,
     pub accumulate: Accumulate,
@@ -142,6 +145,7 @@ impl Launch {
             grid: [grid, 1, 1],
             block: [block, 1, 1],
             cluster: [1; 3],
+            stream: 0,
             dynamic_shared_bytes: 0,
             completion: Completion::Eager,
             accumulate: Accumulate::F32,
@@ -171,10 +175,12 @@ impl Stats {
     }
 }
 
-/// A device with memory. Launches run to their end, one after the other.
+/// A device with memory. Launches run to their end, one after the other; those of different streams
+/// that could run at once must not touch the same memory.
 #[derive(Default)]
 pub struct Device {
     memory: Memory,
+    streams: Streams,
 }
 
 impl Device {
@@ -209,6 +215,33 @@ impl Device {
         self.memory.bytes(address, n_bytes as u64)
     }
 
+    /// The host looks at the device between runs: what stream 0 knows to be done is done for all.
+    pub fn settle(&mut self) {
+        self.streams.settle();
+    }
+
+    /// As `write`, in the order of a stream.
+    pub fn write_on(&mut self, stream: u32, address: u64, bytes: &[u8]) -> Result<()> {
+        self.write(address, bytes)?;
+        self.streams.moved(stream, address, bytes.len() as u64, true)
+    }
+
+    /// As `read`, in the order of a stream.
+    pub fn read_on(&mut self, stream: u32, address: u64, n_bytes: usize) -> Result<Vec<u8>> {
+        self.streams.moved(stream, address, n_bytes as u64, false)?;
+        Ok(self.read(address, n_bytes)?.to_vec())
+    }
+
+    /// What the stream does next follows what others did before they recorded the event.
+    pub fn wait(&mut self, event: u64, stream: u32) -> Result<()> {
+        self.streams.wait(event, stream)
+    }
+
+    /// An event of what the stream has done so far; one of this number before is forgotten.
+    pub fn record(&mut self, event: u64, stream: u32) {
+        self.streams.record(event, stream);
+    }
+
     /// Runs an entry over a grid.
     pub fn launch(
         &mut self,
@@ -217,14 +250,17 @@ impl Device {
         launch: &Launch,
         args: &[Arg],
     ) -> Result<Stats> {
-        let kernel = module.kernel(kernel)?;
+        let name = kernel;
+        let kernel = module.kernel(name)?;
         check_launch(kernel, launch)?;
         let params = params(kernel, args)?;
         if !module.image.bytes.is_empty() && !self.memory.is_mapped(module.image.address) {
             self.memory.map(module.image.address, module.image.bytes.clone());
         }
         self.memory.start_launch();
-        Machine::new(kernel, &mut self.memory, launch, &params).run()
+        let stats = Machine::new(kernel, &mut self.memory, launch, &params).run()?;
+        self.streams.launched(launch.stream, name, &self.memory)?;
+        Ok(stats)
     }
 }
 

@@ -31,7 +31,8 @@
 //!
 //! The order of the parts is that of the data: `parse` (text to tree), `decode` with the table
 //! [`isa`] (tree to kernels), `machine` and `exec` (kernels run). Semantics of asynchronous work
-//! stand in `mbarrier`, `tma` and `wgmma`; who may touch what, in `race`.
+//! stand in `mbarrier`, `tma` and `wgmma`; who may touch what, in `race`, and which launches, in
+//! `streams`.
 
 mod decode;
 mod device;
@@ -47,6 +48,7 @@ mod parse;
 mod program;
 mod race;
 mod scalar;
+mod streams;
 mod swizzle;
 mod tensor_map;
 mod tma;

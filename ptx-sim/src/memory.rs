@@ -100,6 +100,10 @@ impl Memory {
         &mut self.segments[index]
     }
 
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter()
+    }
+
     pub fn bytes(&self, address: u64, n_bytes: u64) -> Result<&[u8]> {
         let (segment, at) = self.locate(address, n_bytes)?;
         Ok(&self.segments[segment].bytes[at..at + n_bytes as usize])

@@ -213,6 +213,21 @@ impl Shadow {
         })
     }
 
+    /// Calls `each` for every four bytes that this launch has touched: with the offset, and whether
+    /// it read and whether it wrote there.
+    pub fn touched(&self, each: &mut dyn FnMut(u64, bool, bool) -> Result<()>) -> Result<()> {
+        let pages = self.pages.iter().enumerate();
+        for (page, cells) in pages.filter_map(|(i, p)| p.as_ref().map(|p| (i, p))) {
+            for (at, cell) in cells.iter().enumerate() {
+                let (reads, writes) = (cell.read.mask != 0, cell.write.mask != 0);
+                if reads || writes {
+                    each(4 * (page * PAGE_CELLS + at) as u64, reads, writes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether this launch has written any of these bytes.
     pub fn is_written(&mut self, offset: usize, n_bytes: usize) -> bool {
         let mut written = false;

@@ -1,7 +1,8 @@
 //! What the executor asks of a device: memory, and kernels to launch.
 //!
-//! Launches are in order: each sees what the ones before it wrote. Addresses are the device's own;
-//! only the device reads or writes what is there.
+//! Launches of a stream are in order: each sees what the ones before it wrote. Between streams
+//! there are events. Addresses are the device's own; only the device reads or writes what is there.
+//! Memory is allocated, written and read in the order of stream 0.
 
 use crate::elf::ElfError;
 use std::fmt;
@@ -75,6 +76,11 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// What it is, for people: `cpu avx512bf16, 2 threads`.
     fn describe(&self) -> String;
 
+    /// Of a GPU, how many it has.
+    fn multiprocessors(&self) -> Option<u32> {
+        None
+    }
+
     /// Zeroed memory.
     fn allocate(&self, size_bytes: u64) -> Result<Arc<dyn Memory>, DeviceError>;
 
@@ -101,6 +107,7 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         buffers: &[*mut u8],
         scalars: &[i64],
         grid: i64,
+        stream: u32,
     ) -> Result<(), DeviceError>;
 
     /// Moves bytes between places that do not overlap.
@@ -112,9 +119,26 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         from: *const u8,
         to: *mut u8,
         size_bytes: usize,
+        stream: u32,
     ) -> Result<(), DeviceError>;
 
-    /// Waits for the launches so far. What went wrong in one may be told here, or when memory is
+    /// Makes so many streams and events ready. False where there is one stream, whatever number is
+    /// asked for, and nothing to order.
+    fn reserve(&self, _n_streams: u32, _n_events: u32) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
+    /// The event says from here on that what the stream has been given is done.
+    fn record(&self, _event: u32, _stream: u32) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What the stream is given from here on begins when the event is there.
+    fn wait_for(&self, _event: u32, _stream: u32) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Waits for the launches of stream 0 so far. What went wrong in one may be told here, or when memory is
     /// read.
     fn wait(&self) -> Result<(), DeviceError> {
         Ok(())

@@ -180,6 +180,7 @@ fn loop_indices_arrive_as_scalars() {
         ..Launch::new(kernels::ADD, vec![Arg::whole(BufferId(4))], 1.into(), "count")
     };
     let inner = Loop {
+        order: Order::default(),
         count: 5.into(),
         reverse: false,
         left: None,
@@ -187,6 +188,7 @@ fn loop_indices_arrive_as_scalars() {
         label: "inner".into(),
     };
     entry.steps = vec![Step::Loop(Loop {
+        order: Order::default(),
         count: DimExpr::dim(kernels::BATCH),
         reverse: true,
         left: None,

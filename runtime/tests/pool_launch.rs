@@ -70,6 +70,7 @@ fn a_step_costs_little_beyond_its_kernel() {
         ];
         let launch = Launch::new(EMPTY, args, DimExpr::dim(BATCH), "empty");
         entry.steps = vec![Step::Loop(Loop {
+            order: Order::default(),
             count: 3.into(),
             reverse: false,
             left: None,

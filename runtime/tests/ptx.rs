@@ -34,6 +34,49 @@ fn module(racing: bool) -> String {
     )
 }
 
+/// Two launches that write the same words, the second on another stream; they say what they write,
+/// or nothing of it.
+fn on_two_streams(says: bool) -> Graph {
+    let mut graph = graph(module(false));
+    let entry = &mut graph.entries[0];
+    let mut second = entry.steps[0].clone();
+    second.order_mut().stream = 1;
+    entry.steps.push(second);
+    for step in &mut entry.steps {
+        let Step::Launch(launch) = step else { unreachable!() };
+        launch.writes = Some(if says { vec![0] } else { vec![] });
+    }
+    let storage = order::Storage::placed(entry);
+    entry.order(&storage);
+    graph
+}
+
+fn run_on_two_streams(says: bool) -> Result<Vec<i32>, String> {
+    let device: Arc<dyn Device> = Arc::new(Ptx::new());
+    let program = Program::load(on_two_streams(says), Arc::clone(&device)).unwrap();
+    let mut session = Session::new(&program, "toy", &Store::new(device)).unwrap();
+    // Turn by turn: what is done at the end is known when the next begins.
+    for _ in 0..2 {
+        session.run().map_err(|e| e.to_string())?;
+    }
+    Ok(session.read_output::<i32>("out").unwrap())
+}
+
+#[test]
+fn streams_are_ordered_by_events() {
+    let expected: Vec<i32> = (0..128).map(|i| 3 * i).collect();
+    assert_eq!(run_on_two_streams(true).unwrap(), expected);
+}
+
+/// Where a step writes what it does not say, no event orders it, and the launch tells.
+#[test]
+fn a_missing_wait_is_told() {
+    let why = run_on_two_streams(false).unwrap_err();
+    assert!(why.starts_with("step toy.places (toy.model:7:1): kernel places: "), "{why}");
+    let of = "places on stream 1 overwrites";
+    assert!(why.contains(of) && why.contains("which places on stream 0 wrote"), "{why}");
+}
+
 fn graph(text: String) -> Graph {
     let out = Buffer::new("out", DType::I32, vec![128.into()], Role::Output);
     let launch = Launch {
@@ -51,7 +94,6 @@ fn graph(text: String) -> Graph {
         object: ObjectId(0),
         threads: 64,
         dynamic_shared_bytes: 0,
-        grid_max: None,
         hopper14: false,
         maps: vec![],
     };

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use half::bf16;
+use weft_backend_cuda::Cuda;
 use weft_backend_cuda::compile::{Options, compile};
-use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{Buffer, DType, Role};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
@@ -45,14 +45,20 @@ impl Timed {
     }
 }
 
+/// Where kernels run, and what of it they may use.
+pub struct Bench {
+    pub device: Arc<dyn Device>,
+    pub machine: Cuda,
+}
+
 /// How far the worst result is off at the small sizes.
-pub fn check(case: &Case, device: &Arc<dyn Device>) -> Result<f64> {
+pub fn check(case: &Case, on: &Bench) -> Result<f64> {
     let module = module(&case.small)?;
     let f = entry(&module)?;
     let args = arguments(&module, f, &case.small)?;
     let interpreter = Interp::new(&module, Precision::Stated);
     let expected = interpreter.run_sized(f, args.clone(), &Sizes::new())?;
-    let mut session = session(module, device)?;
+    let mut session = session(module, on)?;
     let buffers = session.entry().buffers.clone();
     for (buffer, arg) in buffers.iter().filter(|b| is_parameter(b)).zip(&args) {
         write(&mut session, &buffer.name, buffer.dtype, &arg.numbers())?;
@@ -75,14 +81,9 @@ pub struct Timing {
 }
 
 /// The launches of a problem in order, each over all runs.
-pub fn time(
-    case: &Case,
-    problem: &Problem,
-    device: &Arc<dyn Device>,
-    how: Timing,
-) -> Result<Vec<Timed>> {
+pub fn time(case: &Case, problem: &Problem, on: &Bench, how: Timing) -> Result<Vec<Timed>> {
     let what = || format!("{} {}", case.name, problem.sizes);
-    let mut timed = session(module(problem)?, device).with_context(what)?;
+    let mut timed = session(module(problem)?, on).with_context(what)?;
     for buffer in timed.entry().buffers.clone() {
         if is_parameter(&buffer) {
             let given = problem.ints.iter().find(|(name, _)| *name == buffer.name);
@@ -100,7 +101,7 @@ pub fn time(
             }
         }
     }
-    let flush = || session(module(&cases::flush(FLUSHED_ELEMENTS))?, device);
+    let flush = || session(module(&cases::flush(FLUSHED_ELEMENTS))?, on);
     let mut flush = how.flushes.then(flush).transpose()?;
     // Once to bring clocks and code up.
     timed.run()?;
@@ -152,20 +153,16 @@ fn entry(module: &Module) -> Result<FuncId> {
     module.find(ENTRY).context("a problem has an entry")
 }
 
-fn session(mut module: Module, device: &Arc<dyn Device>) -> Result<Session> {
+fn session(mut module: Module, on: &Bench) -> Result<Session> {
     for (i, name) in PASSES.into_iter().enumerate() {
         let pass = by_name(name).with_context(|| format!("there is no pass {name}"))?;
         run_pass(i + 1, pass, &mut module, &PassCx::default())?;
     }
-    let options = Options {
-        threads: 1,
-        budget: Budget::WHOLE,
-        source: "bench".into(),
-        command: String::new(),
-    };
+    let options =
+        Options { threads: 1, machine: on.machine, source: "bench".into(), command: String::new() };
     let graph = compile(&module, &[ENTRY], &options, &mut |_| {})?;
-    let program = Program::load(graph, Arc::clone(device))?;
-    Ok(Session::new(&program, ENTRY, &Store::new(Arc::clone(device)))?)
+    let program = Program::load(graph, Arc::clone(&on.device))?;
+    Ok(Session::new(&program, ENTRY, &Store::new(Arc::clone(&on.device)))?)
 }
 
 fn arguments(module: &Module, f: FuncId, problem: &Problem) -> Result<Vec<Tensor>> {

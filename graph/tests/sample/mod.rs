@@ -42,6 +42,7 @@ pub fn graph() -> Graph {
                 reverse: true,
                 left: None,
                 label: "layers".into(),
+                order: Order::default(),
                 body: vec![Step::Launch(Launch {
                     scalars: vec![Scalar::Dim(seq.clone()), Scalar::f32(0.5), Scalar::LoopIndex(0)],
                     source: vec!["toy.model:4".into()],
@@ -62,6 +63,7 @@ pub fn graph() -> Graph {
                 to: Arg::whole(BufferId(5)),
                 bytes: batch * seq * 256,
                 label: "y".into(),
+                order: Order::default(),
             }),
         ],
         arena_bytes: 64 + 8 * 256 * 64 * 4,

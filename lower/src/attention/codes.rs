@@ -47,7 +47,7 @@ impl<'a> Lower<'a> {
         let Some(codes) = codes else { return Ok(vec![]) };
         let keeps_o = func.results.iter().any(|r| func.past_reshapes(*r) == op.results[0]);
         let into_codes = Attention { codes, keeps_o, ..described.clone() };
-        if !self.backend.attends_into_codes(&into_codes, &self.dims.decls()) {
+        if !self.machine().attends_into_codes(&into_codes, &self.dims.decls()) {
             return Ok(vec![]);
         }
         *described = into_codes;

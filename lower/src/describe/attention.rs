@@ -92,6 +92,19 @@ pub enum Buffer {
     Workspace(usize),
 }
 
+impl Buffer {
+    /// Is it what the op makes, or workspace? Of the op itself, or of its derivative.
+    pub fn is_made(self, forward: bool) -> bool {
+        match self {
+            Buffer::Q(_) | Buffer::K(_) | Buffer::V | Buffer::DO => false,
+            Buffer::Start | Buffer::QuerySegments | Buffer::KeySegments => false,
+            Buffer::O | Buffer::Lse => forward,
+            Buffer::DQ(_) | Buffer::DK(_) | Buffer::DV => true,
+            Buffer::Codes(_) | Buffer::Scales(_) | Buffer::Workspace(_) => true,
+        }
+    }
+}
+
 /// One launch. Its kernel is independent of the CPU variant; equal names mean equal code.
 #[derive(Clone)]
 pub struct Launch {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use half::bf16;
 use weft_backend_cpu::compile::{Options, compile};
+use weft_backend_cuda::Cuda;
 use weft_backend_cuda::compile as cuda;
-use weft_backend_cuda::gemm::select::Budget;
 use weft_graph::{DType, Graph, Role};
 use weft_ir::interp::{Data, Interp, Precision, Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module, Span};
@@ -71,13 +71,13 @@ pub fn graph(m: &Module, entries: &[&str]) -> Graph {
 
 /// The same for GPUs.
 pub fn ptx_graph(m: &Module, entries: &[&str]) -> Graph {
-    ptx_graph_of(m, entries, Budget::WHOLE)
+    ptx_graph_of(m, entries, Cuda::WHOLE)
 }
 
-/// The same for so many multiprocessors.
-pub fn ptx_graph_of(m: &Module, entries: &[&str], budget: Budget) -> Graph {
+/// The same for a GPU of which so much may be used.
+pub fn ptx_graph_of(m: &Module, entries: &[&str], machine: Cuda) -> Graph {
     let (source, command) = (String::new(), String::new());
-    let options = cuda::Options { threads: 2, budget, source, command };
+    let options = cuda::Options { threads: 2, machine, source, command };
     match cuda::compile(m, entries, &options, &mut |_| {}) {
         Ok(graph) => graph,
         Err(e) => panic!("{e}\n{}", weft_ir::text::print(m)),

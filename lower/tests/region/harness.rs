@@ -11,7 +11,6 @@ use ptx_sim::{Arg, Device, Launch, Module as Ptx};
 use weft_backend_cpu::Cpu;
 use weft_backend_cpu::target::target;
 use weft_backend_cuda::Cuda;
-use weft_backend_cuda::gemm::select::Budget;
 use weft_backend_cuda::target::hopper;
 use weft_codegen::object::compile;
 use weft_codegen::region::graph::Buf;
@@ -413,8 +412,7 @@ pub fn check_on(module: &Module, sizes: &Sizes, args: &[Tensor], tolerance: Tole
         compare_all(&func.name, variant.name(), &results, &expected, tolerance);
     }
     if ON_PTX.get() {
-        let results =
-            Runner::new(&Cuda { budget: Budget::WHOLE }, module, func, sizes).run_ptx(&rounded);
+        let results = Runner::new(&Cuda::WHOLE, module, func, sizes).run_ptx(&rounded);
         compare_all(&func.name, "ptx", &results, &expected, tolerance);
     }
 }

@@ -142,6 +142,7 @@ impl Kernels for CpuKernels {
         buffers: &[*mut u8],
         scalars: &[i64],
         grid: i64,
+        _stream: u32,
     ) -> Result<(), DeviceError> {
         let function = self.functions[kernel.0 as usize];
         let args = Shared((buffers.as_ptr(), scalars.as_ptr()));
@@ -159,6 +160,7 @@ impl Kernels for CpuKernels {
         from: *const u8,
         to: *mut u8,
         size_bytes: usize,
+        _stream: u32,
     ) -> Result<(), DeviceError> {
         let places = Shared((from, to));
         let chunk_count = size_bytes.div_ceil(COPY_CHUNK_BYTES) as i64;

@@ -6,6 +6,7 @@
 //! capability 9.0 and no other (PTX ISA, target directives).
 
 mod context;
+mod events;
 mod kernels;
 
 use std::ffi::{CStr, c_char, c_int};

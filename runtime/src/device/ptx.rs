@@ -1,7 +1,8 @@
 //! PTX kernels without a GPU: run by the interpreter, a launch after the other.
 //!
 //! It is there to test what is compiled for GPUs, on small models: a launch that races, waits for
-//! nothing or leaves its buffers ends with an error that names the kernel and the line.
+//! nothing or leaves its buffers ends with an error that names the kernel and the line; so does one
+//! that touches what a launch of another stream touches, where no event orders the two.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,11 +114,14 @@ impl Device for Ptx {
     }
 
     fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        lock(&self.device).write(place(to, offset, bytes.len()), bytes).map_err(failed)
+        let mut device = lock(&self.device);
+        device.settle();
+        device.write(place(to, offset, bytes.len()), bytes).map_err(failed)
     }
 
     fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        let device = lock(&self.device);
+        let mut device = lock(&self.device);
+        device.settle();
         bytes.copy_from_slice(
             device.read(place(from, offset, bytes.len()), bytes.len()).map_err(failed)?,
         );
@@ -149,17 +153,18 @@ impl Kernels for Loaded {
         buffers: &[*mut u8],
         scalars: &[i64],
         grid: i64,
+        stream: u32,
     ) -> Result<(), DeviceError> {
         let (name, code) = &self.kernels[kernel.0 as usize];
         let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
         let grid = u32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))?;
-        let grid = code.grid_max.map_or(grid, |most| grid.min(most));
         let accumulate = match code.hopper14 {
             true => ptx_sim::Accumulate::Hopper14,
             false => ptx_sim::Accumulate::F32,
         };
         let launch = ptx_sim::Launch {
             accumulate,
+            stream,
             dynamic_shared_bytes: code.dynamic_shared_bytes,
             ..ptx_sim::Launch::new(grid, code.threads)
         };
@@ -178,10 +183,24 @@ impl Kernels for Loaded {
         from: *const u8,
         to: *mut u8,
         size_bytes: usize,
+        stream: u32,
     ) -> Result<(), DeviceError> {
         let mut device = lock(&self.device);
-        let bytes = device.read(from as usize as u64, size_bytes).map_err(failed)?.to_vec();
-        device.write(to as usize as u64, &bytes).map_err(failed)
+        let bytes = device.read_on(stream, from as usize as u64, size_bytes).map_err(failed)?;
+        device.write_on(stream, to as usize as u64, &bytes).map_err(failed)
+    }
+
+    fn reserve(&self, _n_streams: u32, _n_events: u32) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+
+    fn record(&self, event: u32, stream: u32) -> Result<(), DeviceError> {
+        lock(&self.device).record(event.into(), stream);
+        Ok(())
+    }
+
+    fn wait_for(&self, event: u32, stream: u32) -> Result<(), DeviceError> {
+        lock(&self.device).wait(event.into(), stream).map_err(failed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The steps of an entry at given dims: addresses, grids and counts, with loops still rolled.
 //!
 //! A launch without strides passes slices of `Flat` as they are; one inside a loop copies its few
-//! addresses and moves them.
+//! addresses and moves them. Events are numbered through all bodies.
 
 use super::{ExecError, Profile};
 use crate::device::{Clock, Kernels};
@@ -11,14 +11,22 @@ use crate::ranks::exchange::Offsets;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use weft_graph::order::n_streams;
 use weft_graph::{
-    Arg, Collective, CollectiveKind, End, Entry, Group, Half, KernelId, Launch, Message, Scalar,
-    Step, offset_range,
+    Arg, Collective, CollectiveKind, End, Entry, Group, Half, KernelId, Launch, Message, Order,
+    Scalar, Step, offset_range,
 };
 
 #[derive(Debug, Default)]
 pub(super) struct Flat {
     steps: Vec<FlatStep>,
+    /// Of each of `steps`.
+    orders: Vec<Order>,
+    /// Streams and events of all steps.
+    n_streams: u32,
+    n_events: u32,
+    /// Of the steps outside of loops.
+    beside: Beside,
     buffers: Vec<*mut u8>,
     strides: Vec<Stride>,
     scalars: Vec<i64>,
@@ -38,7 +46,16 @@ enum FlatStep {
         /// One of `buffers`, if it may end early.
         left: Option<(Range<usize>, Range<usize>)>,
         end: usize,
+        beside: Beside,
     },
+}
+
+/// The streams of a body beside the first, and the events that part and join them: one where the
+/// body begins, and for each of the streams one where it ends, from `event` on.
+#[derive(Clone, Debug, Default)]
+struct Beside {
+    streams: Vec<u32>,
+    event: u32,
 }
 
 #[derive(Debug)]
@@ -124,7 +141,8 @@ impl Flat {
     ) -> Result<(), ExecError> {
         let mut build = Build { flat: std::mem::take(self), entry, dims, addresses, rows: 0 };
         build.flat.clear();
-        build.steps(&entry.steps, &mut Vec::new())?;
+        build.flat.n_streams = n_streams(&entry.steps);
+        build.flat.beside = build.steps(&entry.steps, &mut Vec::new())?;
         *self = build.flat;
         Ok(())
     }
@@ -141,9 +159,13 @@ impl Flat {
             Some(_) => kernels.clock()?,
             None => None,
         };
+        // What is measured runs one after the other.
+        let streams = self.n_streams > 1 && profile.is_none();
+        let streams = streams && kernels.reserve(self.n_streams, self.n_events)?;
         let mut run = Run {
             flat: self,
             kernels,
+            streams,
             rank,
             profile,
             clock,
@@ -152,12 +174,24 @@ impl Flat {
             scalars: Vec::new(),
             flights: BTreeMap::new(),
         };
+        run.part(&self.beside)?;
         // SAFETY: the caller's promise.
-        unsafe { run.steps(0..self.steps.len()) }
+        unsafe { run.steps(0..self.steps.len()) }?;
+        run.join(&self.beside)
+    }
+
+    /// Makes ready what a run needs of streams and events, so that a recording may begin.
+    pub(super) fn reserve(&self, kernels: &dyn Kernels) -> Result<(), ExecError> {
+        if self.n_streams > 1 {
+            kernels.reserve(self.n_streams, self.n_events)?;
+        }
+        Ok(())
     }
 
     fn clear(&mut self) {
         self.steps.clear();
+        self.orders.clear();
+        self.n_events = 0;
         self.buffers.clear();
         self.strides.clear();
         self.scalars.clear();
@@ -175,8 +209,15 @@ struct Build<'a> {
 
 impl Build<'_> {
     /// `counts` are those of the enclosing loops.
-    fn steps(&mut self, steps: &[Step], counts: &mut Vec<i64>) -> Result<(), ExecError> {
+    fn steps(&mut self, steps: &[Step], counts: &mut Vec<i64>) -> Result<Beside, ExecError> {
+        let beside = self.events(steps);
+        // Events of the body come behind those that part and join it.
+        let first = beside.event + 1 + beside.streams.len() as u32;
         for step in steps {
+            let Order { stream, waits, signal } = step.order();
+            let waits = waits.iter().map(|event| first + event).collect();
+            let signal = signal.map(|event| first + event);
+            self.flat.orders.push(Order { stream: *stream, waits, signal });
             match step {
                 Step::Launch(launch) => self.launch(launch, counts)?,
                 Step::Copy(copy) => {
@@ -205,17 +246,32 @@ impl Build<'_> {
                         left = Some((buffers..self.flat.buffers.len(), strides));
                     }
                     let at = self.flat.steps.len();
-                    let of = |end| FlatStep::Loop { count, reverse, left: left.clone(), end };
-                    self.flat.steps.push(of(at));
+                    let of = |end, beside| {
+                        let left = left.clone();
+                        FlatStep::Loop { count, reverse, left, end, beside }
+                    };
+                    self.flat.steps.push(of(at, Beside::default()));
                     counts.push(count);
-                    self.steps(&repeat.body, counts)?;
+                    let beside = self.steps(&repeat.body, counts)?;
                     counts.pop();
                     let end = self.flat.steps.len();
-                    self.flat.steps[at] = of(end);
+                    self.flat.steps[at] = of(end, beside);
                 }
             }
         }
-        Ok(())
+        Ok(beside)
+    }
+
+    /// Takes the numbers of a body's events.
+    fn events(&mut self, steps: &[Step]) -> Beside {
+        let mut streams: Vec<u32> = steps.iter().map(|step| step.order().stream).collect();
+        streams.sort_unstable();
+        streams.dedup();
+        streams.retain(|stream| *stream > 0);
+        let own = steps.iter().filter_map(|step| step.order().signal).max();
+        let event = self.flat.n_events;
+        self.flat.n_events += 1 + streams.len() as u32 + own.map_or(0, |most| most + 1);
+        Beside { streams, event }
     }
 
     fn collective(&mut self, step: &Collective, counts: &[i64]) -> Result<(), ExecError> {
@@ -270,6 +326,7 @@ impl Build<'_> {
 
     fn launch(&mut self, launch: &Launch, counts: &[i64]) -> Result<(), ExecError> {
         let grid = launch.grid.eval(self.dims);
+        let grid = launch.sms.map_or(grid, |most| grid.min(most.into()));
         let (buffers, strides) = (self.flat.buffers.len(), self.flat.strides.len());
         let (scalars, indices) = (self.flat.scalars.len(), self.flat.indices.len());
         let counts = if grid > 0 { counts } else { &[0] };
@@ -350,6 +407,8 @@ impl Build<'_> {
 struct Run<'a> {
     flat: &'a Flat,
     kernels: &'a dyn Kernels,
+    /// Steps run on the streams they name.
+    streams: bool,
     rank: Option<&'a Rank>,
     profile: Option<&'a mut Profile>,
     /// The device's, where steps are measured and it has one.
@@ -389,6 +448,46 @@ impl Run<'_> {
         }
     }
 
+    /// The other streams of a body begin where the first is.
+    fn part(&self, beside: &Beside) -> Result<(), ExecError> {
+        if !self.streams || beside.streams.is_empty() {
+            return Ok(());
+        }
+        self.kernels.record(beside.event, 0)?;
+        let mut streams = beside.streams.iter();
+        Ok(streams.try_for_each(|stream| self.kernels.wait_for(beside.event, *stream))?)
+    }
+
+    /// The first goes on when the others are done.
+    fn join(&self, beside: &Beside) -> Result<(), ExecError> {
+        for (stream, event) in beside.streams.iter().zip(beside.event + 1..) {
+            if self.streams {
+                self.kernels.record(event, *stream)?;
+                self.kernels.wait_for(event, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream of a step, which has waited for what the step follows.
+    fn stream(&self, at: usize) -> Result<u32, ExecError> {
+        if !self.streams {
+            return Ok(0);
+        }
+        let Order { stream, waits, .. } = &self.flat.orders[at];
+        waits.iter().try_for_each(|event| self.kernels.wait_for(*event, *stream))?;
+        Ok(*stream)
+    }
+
+    /// Says that a step is done.
+    fn signal(&self, at: usize) -> Result<(), ExecError> {
+        let Order { stream, signal, .. } = &self.flat.orders[at];
+        match signal.filter(|_| self.streams) {
+            Some(event) => Ok(self.kernels.record(event, *stream)?),
+            None => Ok(()),
+        }
+    }
+
     /// # Safety
     /// As `Flat::run`.
     unsafe fn steps(&mut self, range: Range<usize>) -> Result<(), ExecError> {
@@ -396,10 +495,11 @@ impl Run<'_> {
         let mut at = range.start;
         while at < range.end {
             let start = self.start()?;
+            let stream = self.stream(at)?;
             match &flat.steps[at] {
                 FlatStep::Launch(launch) => {
                     // SAFETY: the caller's promise.
-                    unsafe { self.launch(launch) }?;
+                    unsafe { self.launch(launch, stream) }?;
                     if let Some(start) = start {
                         let time = self.elapsed(start)?;
                         self.note(launch.row, time, launch.flops, launch.bytes);
@@ -407,7 +507,7 @@ impl Run<'_> {
                 }
                 FlatStep::Copy(copy) => {
                     // SAFETY: the caller's promise.
-                    unsafe { self.copy(copy) }?;
+                    unsafe { self.copy(copy, stream) }?;
                     if let Some(start) = start {
                         let time = self.elapsed(start)?;
                         self.note(copy.row, time, 0, 2 * copy.bytes);
@@ -428,22 +528,25 @@ impl Run<'_> {
                         profile.add(message.row, start.elapsed(), 0, message.bytes as i64);
                     }
                 }
-                FlatStep::Loop { count, reverse, left, end } => {
-                    let (count, reverse, end) = (*count, *reverse, *end);
-                    for turn in 0..count {
+                FlatStep::Loop { count, reverse, left, end, beside } => {
+                    for turn in 0..*count {
                         // SAFETY: the caller's promise.
                         if left.as_ref().is_some_and(|left| unsafe { self.is_over(left) }) {
                             break;
                         }
-                        self.indices.push(if reverse { count - 1 - turn } else { turn });
+                        self.indices.push(if *reverse { count - 1 - turn } else { turn });
+                        self.part(beside)?;
                         // SAFETY: the caller's promise.
-                        unsafe { self.steps(at + 1..end) }?;
+                        unsafe { self.steps(at + 1..*end) }?;
+                        self.join(beside)?;
                         self.indices.pop();
                     }
-                    at = end;
+                    self.signal(at)?;
+                    at = *end;
                     continue;
                 }
             }
+            self.signal(at)?;
             at += 1;
         }
         Ok(())
@@ -465,7 +568,7 @@ impl Run<'_> {
 
     /// # Safety
     /// As `Flat::run`.
-    unsafe fn launch(&mut self, launch: &FlatLaunch) -> Result<(), ExecError> {
+    unsafe fn launch(&mut self, launch: &FlatLaunch, stream: u32) -> Result<(), ExecError> {
         if launch.grid <= 0 {
             return Ok(());
         }
@@ -491,7 +594,8 @@ impl Run<'_> {
             &self.buffers
         };
         // SAFETY: the caller's promise; the places were checked when the list was built.
-        let done = unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid) };
+        let done =
+            unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid, stream) };
         done.map_err(|error| ExecError::Step { label: launch.label.clone(), error })
     }
 
@@ -561,13 +665,13 @@ impl Run<'_> {
 
     /// # Safety
     /// As `Flat::run`.
-    unsafe fn copy(&mut self, copy: &FlatCopy) -> Result<(), ExecError> {
+    unsafe fn copy(&mut self, copy: &FlatCopy, stream: u32) -> Result<(), ExecError> {
         let fixed = &self.flat.buffers[copy.buffers.clone()];
         let strides = &self.flat.strides[copy.strides.clone()];
         move_buffers(&mut self.buffers, fixed, strides, &self.indices);
         let buffers = if strides.is_empty() { fixed } else { &self.buffers };
         // SAFETY: the caller's promise; both extents were checked when the list was built.
-        unsafe { self.kernels.copy(buffers[0], buffers[1], copy.bytes as usize) }?;
+        unsafe { self.kernels.copy(buffers[0], buffers[1], copy.bytes as usize, stream) }?;
         Ok(())
     }
 }

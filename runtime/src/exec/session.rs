@@ -163,6 +163,9 @@ impl Session {
         let _busy = self.store.hold();
         let kernels = &*self.program.kernels;
         let alone = self.rank.is_none() && self.profile.is_none();
+        if alone && self.recording.is_none() {
+            self.flat.reserve(kernels)?;
+        }
         if alone && self.recording.is_none() && kernels.start_recording()? {
             // SAFETY: nothing is done with the memory but to name it.
             let recorded = unsafe { self.flat.run(kernels, None, None) };

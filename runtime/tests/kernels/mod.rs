@@ -106,12 +106,14 @@ pub fn layers(name: &str, reverse: bool) -> Entry {
         ],
         steps: vec![
             Step::Copy(Copy {
+                order: Order::default(),
                 from: Arg::whole(BufferId(0)),
                 to: Arg::whole(BufferId(2)),
                 bytes: DimExpr::dim(BATCH) * row_bytes,
                 label: "h".into(),
             }),
             Step::Loop(Loop {
+                order: Order::default(),
                 count: LAYERS.into(),
                 reverse,
                 left: None,

@@ -3,14 +3,15 @@
 //!
 //! It is stricter than the driver: a call without a current context, a call that a capture does not
 //! allow, a handle or an address that nobody gave out, more shared memory than was asked for, all
-//! are errors. What a launch does wrong is told on stderr. Results are the driver's numbers.
+//! are errors, and so are launches of two streams that touch the same memory with no event between.
+//! What a launch does wrong is told on stderr. Results are the driver's numbers.
 
 mod state;
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use ptx_sim::{Element, Swizzle, TENSOR_MAP_BYTES, TensorMap};
-use state::{Deed, State, with, with_context};
+use state::{Deed, with, with_context};
 
 /// The driver's results, by their names there without the prefix.
 mod result {
@@ -23,6 +24,8 @@ mod result {
     pub const ILLEGAL_ADDRESS: i32 = 700;
     pub const LAUNCH_FAILED: i32 = 719;
     pub const STREAM_CAPTURE_UNSUPPORTED: i32 = 900;
+    pub const STREAM_CAPTURE_UNJOINED: i32 = 904;
+    pub const STREAM_CAPTURE_ISOLATION: i32 = 905;
 }
 
 type Handle = *mut c_void;
@@ -92,13 +95,18 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _: c_int) -> i32
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, which: c_int, _: c_int) -> i32 {
     let is = match which {
-        16 => 1, // multiprocessors
+        16 => multiprocessors(),
         75 => 9, // compute capability
         76 => 0,
         _ => return result::INVALID_VALUE,
     };
     // SAFETY: the caller's promise.
     unsafe { give(value, is) }
+}
+
+/// Those of an H100, unless a test says otherwise.
+fn multiprocessors() -> c_int {
+    std::env::var("DRIVER_MULTIPROCESSORS").ok().and_then(|n| n.parse().ok()).unwrap_or(132)
 }
 
 /// # Safety
@@ -124,25 +132,31 @@ pub extern "C" fn cuCtxSetCurrent(context: Handle) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, _flags: c_uint) -> i32 {
     // SAFETY: the caller's promise.
-    with_context(|_| unsafe { give(stream, state::STREAM as Handle) })
+    with_context(|s| unsafe { give(stream, s.new_stream() as Handle) })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamDestroy_v2(stream: Handle) -> i32 {
-    with_context(|s| s.on(stream as usize, |_| result::SUCCESS))
+    with_context(|s| s.drop_stream(stream as usize))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: c_uint) -> i32 {
+    with_context(|s| s.wait(stream as usize, event as usize))
 }
 
 /// # Safety
 /// As above.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventCreate(event: *mut Handle, _flags: c_uint) -> i32 {
+pub unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: c_uint) -> i32 {
+    const DISABLE_TIMING: c_uint = 2;
     // SAFETY: the caller's promise.
-    with_context(|s| unsafe { give(event, s.new_event() as Handle) })
+    with_context(|s| unsafe { give(event, s.new_event(flags & DISABLE_TIMING == 0) as Handle) })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> i32 {
-    with_context(|s| s.at_once(stream as usize, |s| s.record_event(event as usize)))
+    with_context(|s| s.record_event(event as usize, stream as usize))
 }
 
 #[unsafe(no_mangle)]
@@ -171,7 +185,7 @@ pub extern "C" fn cuEventDestroy_v2(event: Handle) -> i32 {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: Handle) -> i32 {
-    with_context(|s| s.at_once(stream as usize, |_| result::SUCCESS))
+    with_context(|s| s.at_once(stream as usize, |_, _| result::SUCCESS))
 }
 
 /// # Safety
@@ -179,7 +193,7 @@ pub extern "C" fn cuStreamSynchronize(stream: Handle) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) -> i32 {
     with_context(|s| {
-        s.at_once(stream as usize, |s| {
+        s.at_once(stream as usize, |s, _| {
             let at = s.device.alloc(bytes);
             // SAFETY: the caller's promise.
             unsafe { give(address, at) }
@@ -189,13 +203,14 @@ pub unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFreeAsync(address: u64, stream: Handle) -> i32 {
-    with_context(|s| s.at_once(stream as usize, |s| state::told(s.device.free(address))))
+    with_context(|s| s.at_once(stream as usize, |s, _| state::told(s.device.free(address))))
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemsetD8Async(address: u64, value: u8, bytes: usize, stream: Handle) -> i32 {
     with_context(|s| {
-        s.at_once(stream as usize, |s| state::told(s.device.write(address, &vec![value; bytes])))
+        let fill = vec![value; bytes];
+        s.at_once(stream as usize, |s, on| state::told(s.device.write_on(on, address, &fill)))
     })
 }
 
@@ -210,7 +225,9 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
 ) -> i32 {
     // SAFETY: the caller's promise.
     let from = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) };
-    with_context(|s| s.at_once(stream as usize, |s| state::told(s.device.write(to, from))))
+    with_context(|s| {
+        s.at_once(stream as usize, |s, on| state::told(s.device.write_on(on, to, from)))
+    })
 }
 
 /// # Safety
@@ -225,9 +242,9 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     // SAFETY: the caller's promise.
     let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), bytes) };
     with_context(|s| {
-        s.at_once(stream as usize, |s| match s.device.read(from, bytes) {
+        s.at_once(stream as usize, |s, on| match s.device.read_on(on, from, bytes) {
             Ok(read) => {
-                to.copy_from_slice(read);
+                to.copy_from_slice(&read);
                 result::SUCCESS
             }
             Err(e) => state::told::<()>(Err(e)),
@@ -237,7 +254,7 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> i32 {
-    with_context(|s| s.on(stream as usize, |s| s.deed(Deed::Copy { to, from, bytes })))
+    with_context(|s| s.deed(stream as usize, Deed::Copy { to, from, bytes }))
 }
 
 /// # Safety
@@ -341,25 +358,23 @@ pub unsafe extern "C" fn cuLaunchKernel(
             shared_bytes,
             params: sizes.iter().enumerate().map(value).collect(),
         };
-        s.on(stream as usize, |s| s.deed(deed))
+        s.deed(stream as usize, deed)
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamBeginCapture_v2(stream: Handle, _mode: c_int) -> i32 {
-    with_context(|s| s.on(stream as usize, State::begin_capture))
+    with_context(|s| s.begin_capture(stream as usize))
 }
 
 /// # Safety
 /// As above.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> i32 {
-    with_context(|s| {
-        s.on(stream as usize, |s| match s.end_capture() {
-            // SAFETY: the caller's promise.
-            Ok(handle) => unsafe { give(graph, handle as Handle) },
-            Err(code) => code,
-        })
+    with_context(|s| match s.end_capture(stream as usize) {
+        // SAFETY: the caller's promise.
+        Ok(handle) => unsafe { give(graph, handle as Handle) },
+        Err(code) => code,
     })
 }
 
@@ -380,7 +395,7 @@ pub unsafe extern "C" fn cuGraphInstantiateWithFlags(
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuGraphLaunch(exec: Handle, stream: Handle) -> i32 {
-    with_context(|s| s.at_once(stream as usize, |s| s.replay(exec as usize)))
+    with_context(|s| s.at_once(stream as usize, |s, on| s.replay(exec as usize, on)))
 }
 
 #[unsafe(no_mangle)]

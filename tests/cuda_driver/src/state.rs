@@ -9,9 +9,8 @@ use ptx_sim::{Arg, Device, Launch, Module};
 
 use crate::result;
 
-/// The handles of the one context and the one stream.
+/// The handle of the one context.
 pub const CONTEXT: usize = 0x1000;
-pub const STREAM: usize = 0x2000;
 
 /// Shared memory that a launch has without asking.
 const SHARED_PLAIN_BYTES: u32 = 48 << 10;
@@ -19,6 +18,12 @@ const SHARED_PLAIN_BYTES: u32 = 48 << 10;
 /// What a stream does later, or again.
 #[derive(Clone)]
 pub enum Deed {
+    Record {
+        event: usize,
+    },
+    Wait {
+        event: usize,
+    },
     Copy {
         to: u64,
         from: u64,
@@ -33,6 +38,18 @@ pub enum Deed {
     },
 }
 
+/// What is being captured, from one stream and those that wait for its events.
+struct Capture {
+    origin: usize,
+    /// Deeds with their streams.
+    deeds: Vec<(usize, Deed)>,
+    /// By stream, how many of the deeds of each stream come before what it does next; of the
+    /// streams that belong to it.
+    known: BTreeMap<usize, BTreeMap<usize, usize>>,
+    /// The same, of events recorded in it.
+    events: BTreeMap<usize, BTreeMap<usize, usize>>,
+}
+
 struct Function {
     module: usize,
     name: String,
@@ -45,10 +62,13 @@ pub struct State {
     /// By handle, as all that follows.
     modules: BTreeMap<usize, Module>,
     functions: BTreeMap<usize, Function>,
-    recorded: BTreeMap<usize, Vec<Deed>>,
-    capture: Option<Vec<Deed>>,
-    /// When each was last recorded: work is done when it is asked for.
-    events: BTreeMap<usize, Option<Instant>>,
+    recorded: BTreeMap<usize, Vec<(usize, Deed)>>,
+    capture: Option<Capture>,
+    /// The interpreter's numbers of streams.
+    streams: BTreeMap<usize, u32>,
+    n_streams: u32,
+    /// Whether each keeps time, and when it was last recorded: work is done when it is asked for.
+    events: BTreeMap<usize, (bool, Option<Instant>)>,
     n_handles: usize,
 }
 
@@ -97,36 +117,78 @@ impl State {
         0x10_0000 + 16 * self.n_handles
     }
 
-    /// What belongs to the stream.
-    pub fn on(&mut self, stream: usize, f: impl FnOnce(&mut State) -> i32) -> i32 {
-        if stream == STREAM { f(self) } else { result::INVALID_HANDLE }
-    }
-
-    /// What belongs to it and cannot be captured.
-    pub fn at_once(&mut self, stream: usize, f: impl FnOnce(&mut State) -> i32) -> i32 {
-        match self.capture {
-            Some(_) => result::STREAM_CAPTURE_UNSUPPORTED,
-            None => self.on(stream, f),
-        }
-    }
-
-    pub fn new_event(&mut self) -> usize {
+    pub fn new_stream(&mut self) -> usize {
         let handle = self.handle();
-        self.events.insert(handle, None);
+        self.streams.insert(handle, self.n_streams);
+        self.n_streams += 1;
         handle
     }
 
-    pub fn record_event(&mut self, event: usize) -> i32 {
-        match self.events.get_mut(&event) {
-            Some(at) => *at = Some(Instant::now()),
-            None => return result::INVALID_HANDLE,
+    pub fn drop_stream(&mut self, stream: usize) -> i32 {
+        match self.streams.remove(&stream) {
+            Some(_) => result::SUCCESS,
+            None => result::INVALID_HANDLE,
         }
-        result::SUCCESS
+    }
+
+    /// What belongs to a stream and cannot be captured.
+    pub fn at_once(&mut self, stream: usize, f: impl FnOnce(&mut State, u32) -> i32) -> i32 {
+        match (&self.capture, self.streams.get(&stream)) {
+            (Some(_), _) => result::STREAM_CAPTURE_UNSUPPORTED,
+            (None, Some(number)) => {
+                let number = *number;
+                if number == 0 {
+                    self.device.settle();
+                }
+                f(self, number)
+            }
+            (None, None) => result::INVALID_HANDLE,
+        }
+    }
+
+    pub fn new_event(&mut self, keeps_time: bool) -> usize {
+        let handle = self.handle();
+        self.events.insert(handle, (keeps_time, None));
+        handle
+    }
+
+    pub fn record_event(&mut self, event: usize, stream: usize) -> i32 {
+        let Some((keeps_time, at)) = self.events.get_mut(&event) else {
+            return result::INVALID_HANDLE;
+        };
+        if *keeps_time {
+            *at = Some(Instant::now());
+            return self.at_once(stream, |_, _| result::SUCCESS);
+        }
+        if let Some(capture) = &mut self.capture
+            && let Some(known) = capture.known.get(&stream)
+        {
+            capture.events.insert(event, known.clone());
+        }
+        self.deed(stream, Deed::Record { event })
+    }
+
+    pub fn wait(&mut self, stream: usize, event: usize) -> i32 {
+        if !self.events.contains_key(&event) {
+            return result::INVALID_HANDLE;
+        }
+        if let Some(capture) = &mut self.capture {
+            // One recorded outside says nothing in here.
+            let Some(of) = capture.events.get(&event) else {
+                return result::STREAM_CAPTURE_ISOLATION;
+            };
+            let known = capture.known.entry(stream).or_default();
+            for (stream, n) in of {
+                let own = known.entry(*stream).or_default();
+                *own = (*own).max(*n);
+            }
+        }
+        self.deed(stream, Deed::Wait { event })
     }
 
     /// When it was recorded, if it is one and was.
     pub fn event(&self, event: usize) -> Option<Instant> {
-        *self.events.get(&event)?
+        self.events.get(&event)?.1
     }
 
     pub fn drop_event(&mut self, event: usize) -> i32 {
@@ -181,21 +243,31 @@ impl State {
     }
 
     /// Does it, or keeps it for later.
-    pub fn deed(&mut self, deed: Deed) -> i32 {
-        match &mut self.capture {
-            Some(deeds) => {
-                deeds.push(deed);
-                result::SUCCESS
-            }
-            None => self.perform(&deed),
+    pub fn deed(&mut self, stream: usize, deed: Deed) -> i32 {
+        let Some(number) = self.streams.get(&stream).copied() else {
+            return result::INVALID_HANDLE;
+        };
+        let Some(capture) = &mut self.capture else { return self.perform(number, &deed) };
+        let Some(known) = capture.known.get_mut(&stream) else {
+            return result::STREAM_CAPTURE_UNSUPPORTED;
+        };
+        if !matches!(deed, Deed::Record { .. } | Deed::Wait { .. }) {
+            *known.entry(stream).or_default() += 1;
         }
+        capture.deeds.push((stream, deed));
+        result::SUCCESS
     }
 
-    fn perform(&mut self, deed: &Deed) -> i32 {
+    fn perform(&mut self, stream: u32, deed: &Deed) -> i32 {
         match deed {
+            Deed::Record { event } => {
+                self.device.record(*event as u64, stream);
+                result::SUCCESS
+            }
+            Deed::Wait { event } => told(self.device.wait(*event as u64, stream)),
             Deed::Copy { to, from, bytes } => {
-                let read = self.device.read(*from, *bytes).map(<[u8]>::to_vec);
-                told(read.and_then(|bytes| self.device.write(*to, &bytes)))
+                let read = self.device.read_on(stream, *from, *bytes);
+                told(read.and_then(|bytes| self.device.write_on(stream, *to, &bytes)))
             }
             Deed::Launch { function, grid, block, shared_bytes, params } => {
                 let Some(f) = self.functions.get(function) else { return result::INVALID_HANDLE };
@@ -205,6 +277,7 @@ impl State {
                 let launch = Launch {
                     grid: *grid,
                     block: *block,
+                    stream,
                     dynamic_shared_bytes: *shared_bytes,
                     ..Launch::new(1, 1)
                 };
@@ -221,18 +294,28 @@ impl State {
         }
     }
 
-    pub fn begin_capture(&mut self) -> i32 {
-        if self.capture.is_some() {
-            return result::STREAM_CAPTURE_UNSUPPORTED;
-        }
-        self.capture = Some(vec![]);
-        result::SUCCESS
+    pub fn begin_capture(&mut self, stream: usize) -> i32 {
+        self.at_once(stream, |s, _| {
+            let known = BTreeMap::from([(stream, BTreeMap::new())]);
+            let (deeds, events) = (vec![], BTreeMap::new());
+            s.capture = Some(Capture { origin: stream, deeds, known, events });
+            result::SUCCESS
+        })
     }
 
-    pub fn end_capture(&mut self) -> Result<usize, i32> {
-        let deeds = self.capture.take().ok_or(result::INVALID_VALUE)?;
+    /// All streams of a capture must have come back to the one it began with.
+    pub fn end_capture(&mut self, stream: usize) -> Result<usize, i32> {
+        let capture = self.capture.take().ok_or(result::INVALID_VALUE)?;
+        let back = capture.known.get(&stream).filter(|_| stream == capture.origin);
+        let back = back.ok_or(result::INVALID_VALUE)?;
+        let joined = capture.known.iter().all(|(stream, known)| {
+            back.get(stream).copied().unwrap_or(0) >= known.get(stream).copied().unwrap_or(0)
+        });
+        if !joined {
+            return Err(result::STREAM_CAPTURE_UNJOINED);
+        }
         let handle = self.handle();
-        self.recorded.insert(handle, deeds);
+        self.recorded.insert(handle, capture.deeds);
         Ok(handle)
     }
 
@@ -243,10 +326,18 @@ impl State {
         Ok(handle)
     }
 
-    pub fn replay(&mut self, exec: usize) -> i32 {
+    /// What was captured from the first stream is done on `stream`.
+    pub fn replay(&mut self, exec: usize, stream: u32) -> i32 {
         let Some(deeds) = self.recorded.get(&exec).cloned() else { return result::INVALID_HANDLE };
-        let failed = deeds.iter().map(|d| self.perform(d)).find(|code| *code != result::SUCCESS);
-        failed.unwrap_or(result::SUCCESS)
+        let number = |s: &State, on: &usize| match deeds.first() {
+            Some((origin, _)) if origin == on => stream,
+            _ => s.streams.get(on).copied().unwrap_or(stream),
+        };
+        let mut codes = deeds.iter().map(|(on, deed)| {
+            let on = number(self, on);
+            self.perform(on, deed)
+        });
+        codes.find(|code| *code != result::SUCCESS).unwrap_or(result::SUCCESS)
     }
 
     pub fn forget(&mut self, recorded: usize) -> i32 {

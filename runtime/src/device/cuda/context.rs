@@ -1,16 +1,15 @@
-//! A GPU with a stream: memory is allocated, copied and zeroed in the stream's order, and a copy to
-//! or from the host waits for what was before it.
+//! A GPU with its streams: memory is allocated, copied and zeroed in the order of the first, and a
+//! copy to or from the host waits for what was before it.
 
 use std::ffi::c_void;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUresult, CUstream};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUresult, CUstream};
 use weft_graph::Graph;
 
 use super::kernels::Loaded;
 use super::{NoCuda, probe};
-use crate::device::{Clock, Device, DeviceError, Kernels, Memory};
+use crate::device::{Device, DeviceError, Kernels, Memory};
 
 /// What a call of the driver says, as an error of the device.
 pub(super) fn check(call: &'static str, code: CUresult) -> Result<(), DeviceError> {
@@ -20,12 +19,13 @@ pub(super) fn check(call: &'static str, code: CUresult) -> Result<(), DeviceErro
     }
 }
 
-/// A GPU's primary context and a stream in it.
+/// A GPU's primary context and the streams in it.
 #[derive(Debug)]
 pub(super) struct Context {
     device: CUdevice,
     context: CUcontext,
-    pub stream: CUstream,
+    /// The first is always there.
+    streams: RwLock<Vec<CUstream>>,
 }
 
 // SAFETY: the driver's handles may be used by any thread; each call below makes the context the
@@ -44,12 +44,38 @@ impl Context {
         check("cuDevicePrimaryCtxRetain", unsafe {
             sys::cuDevicePrimaryCtxRetain(&mut context, device)
         })?;
-        let mut made = Context { device, context, stream: std::ptr::null_mut() };
-        made.enter()?;
-        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: the context is this thread's; writes one handle.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut made.stream, flags) })?;
+        let made = Context { device, context, streams: RwLock::default() };
+        made.reserve(1)?;
         Ok(made)
+    }
+
+    /// Makes so many streams, those that are there among them.
+    pub fn reserve(&self, n_streams: u32) -> Result<(), DeviceError> {
+        self.enter()?;
+        let mut streams = self.streams.write().unwrap_or_else(PoisonError::into_inner);
+        while streams.len() < n_streams as usize {
+            let mut stream = std::ptr::null_mut();
+            let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+            // SAFETY: the context is this thread's; writes one handle.
+            check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+            streams.push(stream);
+        }
+        Ok(())
+    }
+
+    /// A stream by its number.
+    pub fn stream(&self, number: u32) -> Result<CUstream, DeviceError> {
+        let streams = self.streams.read().unwrap_or_else(PoisonError::into_inner);
+        streams.get(number as usize).copied().ok_or_else(|| DeviceError::Failed {
+            device: "cuda",
+            reason: format!("stream {number} of {}", streams.len()),
+        })
+    }
+
+    /// The stream that memory belongs to.
+    pub fn main(&self) -> CUstream {
+        let streams = self.streams.read().unwrap_or_else(PoisonError::into_inner);
+        streams.first().copied().unwrap_or(std::ptr::null_mut())
     }
 
     /// Makes the context this thread's.
@@ -58,67 +84,11 @@ impl Context {
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }
 
-    /// Waits for all that was put into the stream; what went wrong there is told here.
+    /// Waits for all that was put into the first stream; what went wrong there is told here.
     pub fn wait(&self) -> Result<(), DeviceError> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) })
-    }
-}
-
-/// Two events of a stream.
-pub(super) struct Events {
-    context: Arc<Context>,
-    start: CUevent,
-    stop: CUevent,
-}
-
-impl Events {
-    pub fn new(context: &Arc<Context>) -> Result<Events, DeviceError> {
-        context.enter()?;
-        let null = std::ptr::null_mut();
-        let mut made = Events { context: Arc::clone(context), start: null, stop: null };
-        for event in [&mut made.start, &mut made.stop] {
-            // SAFETY: the context is this thread's; writes one handle.
-            check("cuEventCreate", unsafe { sys::cuEventCreate(event, 0) })?;
-        }
-        Ok(made)
-    }
-
-    fn record(&self, event: CUevent) -> Result<(), DeviceError> {
-        self.context.enter()?;
-        // SAFETY: event and stream live as long as `self`.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(event, self.context.stream) })
-    }
-}
-
-impl Clock for Events {
-    fn start(&mut self) -> Result<(), DeviceError> {
-        self.record(self.start)
-    }
-
-    fn stop(&mut self) -> Result<Duration, DeviceError> {
-        self.record(self.stop)?;
-        // SAFETY: the event lives as long as `self`.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.stop) })?;
-        let mut milliseconds = 0f32;
-        // SAFETY: both were recorded; writes one number.
-        check("cuEventElapsedTime", unsafe {
-            sys::cuEventElapsedTime_v2(&mut milliseconds, self.start, self.stop)
-        })?;
-        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        if self.context.enter().is_err() {
-            return;
-        }
-        for event in [self.start, self.stop].into_iter().filter(|event| !event.is_null()) {
-            // SAFETY: made in `new`, used by nothing after.
-            let _ = unsafe { sys::cuEventDestroy_v2(event) };
-        }
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.main()) })
     }
 }
 
@@ -126,9 +96,9 @@ impl Drop for Context {
     fn drop(&mut self) {
         // Nothing can be done about what fails here, and nothing follows it.
         let _ = self.enter();
-        if !self.stream.is_null() {
-            // SAFETY: made in `new`, used by nothing after.
-            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+        for stream in self.streams.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // SAFETY: made in `reserve`, used by nothing after.
+            let _ = unsafe { sys::cuStreamDestroy_v2(stream) };
         }
         // SAFETY: retained in `new`.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
@@ -140,6 +110,7 @@ impl Drop for Context {
 pub struct Cuda {
     context: Arc<Context>,
     name: String,
+    multiprocessors: u32,
 }
 
 impl Cuda {
@@ -152,7 +123,8 @@ impl Cuda {
             return Err(NoCuda::Unfit { why: why.collect::<Vec<_>>().join(", ") }.into());
         };
         let name = format!("cuda:{}, {}", gpu.ordinal, gpu.name);
-        Ok(Cuda { context: Arc::new(Context::new(gpu.ordinal)?), name })
+        let context = Arc::new(Context::new(gpu.ordinal)?);
+        Ok(Cuda { context, name, multiprocessors: gpu.multiprocessors })
     }
 }
 
@@ -167,7 +139,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         if self.context.enter().is_ok() {
             // SAFETY: allocated in this stream; what still uses it was put there before.
-            let _ = unsafe { sys::cuMemFreeAsync(self.address, self.context.stream) };
+            let _ = unsafe { sys::cuMemFreeAsync(self.address, self.context.main()) };
         }
     }
 }
@@ -193,13 +165,17 @@ impl Device for Cuda {
         self.name.clone()
     }
 
+    fn multiprocessors(&self) -> Option<u32> {
+        Some(self.multiprocessors)
+    }
+
     fn allocate(&self, size_bytes: u64) -> Result<Arc<dyn Memory>, DeviceError> {
         let context = &self.context;
         context.enter()?;
         let size = usize::try_from(size_bytes).unwrap_or(usize::MAX).max(1);
         let mut address: CUdeviceptr = 0;
         // SAFETY: the context is this thread's; writes one address.
-        match unsafe { sys::cuMemAllocAsync(&mut address, size, context.stream) } {
+        match unsafe { sys::cuMemAllocAsync(&mut address, size, context.main()) } {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let error = std::io::ErrorKind::OutOfMemory.into();
                 return Err(DeviceError::Memory { size_bytes, error });
@@ -209,7 +185,7 @@ impl Device for Cuda {
         let allocation = Allocation { context: Arc::clone(context), address, size_bytes: size };
         // SAFETY: the bytes were just allocated in this stream.
         check("cuMemsetD8Async", unsafe {
-            sys::cuMemsetD8Async(address, 0, size, context.stream)
+            sys::cuMemsetD8Async(address, 0, size, context.main())
         })?;
         Ok(Arc::new(allocation))
     }
@@ -224,7 +200,7 @@ impl Device for Cuda {
         let from: *const c_void = bytes.as_ptr().cast();
         // SAFETY: both places hold the bytes, and `wait` keeps the host's until they are read.
         check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.context.stream)
+            sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.context.main())
         })?;
         self.context.wait()
     }
@@ -235,7 +211,7 @@ impl Device for Cuda {
         let to: *mut c_void = bytes.as_mut_ptr().cast();
         // SAFETY: as in `write`.
         check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.context.stream)
+            sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.context.main())
         })?;
         self.context.wait()
     }

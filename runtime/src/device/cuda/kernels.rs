@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{
     self, CUfunction, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUresult, CUtensorMap,
 };
 use weft_graph::{Graph, KernelId, MapElement, PtxCode, TensorMap};
 
-use super::context::{Context, Events, check};
+use super::context::{Context, check};
+use super::events::{Event, Events};
 use super::{Version, probe};
 use crate::device::tensor_map::Tensor;
 use crate::device::{Clock, DeviceError, Kernels, Recording};
@@ -100,6 +101,8 @@ pub struct Loaded {
     context: Arc<Context>,
     /// In the order of the graph's kernels.
     kernels: Vec<Kernel>,
+    /// By number.
+    events: Mutex<Vec<Event>>,
     _modules: Vec<Module>,
 }
 
@@ -141,7 +144,12 @@ impl Loaded {
             let function = modules[place].function(&name, &code)?;
             kernels.push(Kernel { name, function, code });
         }
-        Ok(Loaded { context: Arc::clone(context), kernels, _modules: modules })
+        let (context, events) = (Arc::clone(context), Mutex::default());
+        Ok(Loaded { context, kernels, events, _modules: modules })
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -209,12 +217,12 @@ impl Kernels for Loaded {
         buffers: &[*mut u8],
         scalars: &[i64],
         grid: i64,
+        stream: u32,
     ) -> Result<(), DeviceError> {
         let Kernel { name, function, code } = &self.kernels[kernel.0 as usize];
         let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
         // The most CTAs that a grid has along x (CUDA C++ guide, technical specifications).
         let grid = i32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))? as u32;
-        let grid = code.grid_max.map_or(grid, |most| grid.min(most));
         self.context.enter()?;
         let maps = code.maps.iter().map(|map| tensor_map(map, buffers, scalars));
         let mut maps: Vec<CUtensorMap> = maps.collect::<Result<_, _>>().map_err(&wrong)?;
@@ -233,7 +241,7 @@ impl Kernels for Loaded {
                 1,
                 1,
                 code.dynamic_shared_bytes,
-                self.context.stream,
+                self.context.stream(stream)?,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
@@ -249,13 +257,32 @@ impl Kernels for Loaded {
         from: *const u8,
         to: *mut u8,
         size_bytes: usize,
+        stream: u32,
     ) -> Result<(), DeviceError> {
         self.context.enter()?;
         let (to, from) = (to as usize as u64, from as usize as u64);
+        let stream = self.context.stream(stream)?;
         // SAFETY: the caller's promise.
         check("cuMemcpyDtoDAsync", unsafe {
-            sys::cuMemcpyDtoDAsync_v2(to, from, size_bytes, self.context.stream)
+            sys::cuMemcpyDtoDAsync_v2(to, from, size_bytes, stream)
         })
+    }
+
+    fn reserve(&self, n_streams: u32, n_events: u32) -> Result<bool, DeviceError> {
+        self.context.reserve(n_streams)?;
+        let mut events = self.events();
+        while events.len() < n_events as usize {
+            events.push(Event::new(&self.context)?);
+        }
+        Ok(true)
+    }
+
+    fn record(&self, event: u32, stream: u32) -> Result<(), DeviceError> {
+        self.events()[event as usize].record(self.context.stream(stream)?)
+    }
+
+    fn wait_for(&self, event: u32, stream: u32) -> Result<(), DeviceError> {
+        self.events()[event as usize].hold_up(self.context.stream(stream)?)
     }
 
     fn wait(&self) -> Result<(), DeviceError> {
@@ -277,7 +304,7 @@ impl Kernels for Loaded {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as the context.
         check("cuStreamBeginCapture", unsafe {
-            sys::cuStreamBeginCapture_v2(self.context.stream, mode)
+            sys::cuStreamBeginCapture_v2(self.context.main(), mode)
         })?;
         Ok(true)
     }
@@ -287,7 +314,7 @@ impl Kernels for Loaded {
         let mut graph = Steps(std::ptr::null_mut());
         // SAFETY: `start_recording` began it; writes one handle.
         check("cuStreamEndCapture", unsafe {
-            sys::cuStreamEndCapture(self.context.stream, &mut graph.0)
+            sys::cuStreamEndCapture(self.context.main(), &mut graph.0)
         })?;
         let mut recorded =
             Recorded { context: Arc::clone(&self.context), exec: std::ptr::null_mut() };
@@ -327,7 +354,7 @@ impl Recording for Recorded {
     unsafe fn replay(&self) -> Result<(), DeviceError> {
         self.context.enter()?;
         // SAFETY: the caller's promise, for all that was recorded.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, self.context.stream) })
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, self.context.main()) })
     }
 }
 
