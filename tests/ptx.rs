@@ -304,6 +304,40 @@ fn kernels_are_checked_and_timed() {
     }
 }
 
+/// What the driver has assembled is found again; what is damaged is assembled again.
+#[test]
+fn assembled_modules_are_kept() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let cache = dir.path().join("cache");
+    let check = |assembles: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.args(["bench-gpu", "--check", "--only", "rotary"]).env("WEFT_CACHE", &cache);
+        command.env("LD_LIBRARY_PATH", driver(dir.path()));
+        if !assembles {
+            command.env("DRIVER_ASSEMBLES_NOTHING", "1");
+        }
+        let output = command.output().expect("weft runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    };
+    let why = check(false).expect_err("nothing is kept yet");
+    assert!(why.contains("the driver does not take its module"), "{why}");
+    assert!(why.contains("nothing is assembled here"), "{why}");
+    check(true).expect("it is assembled");
+    check(false).expect("it is found");
+
+    let modules = std::fs::read_dir(cache.join("modules")).expect("modules are kept");
+    let files: Vec<PathBuf> = modules.map(|f| f.expect("an entry").path()).collect();
+    assert!(!files.is_empty() && files.iter().all(|f| f.extension().is_some_and(|e| e == "cubin")));
+    let whole = std::fs::read(&files[0]).expect("a file");
+    let mut damaged = whole.clone();
+    *damaged.last_mut().expect("it has bytes") ^= 4;
+    std::fs::write(&files[0], &damaged).expect("it is ours");
+    check(false).expect_err("what is damaged is not used");
+    check(true).expect("it is assembled again");
+    assert_eq!(std::fs::read(&files[0]).expect("a file"), whole);
+}
+
 /// Without a GPU the reason is the whole answer.
 #[test]
 fn nothing_is_timed_without_a_gpu() {

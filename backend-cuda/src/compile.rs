@@ -71,6 +71,8 @@ fn code(kernels: &Kernels, threads: usize) -> Result<(Vec<Kernel>, Vec<Vec<u8>>)
                 object: id,
                 threads: source.cta.threads,
                 dynamic_shared_bytes: source.cta.dynamic_shared_bytes,
+                cluster: source.cta.cluster,
+                begins_early: source.cta.begins_early,
                 hopper14: source.cta.hopper14,
                 maps: source.cta.maps.iter().map(tensor_map).collect(),
             };

@@ -45,6 +45,10 @@ pub struct Cta {
     pub dynamic_shared_bytes: u32,
     /// CTAs of a launch at most: those there are do the work of all.
     pub grid_max: Option<u32>,
+    /// CTAs of a cluster, where a kernel has any.
+    pub cluster: Option<u32>,
+    /// It waits itself for what the launch before it leaves.
+    pub begins_early: bool,
     /// Sums of codes are meant to be as tensor cores make them, where others could make better.
     pub hopper14: bool,
     /// The entry's first parameters.

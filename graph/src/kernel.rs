@@ -35,6 +35,13 @@ pub struct PtxCode {
     pub threads: u32,
     /// Shared memory of a CTA beyond what the entry declares itself.
     pub dynamic_shared_bytes: u32,
+    /// CTAs of a cluster along the grid, where they share more than the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<u32>,
+    /// It waits itself for what the launch before it leaves (`griddepcontrol.wait`), and so may
+    /// begin before that is done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begins_early: bool,
     /// Sums of codes are meant to be as tensor cores make them, which an interpreter is to imitate.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hopper14: bool,

@@ -33,6 +33,7 @@ pub mod collective;
 mod dim;
 mod dtype;
 mod file;
+pub mod kept;
 mod kernel;
 mod message;
 pub mod order;

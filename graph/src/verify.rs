@@ -75,6 +75,9 @@ impl Graph {
             ensure((1..=1024).contains(&code.threads), &place, || {
                 format!("has blocks of {} threads, not 1 to 1024", code.threads)
             })?;
+            ensure(code.cluster.is_none_or(|n| (1..=8).contains(&n)), &place, || {
+                format!("has clusters of {} CTAs, not 1 to 8", code.cluster.unwrap_or(0))
+            })?;
             for map in &code.maps {
                 let rank = map.dims.len();
                 let agree = map.strides_bytes.len() + 1 == rank && map.box_dims.len() == rank;

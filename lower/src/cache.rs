@@ -3,17 +3,14 @@
 //! The key is a digest of the compiler, what it was asked for and the module's text after the
 //! passes. An entry is a `.weft` file, written whole or not at all; one that cannot be read is
 //! compiled again. Beside them lie the kernels of a CPU, an object each, for graphs that share
-//! some: the ranks of a pipeline, or a model before and after an edit.
-//! A file's time is that of its last use: when the cache grows beyond its limit, those unused
-//! longest go.
+//! some: the ranks of a pipeline, or a model before and after an edit. How files are kept, and for
+//! how long, stands in `weft_graph::kept`.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::PathBuf;
 
 use weft_codegen::emit::Target;
 use weft_codegen::object::Made;
-use weft_graph::Graph;
+use weft_graph::{Graph, kept};
 use weft_ir::module::Module;
 use weft_ir::text;
 
@@ -26,20 +23,10 @@ pub struct Cache {
     pub limit_bytes: u64,
 }
 
-/// What the cache may take, unless `$WEFT_CACHE_MIB` says otherwise: some hundred graphs of small
-/// models.
-const LIMIT_MIB: u64 = 1024;
-
 impl Cache {
-    /// In `$WEFT_CACHE`, or `weft` in the user's cache folder. `None` where there is neither.
+    /// The user's. `None` where there is no folder for it.
     pub fn of_user() -> Option<Cache> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let folder = set("WEFT_CACHE")
-            .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("weft")))
-            .or_else(|| set("HOME").map(|d| d.join(".cache").join("weft")))?;
-        let mib = std::env::var("WEFT_CACHE_MIB").ok().and_then(|v| v.trim().parse::<u64>().ok());
-        let limit_bytes = mib.unwrap_or(LIMIT_MIB).saturating_mul(1 << 20);
-        Some(Cache { folder, limit_bytes })
+        Some(Cache { folder: kept::user_folder()?, limit_bytes: kept::user_limit_bytes() })
     }
 
     fn kernel(&self, target: &Target, kernel: &str) -> PathBuf {
@@ -72,68 +59,24 @@ pub fn find_or(
     let Some(cache) = cache else { return Ok(Cached { graph: compile()?, hit: false }) };
     let path = cache.folder.join(format!("{key}.weft"));
     if let Ok(graph) = Graph::open(&path) {
-        // Where the time cannot be set, the graph goes earlier than it would.
-        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        kept::use_now(&path);
         return Ok(Cached { graph, hit: true });
     }
     let graph = compile()?;
     // Where it cannot be written, the next compile is slower; nothing is lost.
     if std::fs::create_dir_all(&cache.folder).is_ok() && graph.save(&path).is_ok() {
-        trim(&cache.folder, cache.limit_bytes, &path);
+        kept::trim(&cache.folder, cache.limit_bytes, &path);
     }
     Ok(Cached { graph, hit: false })
 }
 
-/// Bytes of the digest that a kernel's file begins with.
-const DIGEST_BYTES: usize = 32;
-
 impl Made for Cache {
     fn find(&self, target: &Target, kernel: &str) -> Option<Vec<u8>> {
-        let path = self.kernel(target, kernel);
-        let mut file = std::fs::read(&path).ok()?;
-        let object = (file.len() >= DIGEST_BYTES).then(|| file.split_off(DIGEST_BYTES))?;
-        let whole = blake3::hash(&object).as_bytes()[..] == file[..];
-        // As for a graph: where the time cannot be set, it goes earlier than it would.
-        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-        whole.then_some(object)
+        kept::find(&self.kernel(target, kernel))
     }
 
     fn keep(&self, target: &Target, kernel: &str, object: &[u8]) {
-        let path = self.kernel(target, kernel);
-        let Some(folder) = path.parent() else { return };
-        let file = [&blake3::hash(object).as_bytes()[..], object].concat();
-        // Half a file is told by its digest, and one that cannot be written costs a compile.
-        if std::fs::create_dir_all(folder).is_ok() {
-            let _ = std::fs::write(&path, file);
-        }
-    }
-}
-
-/// Removes what was not used for longest until the rest fits; never `keep`. A file that someone has
-/// open stays readable to them.
-fn trim(folder: &Path, limit_bytes: u64, keep: &Path) {
-    let folders = [folder.to_owned(), folder.join(KERNELS)];
-    let folders = folders.into_iter().filter_map(|f| f.read_dir().ok());
-    let ours = |path: &Path| path.extension().is_some_and(|e| e == "weft" || e == "o");
-    let mut files: Vec<(SystemTime, u64, PathBuf)> = folders
-        .flatten()
-        .flatten()
-        .filter(|file| ours(&file.path()))
-        .filter_map(|file| {
-            let data = file.metadata().ok()?;
-            Some((data.modified().ok()?, data.len(), file.path()))
-        })
-        .collect();
-    files.sort();
-    let mut size_bytes: u64 = files.iter().map(|g| g.1).sum();
-    for (_, bytes, path) in files {
-        if size_bytes <= limit_bytes {
-            break;
-        }
-        // Another process may have been quicker.
-        if path != keep && std::fs::remove_file(&path).is_ok() {
-            size_bytes -= bytes;
-        }
+        kept::keep(&self.kernel(target, kernel), object);
     }
 }
 

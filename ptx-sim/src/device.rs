@@ -215,9 +215,9 @@ impl Device {
         self.memory.bytes(address, n_bytes as u64)
     }
 
-    /// The host looks at the device between runs: what stream 0 knows to be done is done for all.
-    pub fn settle(&mut self) {
-        self.streams.settle();
+    /// The host waits for a stream: what it asks for next follows all that the stream knows of.
+    pub fn synchronize(&mut self, stream: u32) {
+        self.streams.synchronize(stream);
     }
 
     /// As `write`, in the order of a stream.

@@ -3,9 +3,8 @@
 //! Launches run to their end, one after the other, in the order in which they are asked for; what
 //! hardware could do is told by clocks. A stream has a time, one more for each thing it does, and
 //! knows times of other streams by the events it has waited for. Two things touch the same four
-//! bytes, one of them writing: the later must know the time of the earlier. Stream 0 is where the
-//! host's own copies belong; when they are made, it should know all that the others did, and then
-//! nothing before is remembered.
+//! bytes, one of them writing: the later must know the time of the earlier. Nothing is remembered
+//! before the first event is recorded.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Memory;
@@ -79,10 +78,16 @@ impl Streams {
         Ok(())
     }
 
-    /// If stream 0 knows of all that the others did, all of it is before whatever comes.
-    pub fn settle(&mut self) {
-        if (0..self.known.len()).all(|s| self.known[0][s] >= self.known[s][s]) {
-            self.since = None;
+    /// The host waits for a stream: whatever it asks for from here on, of any stream, comes after
+    /// what that stream knows. If that is all there was, nothing before needs to be remembered.
+    pub fn synchronize(&mut self, stream: u32) {
+        let of = self.known(stream).clone();
+        let all = (0..self.known.len()).all(|s| of[s] >= self.known[s][s]);
+        for times in &mut self.known {
+            times.iter_mut().zip(&of).for_each(|(a, b)| *a = (*a).max(*b));
+        }
+        if all {
+            self.since = self.since.map(|_| of[0]);
             self.pages.clear();
             self.names.clear();
         }

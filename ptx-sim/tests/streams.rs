@@ -95,6 +95,23 @@ fn work_after_the_event_is_not_known() {
     assert!(why.contains("reads") && why.contains("which add on stream 0 wrote"), "{why}");
 }
 
+/// What the host has waited for comes before whatever it asks for next, and before nothing else.
+#[test]
+fn the_host_orders_streams_too() {
+    let (mut b, [w, x, y, z]) = bench();
+    b.device.record(0, 0);
+    b.device.wait(0, 1).unwrap();
+    b.add(1, x, y).unwrap();
+    b.device.synchronize(1);
+    b.add(0, y, z).unwrap();
+    b.add(0, y, x).unwrap();
+    b.device.synchronize(1);
+    let why = b.add(1, x, w).unwrap_err();
+    assert!(why.contains("which add on stream 0 wrote"), "{why}");
+    b.device.synchronize(0);
+    b.add(1, x, w).unwrap();
+}
+
 /// Copies are in a stream's order as launches are, and what others read is not overwritten.
 #[test]
 fn copies_are_ordered_too() {

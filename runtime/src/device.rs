@@ -15,6 +15,7 @@ mod cpu;
 pub mod cuda;
 pub mod list;
 mod ptx;
+mod sum;
 mod tensor_map;
 
 pub use cpu::Cpu;
@@ -28,17 +29,22 @@ pub enum DeviceKind {
     Cpu,
     /// The kernels for GPUs, run by an interpreter on one core: slow, and looks for races
     Ptx,
-    /// The first GPU that runs them (Hopper)
+    /// The first GPU that runs them (Hopper); each of several ranks takes the next
     Cuda,
 }
 
 impl DeviceKind {
     /// The device, of so many threads if it is of this machine.
     pub fn open(self, threads: usize) -> Result<Arc<dyn Device>, DeviceError> {
+        self.open_for(threads, 0)
+    }
+
+    /// That of a rank: GPUs are taken in turn.
+    pub fn open_for(self, threads: usize, rank: usize) -> Result<Arc<dyn Device>, DeviceError> {
         Ok(match self {
             DeviceKind::Cpu => Arc::new(Cpu::new(threads)?),
             DeviceKind::Ptx => Arc::new(Ptx::new()),
-            DeviceKind::Cuda => Arc::new(cuda::Cuda::first()?),
+            DeviceKind::Cuda => Arc::new(cuda::Cuda::for_rank(rank)?),
         })
     }
 }
@@ -60,6 +66,8 @@ pub enum DeviceError {
     Kernel { kernel: String, reason: String },
     #[error(transparent)]
     NoCuda(#[from] cuda::NoCuda),
+    #[error("this device's memory is the host's own")]
+    NotApart,
     #[error("{device}: {reason}")]
     Failed { device: &'static str, reason: String },
 }
@@ -122,6 +130,55 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         stream: u32,
     ) -> Result<(), DeviceError>;
 
+    /// Reads bytes for the host, in the order of a stream, and waits for that.
+    ///
+    /// # Safety
+    /// As `copy`.
+    unsafe fn fetch(
+        &self,
+        _from: *const u8,
+        _bytes: &mut [u8],
+        _stream: u32,
+    ) -> Result<(), DeviceError> {
+        Err(HOST)
+    }
+
+    /// Writes bytes of the host, in the order of a stream.
+    ///
+    /// # Safety
+    /// As `copy`.
+    unsafe fn store(&self, _to: *mut u8, _bytes: &[u8], _stream: u32) -> Result<(), DeviceError> {
+        Err(HOST)
+    }
+
+    /// Sums of f32: `to[i] = x[i] + y[i]` for `i < n`, or `x[i] + 0` where y is null. x may be `to`.
+    ///
+    /// # Safety
+    /// As `copy`.
+    unsafe fn add(
+        &self,
+        _to: *mut u8,
+        _x: *const u8,
+        _y: *const u8,
+        _n: usize,
+        _stream: u32,
+    ) -> Result<(), DeviceError> {
+        Err(HOST)
+    }
+
+    /// Zeros.
+    ///
+    /// # Safety
+    /// As `copy`.
+    unsafe fn zero(
+        &self,
+        _to: *mut u8,
+        _size_bytes: usize,
+        _stream: u32,
+    ) -> Result<(), DeviceError> {
+        Err(HOST)
+    }
+
     /// Makes so many streams and events ready. False where there is one stream, whatever number is
     /// asked for, and nothing to order.
     fn reserve(&self, _n_streams: u32, _n_events: u32) -> Result<bool, DeviceError> {
@@ -138,8 +195,8 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Waits for the launches of stream 0 so far. What went wrong in one may be told here, or when memory is
-    /// read.
+    /// Waits for the launches of stream 0 so far. What went wrong in one may be told here, or when
+    /// memory is read.
     fn wait(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -161,11 +218,15 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Whether addresses are the host's own, so that ranks can exchange what lies there.
+    /// Whether addresses are the host's own: ranks exchange what lies there without `fetch` and
+    /// what follows it.
     fn is_host(&self) -> bool {
         false
     }
 }
+
+/// What only memory of a device needs.
+const HOST: DeviceError = DeviceError::NotApart;
 
 /// Times work on a device between two moments.
 pub trait Clock {

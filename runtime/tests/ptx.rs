@@ -94,6 +94,8 @@ fn graph(text: String) -> Graph {
         object: ObjectId(0),
         threads: 64,
         dynamic_shared_bytes: 0,
+        cluster: None,
+        begins_early: false,
         hopper14: false,
         maps: vec![],
     };
@@ -131,6 +133,25 @@ fn a_race_is_told_with_its_place() {
     let line = 1 + module(true).lines().position(|l| l.contains("st.global")).unwrap();
     let start = format!("step toy.places (toy.model:7:1): kernel places: ptx line {line}: ");
     assert!(error.starts_with(&start), "{error}");
+}
+
+/// A kernel that asks for clusters gets them, and a grid that they do not divide is refused.
+#[test]
+fn clusters_are_the_kernels_to_ask_for() {
+    let text = module(false).replace("mov.u32 %r1, %ctaid.x;", "mov.u32 %r1, %cluster_ctarank;");
+    let run = |cluster: u32| {
+        let mut graph = graph(text.clone());
+        graph.kernels[0].ptx.as_mut().unwrap().cluster = Some(cluster);
+        let device: Arc<dyn Device> = Arc::new(Ptx::new());
+        let program = Program::load(graph, Arc::clone(&device)).unwrap();
+        let mut session = Session::new(&program, "toy", &Store::new(device)).unwrap();
+        session.run().map_err(|e| e.to_string())?;
+        Ok::<_, String>(session.read_output::<i32>("out").unwrap())
+    };
+    assert_eq!(run(2).unwrap(), (0..128).map(|i| 3 * i).collect::<Vec<i32>>());
+    // Alone, both CTAs are the first of their cluster, and write the same words.
+    assert!(run(1).unwrap_err().contains("ptx line"));
+    assert!(run(4).unwrap_err().contains("in clusters of [4, 1, 1]"));
 }
 
 #[test]

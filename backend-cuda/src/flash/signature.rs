@@ -172,6 +172,8 @@ impl Signature {
             threads: THREADS,
             dynamic_shared_bytes: shared_bytes,
             grid_max: None,
+            cluster: None,
+            begins_early: false,
             hopper14: false,
             maps: maps.enumerate().map(map).collect(),
         }

@@ -298,6 +298,8 @@ impl Gemm {
             threads: THREADS,
             dynamic_shared_bytes: self.launch().shared_bytes,
             grid_max: None,
+            cluster: None,
+            begins_early: false,
             hopper14: self.hopper14,
             maps: self.maps().into_iter().map(map).collect(),
         }

@@ -8,6 +8,8 @@
 mod context;
 mod events;
 mod kernels;
+mod modules;
+mod staging;
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;

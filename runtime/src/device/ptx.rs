@@ -5,12 +5,12 @@
 //! that touches what a launch of another stream touches, where no event orders the two.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use weft_graph::{Graph, KernelId, MapElement, PtxCode, TensorMap};
 
 use super::tensor_map::Tensor;
-use super::{Device, DeviceError, Kernels, Memory};
+use super::{Device, DeviceError, Kernels, Memory, sum};
 
 #[derive(Default)]
 pub struct Ptx {
@@ -110,18 +110,21 @@ impl Device for Ptx {
             }
             kernels.push((name, code));
         }
-        Ok(Box::new(Loaded { device: Arc::clone(&self.device), modules, kernels }))
+        Ok(Box::new(Loaded {
+            device: Arc::clone(&self.device),
+            modules,
+            kernels,
+            sums: OnceLock::new(),
+        }))
     }
 
     fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        let mut device = lock(&self.device);
-        device.settle();
-        device.write(place(to, offset, bytes.len()), bytes).map_err(failed)
+        lock(&self.device).write(place(to, offset, bytes.len()), bytes).map_err(failed)
     }
 
     fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let mut device = lock(&self.device);
-        device.settle();
+        device.synchronize(0);
         bytes.copy_from_slice(
             device.read(place(from, offset, bytes.len()), bytes.len()).map_err(failed)?,
         );
@@ -138,6 +141,8 @@ struct Loaded {
     modules: BTreeMap<u32, ptx_sim::Module>,
     /// In the order of the graph's kernels.
     kernels: Vec<(String, PtxCode)>,
+    /// The module of sums.
+    sums: OnceLock<ptx_sim::Result<ptx_sim::Module>>,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -165,6 +170,7 @@ impl Kernels for Loaded {
         let launch = ptx_sim::Launch {
             accumulate,
             stream,
+            cluster: [code.cluster.unwrap_or(1), 1, 1],
             dynamic_shared_bytes: code.dynamic_shared_bytes,
             ..ptx_sim::Launch::new(grid, code.threads)
         };
@@ -188,6 +194,51 @@ impl Kernels for Loaded {
         let mut device = lock(&self.device);
         let bytes = device.read_on(stream, from as usize as u64, size_bytes).map_err(failed)?;
         device.write_on(stream, to as usize as u64, &bytes).map_err(failed)
+    }
+
+    unsafe fn fetch(
+        &self,
+        from: *const u8,
+        bytes: &mut [u8],
+        stream: u32,
+    ) -> Result<(), DeviceError> {
+        let mut device = lock(&self.device);
+        let read = device.read_on(stream, from as usize as u64, bytes.len()).map_err(failed)?;
+        device.synchronize(stream);
+        bytes.copy_from_slice(&read);
+        Ok(())
+    }
+
+    unsafe fn store(&self, to: *mut u8, bytes: &[u8], stream: u32) -> Result<(), DeviceError> {
+        lock(&self.device).write_on(stream, to as usize as u64, bytes).map_err(failed)
+    }
+
+    unsafe fn add(
+        &self,
+        to: *mut u8,
+        x: *const u8,
+        y: *const u8,
+        n: usize,
+        stream: u32,
+    ) -> Result<(), DeviceError> {
+        let Ok(grid @ 1..) = u32::try_from(sum::grid(n)) else { return Ok(()) };
+        let launch = ptx_sim::Launch { stream, ..ptx_sim::Launch::new(grid, sum::THREADS) };
+        let pointers = [to.cast_const(), x, y].map(|p| ptx_sim::Arg::Ptr(p as usize as u64));
+        let args: Vec<_> = pointers.into_iter().chain([ptx_sim::Arg::U64(n as u64)]).collect();
+        let module = self.sums.get_or_init(|| ptx_sim::Module::load(sum::TEXT));
+        let module = module.as_ref().map_err(|e| failed(e.clone()))?;
+        let run = lock(&self.device).launch(module, sum::NAME, &launch, &args);
+        run.map(|_| ()).map_err(failed)
+    }
+
+    unsafe fn zero(&self, to: *mut u8, size_bytes: usize, stream: u32) -> Result<(), DeviceError> {
+        let zeros = vec![0; size_bytes];
+        lock(&self.device).write_on(stream, to as usize as u64, &zeros).map_err(failed)
+    }
+
+    fn wait(&self) -> Result<(), DeviceError> {
+        lock(&self.device).synchronize(0);
+        Ok(())
     }
 
     fn reserve(&self, _n_streams: u32, _n_events: u32) -> Result<bool, DeviceError> {

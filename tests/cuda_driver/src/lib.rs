@@ -3,7 +3,8 @@
 //!
 //! It is stricter than the driver: a call without a current context, a call that a capture does not
 //! allow, a handle or an address that nobody gave out, more shared memory than was asked for, all
-//! are errors, and so are launches of two streams that touch the same memory with no event between.
+//! are errors, and so are launches of two streams that touch the same memory with no event between,
+//! and copies from or to memory of the host that is not page-locked.
 //! What a launch does wrong is told on stderr. Results are the driver's numbers.
 
 mod state;
@@ -11,7 +12,7 @@ mod state;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use ptx_sim::{Element, Swizzle, TENSOR_MAP_BYTES, TensorMap};
-use state::{Deed, with, with_context};
+use state::{Deed, EventKind, with, with_context};
 
 /// The driver's results, by their names there without the prefix.
 mod result {
@@ -58,7 +59,7 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> i32 {
     // SAFETY: the caller's promise.
-    unsafe { give(count, 1) }
+    unsafe { give(count, number("DRIVER_GPUS", 1)) }
 }
 
 /// # Safety
@@ -95,7 +96,7 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _: c_int) -> i32
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, which: c_int, _: c_int) -> i32 {
     let is = match which {
-        16 => multiprocessors(),
+        16 => number("DRIVER_MULTIPROCESSORS", 132),
         75 => 9, // compute capability
         76 => 0,
         _ => return result::INVALID_VALUE,
@@ -104,17 +105,17 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, which: c_int, _
     unsafe { give(value, is) }
 }
 
-/// Those of an H100, unless a test says otherwise.
-fn multiprocessors() -> c_int {
-    std::env::var("DRIVER_MULTIPROCESSORS").ok().and_then(|n| n.parse().ok()).unwrap_or(132)
+/// What a test says in the environment, or what is usual.
+fn number(name: &str, usual: c_int) -> c_int {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
 /// # Safety
 /// As above.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, _: c_int) -> i32 {
+pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, gpu: c_int) -> i32 {
     // SAFETY: the caller's promise.
-    unsafe { give(context, state::CONTEXT as Handle) }
+    unsafe { give(context, (state::CONTEXT + gpu as usize) as Handle) }
 }
 
 #[unsafe(no_mangle)]
@@ -149,9 +150,14 @@ pub extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: c_uin
 /// As above.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: c_uint) -> i32 {
-    const DISABLE_TIMING: c_uint = 2;
+    let kind = match flags {
+        0 => EventKind::Time,
+        2 => EventKind::Order,
+        3 => EventKind::Host,
+        _ => return result::INVALID_VALUE,
+    };
     // SAFETY: the caller's promise.
-    with_context(|s| unsafe { give(event, s.new_event(flags & DISABLE_TIMING == 0) as Handle) })
+    with_context(|s| unsafe { give(event, s.new_event(kind) as Handle) })
 }
 
 #[unsafe(no_mangle)]
@@ -161,10 +167,7 @@ pub extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> i32 {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: Handle) -> i32 {
-    with_context(|s| match s.event(event as usize) {
-        Some(_) => result::SUCCESS,
-        None => result::INVALID_HANDLE,
-    })
+    with_context(|s| s.wait_on_host(event as usize))
 }
 
 /// # Safety
@@ -185,7 +188,12 @@ pub extern "C" fn cuEventDestroy_v2(event: Handle) -> i32 {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: Handle) -> i32 {
-    with_context(|s| s.at_once(stream as usize, |_, _| result::SUCCESS))
+    with_context(|s| {
+        s.at_once(stream as usize, |s, on| {
+            s.device.synchronize(on);
+            result::SUCCESS
+        })
+    })
 }
 
 /// # Safety
@@ -226,6 +234,9 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     // SAFETY: the caller's promise.
     let from = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) };
     with_context(|s| {
+        if !s.is_locked(from.as_ptr() as usize, bytes) {
+            return result::INVALID_VALUE;
+        }
         s.at_once(stream as usize, |s, on| state::told(s.device.write_on(on, to, from)))
     })
 }
@@ -242,8 +253,13 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     // SAFETY: the caller's promise.
     let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), bytes) };
     with_context(|s| {
+        if !s.is_locked(to.as_ptr() as usize, bytes) {
+            return result::INVALID_VALUE;
+        }
         s.at_once(stream as usize, |s, on| match s.device.read_on(on, from, bytes) {
             Ok(read) => {
+                // Whoever reads waits for the copy.
+                s.device.synchronize(on);
                 to.copy_from_slice(&read);
                 result::SUCCESS
             }
@@ -257,36 +273,123 @@ pub extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream:
     with_context(|s| s.deed(stream as usize, Deed::Copy { to, from, bytes }))
 }
 
+/// What code for a GPU begins with here; then its length, eight bytes, and its text.
+const CODE: &[u8; 8] = b"PTX-CODE";
+
 /// # Safety
-/// `image` is a text that ends with a zero; options are as the driver's.
+/// The log's address and its size are the two options, and it lives as long as the link.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleLoadDataEx(
-    module: *mut Handle,
-    image: *const c_void,
+pub unsafe extern "C" fn cuLinkCreate_v2(
     n_options: c_uint,
     options: *mut c_int,
     values: *mut *mut c_void,
+    link: *mut Handle,
 ) -> i32 {
+    const ERROR_LOG_BUFFER: c_int = 5;
     // SAFETY: the caller's promise.
-    let text = unsafe { CStr::from_ptr(image.cast()) }.to_string_lossy().into_owned();
+    let log = unsafe {
+        if n_options != 2 || *options != ERROR_LOG_BUFFER {
+            return result::INVALID_VALUE;
+        }
+        (*values as usize, *values.add(1) as usize)
+    };
+    // SAFETY: the caller's promise.
+    with_context(|s| unsafe { give(link, s.new_link(log) as Handle) })
+}
+
+/// # Safety
+/// `data` is a text of `n_bytes` that ends with a zero; the log of the link lives.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLinkAddData_v2(
+    link: Handle,
+    kind: c_int,
+    data: *const c_void,
+    n_bytes: usize,
+    _name: *const c_char,
+    _n_options: c_uint,
+    _options: *mut c_int,
+    _values: *mut *mut c_void,
+) -> i32 {
+    const INPUT_PTX: c_int = 1;
+    // SAFETY: the caller's promise.
+    let text = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), n_bytes) };
+    let Ok(text) = CStr::from_bytes_with_nul(text) else { return result::INVALID_VALUE };
+    // A test's way to see that what is kept is not assembled again.
+    let fails = std::env::var_os("DRIVER_ASSEMBLES_NOTHING").is_some();
+    let told = if fails { Err("nothing is assembled here".into()) } else { Ok(()) };
+    let text = text.to_string_lossy().into_owned();
+    let check = |_| ptx_sim::Module::load(&text).map_err(|e| e.to_string());
+    let checked = told.and_then(check);
+    with_context(|s| {
+        let (Some(log), INPUT_PTX) = (s.log(link as usize), kind) else {
+            return result::INVALID_HANDLE;
+        };
+        let Err(said) = checked else {
+            let (bytes, size) = (text.as_bytes(), (text.len() as u64).to_le_bytes());
+            return s.assembled(link as usize, [&CODE[..], &size[..], bytes].concat());
+        };
+        let n = said.len().min(log.1.saturating_sub(1));
+        // SAFETY: the caller's promise, of `cuLinkCreate`.
+        unsafe { (log.0 as *mut u8).copy_from_nonoverlapping(said.as_ptr(), n) };
+        result::INVALID_IMAGE
+    })
+}
+
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLinkComplete(
+    link: Handle,
+    code: *mut *mut c_void,
+    n_bytes: *mut usize,
+) -> i32 {
+    with_context(|s| match s.code(link as usize) {
+        // SAFETY: the caller's promise.
+        Some((at, n)) => unsafe {
+            give(code, at as *mut c_void);
+            give(n_bytes, n)
+        },
+        None => result::INVALID_HANDLE,
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuLinkDestroy(link: Handle) -> i32 {
+    with_context(|s| s.drop_link(link as usize))
+}
+
+/// # Safety
+/// `image` is code that a link gave.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleLoadData(module: *mut Handle, image: *const c_void) -> i32 {
+    let at = image.cast::<u8>();
+    // SAFETY: the caller's promise; nothing behind the first bytes is read if they are not code's.
+    let text = unsafe {
+        if std::slice::from_raw_parts(at, CODE.len()) != CODE {
+            return result::INVALID_IMAGE;
+        }
+        let n = u64::from_le_bytes(*at.add(8).cast::<[u8; 8]>());
+        std::slice::from_raw_parts(at.add(16), n as usize)
+    };
+    let text = String::from_utf8_lossy(text).into_owned();
     with_context(|s| match s.load(&text) {
         // SAFETY: the caller's promise.
         Ok(handle) => unsafe { give(module, handle as Handle) },
-        Err(e) => {
-            // The log is the first option, its size the second, as this runtime gives them.
-            const ERROR_LOG_BUFFER: c_int = 5;
-            // SAFETY: the caller's promise, for `n_options` of each.
-            unsafe {
-                if n_options == 2 && *options == ERROR_LOG_BUFFER {
-                    let said = e.to_string();
-                    let room = (*values.add(1) as usize).saturating_sub(1);
-                    let n = said.len().min(room);
-                    (*values).cast::<u8>().copy_from_nonoverlapping(said.as_ptr(), n);
-                }
-            }
-            result::INVALID_IMAGE
-        }
+        Err(_) => result::INVALID_IMAGE,
     })
+}
+
+/// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAllocHost_v2(at: *mut *mut c_void, n_bytes: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    with_context(|s| unsafe { give(at, s.alloc_host(n_bytes) as *mut c_void) })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemFreeHost(at: *mut c_void) -> i32 {
+    with_context(|s| s.free_host(at as usize))
 }
 
 #[unsafe(no_mangle)]
@@ -322,24 +425,51 @@ pub extern "C" fn cuFuncSetAttribute(function: Handle, which: c_int, value: c_in
     }
 }
 
-/// # Safety
-/// `params` are as many pointers as the entry has parameters, each to a value of its size.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuLaunchKernel(
-    function: Handle,
-    grid_x: c_uint,
-    grid_y: c_uint,
-    grid_z: c_uint,
-    block_x: c_uint,
-    block_y: c_uint,
-    block_z: c_uint,
+/// A launch as the driver is told of it.
+#[repr(C)]
+pub struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
     shared_bytes: c_uint,
     stream: Handle,
+    attributes: *const Attribute,
+    n_attributes: c_uint,
+}
+
+#[repr(C)]
+pub struct Attribute {
+    id: c_int,
+    pad: [c_char; 4],
+    value: [c_uint; 16],
+}
+
+/// # Safety
+/// `params` are as many pointers as the entry has parameters, each to a value of its size, and
+/// attributes are as many as the configuration says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchKernelEx(
+    config: *const LaunchConfig,
+    function: Handle,
     params: *mut *mut c_void,
     extra: *mut *mut c_void,
 ) -> i32 {
+    const CLUSTER_DIMENSION: c_int = 4;
     if !extra.is_null() {
         return result::INVALID_VALUE;
+    }
+    // SAFETY: the caller's promise.
+    let config = unsafe { &*config };
+    let attributes = match config.n_attributes {
+        0 => &[],
+        // SAFETY: the caller's promise.
+        n => unsafe { std::slice::from_raw_parts(config.attributes, n as usize) },
+    };
+    let mut cluster = [1; 3];
+    for attribute in attributes {
+        match attribute.id {
+            CLUSTER_DIMENSION => cluster.copy_from_slice(&attribute.value[..3]),
+            _ => return result::INVALID_VALUE,
+        }
     }
     with_context(|s| {
         let sizes = match s.param_bytes(function as usize) {
@@ -353,12 +483,13 @@ pub unsafe extern "C" fn cuLaunchKernel(
         };
         let deed = Deed::Launch {
             function: function as usize,
-            grid: [grid_x, grid_y, grid_z],
-            block: [block_x, block_y, block_z],
-            shared_bytes,
+            grid: config.grid,
+            block: config.block,
+            cluster,
+            shared_bytes: config.shared_bytes,
             params: sizes.iter().enumerate().map(value).collect(),
         };
-        s.deed(stream as usize, deed)
+        s.deed(config.stream as usize, deed)
     })
 }
 

@@ -9,8 +9,9 @@ use ptx_sim::{Arg, Device, Launch, Module};
 
 use crate::result;
 
-/// The handle of the one context.
+/// The handle of the first GPU's context; others' follow.
 pub const CONTEXT: usize = 0x1000;
+const GPUS_MAX: usize = 8;
 
 /// Shared memory that a launch has without asking.
 const SHARED_PLAIN_BYTES: u32 = 48 << 10;
@@ -33,9 +34,21 @@ pub enum Deed {
         function: usize,
         grid: [u32; 3],
         block: [u32; 3],
+        cluster: [u32; 3],
         shared_bytes: u32,
         params: Vec<Vec<u8>>,
     },
+}
+
+/// What an event is made for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// To time what is between two.
+    Time,
+    /// For one stream to wait for another.
+    Order,
+    /// For the host to wait for a stream.
+    Host,
 }
 
 /// What is being captured, from one stream and those that wait for its events.
@@ -67,12 +80,17 @@ pub struct State {
     /// The interpreter's numbers of streams.
     streams: BTreeMap<usize, u32>,
     n_streams: u32,
-    /// Whether each keeps time, and when it was last recorded: work is done when it is asked for.
-    events: BTreeMap<usize, (bool, Option<Instant>)>,
+    /// What each is for, and when it was last recorded: work is done when it is asked for.
+    events: BTreeMap<usize, (EventKind, Option<Instant>)>,
+    /// The log of each, and what it has assembled.
+    links: BTreeMap<usize, ((usize, usize), Vec<u8>)>,
+    /// Page-locked memory of the host, by address.
+    host: BTreeMap<usize, Box<[u8]>>,
     n_handles: usize,
 }
 
-static STATE: Mutex<Option<State>> = Mutex::new(None);
+/// Of each GPU, by its context.
+static STATES: Mutex<BTreeMap<usize, State>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
@@ -80,7 +98,7 @@ thread_local! {
 
 /// Makes a context the thread's.
 pub fn enter(context: usize) -> i32 {
-    if context != CONTEXT {
+    if !(CONTEXT..CONTEXT + GPUS_MAX).contains(&context) {
         return result::INVALID_CONTEXT;
     }
     CURRENT.set(context);
@@ -88,13 +106,13 @@ pub fn enter(context: usize) -> i32 {
 }
 
 pub fn with(f: impl FnOnce(&mut State) -> i32) -> i32 {
-    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    f(state.get_or_insert_default())
+    let mut states = STATES.lock().unwrap_or_else(PoisonError::into_inner);
+    f(states.entry(CURRENT.get()).or_default())
 }
 
 /// For calls that need a current context.
 pub fn with_context(f: impl FnOnce(&mut State) -> i32) -> i32 {
-    if CURRENT.get() != CONTEXT {
+    if CURRENT.get() == 0 {
         return result::INVALID_CONTEXT;
     }
     with(f)
@@ -135,28 +153,82 @@ impl State {
     pub fn at_once(&mut self, stream: usize, f: impl FnOnce(&mut State, u32) -> i32) -> i32 {
         match (&self.capture, self.streams.get(&stream)) {
             (Some(_), _) => result::STREAM_CAPTURE_UNSUPPORTED,
-            (None, Some(number)) => {
-                let number = *number;
-                if number == 0 {
-                    self.device.settle();
-                }
-                f(self, number)
-            }
+            (None, Some(number)) => f(self, *number),
             (None, None) => result::INVALID_HANDLE,
         }
     }
 
-    pub fn new_event(&mut self, keeps_time: bool) -> usize {
+    pub fn new_event(&mut self, kind: EventKind) -> usize {
         let handle = self.handle();
-        self.events.insert(handle, (keeps_time, None));
+        self.events.insert(handle, (kind, None));
         handle
     }
 
+    /// One that was never recorded is there at once.
+    pub fn wait_on_host(&self, event: usize) -> i32 {
+        match self.events.get(&event) {
+            Some((EventKind::Time | EventKind::Host, _)) => result::SUCCESS,
+            Some((EventKind::Order, _)) => result::INVALID_VALUE,
+            None => result::INVALID_HANDLE,
+        }
+    }
+
+    pub fn new_link(&mut self, log: (usize, usize)) -> usize {
+        let handle = self.handle();
+        self.links.insert(handle, (log, vec![]));
+        handle
+    }
+
+    pub fn log(&self, link: usize) -> Option<(usize, usize)> {
+        self.links.get(&link).map(|(log, _)| *log)
+    }
+
+    pub fn assembled(&mut self, link: usize, code: Vec<u8>) -> i32 {
+        match self.links.get_mut(&link) {
+            Some((_, of)) => *of = code,
+            None => return result::INVALID_HANDLE,
+        }
+        result::SUCCESS
+    }
+
+    /// Where the code of a link lies, and its size.
+    pub fn code(&self, link: usize) -> Option<(usize, usize)> {
+        let (_, code) = self.links.get(&link)?;
+        (!code.is_empty()).then(|| (code.as_ptr() as usize, code.len()))
+    }
+
+    pub fn drop_link(&mut self, link: usize) -> i32 {
+        match self.links.remove(&link) {
+            Some(_) => result::SUCCESS,
+            None => result::INVALID_HANDLE,
+        }
+    }
+
+    pub fn alloc_host(&mut self, n_bytes: usize) -> usize {
+        let bytes = vec![0; n_bytes].into_boxed_slice();
+        let at = bytes.as_ptr() as usize;
+        self.host.insert(at, bytes);
+        at
+    }
+
+    pub fn free_host(&mut self, at: usize) -> i32 {
+        match self.host.remove(&at) {
+            Some(_) => result::SUCCESS,
+            None => result::INVALID_VALUE,
+        }
+    }
+
+    /// Whether so many bytes of the host are page-locked.
+    pub fn is_locked(&self, at: usize, n_bytes: usize) -> bool {
+        let below = self.host.range(..=at).next_back();
+        below.is_some_and(|(start, bytes)| at + n_bytes <= start + bytes.len())
+    }
+
     pub fn record_event(&mut self, event: usize, stream: usize) -> i32 {
-        let Some((keeps_time, at)) = self.events.get_mut(&event) else {
+        let Some((kind, at)) = self.events.get_mut(&event) else {
             return result::INVALID_HANDLE;
         };
-        if *keeps_time {
+        if *kind != EventKind::Order {
             *at = Some(Instant::now());
             return self.at_once(stream, |_, _| result::SUCCESS);
         }
@@ -169,7 +241,7 @@ impl State {
     }
 
     pub fn wait(&mut self, stream: usize, event: usize) -> i32 {
-        if !self.events.contains_key(&event) {
+        if !self.events.get(&event).is_some_and(|(kind, _)| *kind == EventKind::Order) {
             return result::INVALID_HANDLE;
         }
         if let Some(capture) = &mut self.capture {
@@ -269,7 +341,7 @@ impl State {
                 let read = self.device.read_on(stream, *from, *bytes);
                 told(read.and_then(|bytes| self.device.write_on(stream, *to, &bytes)))
             }
-            Deed::Launch { function, grid, block, shared_bytes, params } => {
+            Deed::Launch { function, grid, block, cluster, shared_bytes, params } => {
                 let Some(f) = self.functions.get(function) else { return result::INVALID_HANDLE };
                 if *shared_bytes > f.shared_max_bytes {
                     return result::INVALID_VALUE;
@@ -277,6 +349,7 @@ impl State {
                 let launch = Launch {
                     grid: *grid,
                     block: *block,
+                    cluster: *cluster,
                     stream,
                     dynamic_shared_bytes: *shared_bytes,
                     ..Launch::new(1, 1)

@@ -1,14 +1,13 @@
-//! A GPU with its streams: memory is allocated, copied and zeroed in the order of the first, and a
-//! copy to or from the host waits for what was before it.
+//! A GPU with its streams: memory is allocated, copied and zeroed in the order of the first.
 
-use std::ffi::c_void;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUresult, CUstream};
 use weft_graph::Graph;
 
 use super::kernels::Loaded;
-use super::{NoCuda, probe};
+use super::staging::Staging;
+use super::{Driver, Gpu, NoCuda, Version, probe};
 use crate::device::{Device, DeviceError, Kernels, Memory};
 
 /// What a call of the driver says, as an error of the device.
@@ -24,6 +23,8 @@ pub(super) fn check(call: &'static str, code: CUresult) -> Result<(), DeviceErro
 pub(super) struct Context {
     device: CUdevice,
     context: CUcontext,
+    /// The CUDA version that the driver supports.
+    pub driver: Version,
     /// The first is always there.
     streams: RwLock<Vec<CUstream>>,
 }
@@ -35,7 +36,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    fn new(ordinal: u32) -> Result<Context, DeviceError> {
+    fn new(ordinal: u32, driver: Version) -> Result<Context, DeviceError> {
         let mut device: CUdevice = 0;
         // SAFETY: `probe` has initialised the driver; writes one handle.
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) })?;
@@ -44,7 +45,7 @@ impl Context {
         check("cuDevicePrimaryCtxRetain", unsafe {
             sys::cuDevicePrimaryCtxRetain(&mut context, device)
         })?;
-        let made = Context { device, context, streams: RwLock::default() };
+        let made = Context { device, context, driver, streams: RwLock::default() };
         made.reserve(1)?;
         Ok(made)
     }
@@ -109,22 +110,25 @@ impl Drop for Context {
 #[derive(Debug)]
 pub struct Cuda {
     context: Arc<Context>,
+    staging: Arc<Staging>,
     name: String,
     multiprocessors: u32,
 }
 
 impl Cuda {
-    /// The first GPU that fits.
-    pub fn first() -> Result<Cuda, DeviceError> {
-        let gpus = probe()?.gpus;
-        let Some(gpu) = gpus.iter().find(|gpu| gpu.unfit().is_none()) else {
+    /// The GPU of a rank, of those that fit.
+    pub fn for_rank(rank: usize) -> Result<Cuda, DeviceError> {
+        let Driver { version, gpus } = probe()?;
+        let fit: Vec<&Gpu> = gpus.iter().filter(|gpu| gpu.unfit().is_none()).collect();
+        let Some(gpu) = fit.get(rank % fit.len().max(1)) else {
             let why =
                 gpus.iter().filter_map(|gpu| Some(format!("{} has {}", gpu.name, gpu.unfit()?)));
             return Err(NoCuda::Unfit { why: why.collect::<Vec<_>>().join(", ") }.into());
         };
         let name = format!("cuda:{}, {}", gpu.ordinal, gpu.name);
-        let context = Arc::new(Context::new(gpu.ordinal)?);
-        Ok(Cuda { context, name, multiprocessors: gpu.multiprocessors })
+        let context = Arc::new(Context::new(gpu.ordinal, version)?);
+        let staging = Arc::default();
+        Ok(Cuda { context, staging, name, multiprocessors: gpu.multiprocessors })
     }
 }
 
@@ -191,28 +195,16 @@ impl Device for Cuda {
     }
 
     fn load(&self, graph: &Graph) -> Result<Box<dyn Kernels>, DeviceError> {
-        Ok(Box::new(Loaded::new(&self.context, graph, &self.name)?))
+        Ok(Box::new(Loaded::new(&self.context, &self.staging, graph, &self.name)?))
     }
 
     fn write(&self, to: &dyn Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
         let to = place(to, offset, bytes.len());
-        self.context.enter()?;
-        let from: *const c_void = bytes.as_ptr().cast();
-        // SAFETY: both places hold the bytes, and `wait` keeps the host's until they are read.
-        check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.context.main())
-        })?;
-        self.context.wait()
+        self.staging.write(&self.context, self.context.main(), to, bytes)
     }
 
     fn read(&self, from: &dyn Memory, offset: usize, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let from = place(from, offset, bytes.len());
-        self.context.enter()?;
-        let to: *mut c_void = bytes.as_mut_ptr().cast();
-        // SAFETY: as in `write`.
-        check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.context.main())
-        })?;
-        self.context.wait()
+        self.staging.read(&self.context, self.context.main(), from, bytes)
     }
 }

@@ -8,6 +8,9 @@ use cudarc::driver::sys::{self, CUevent, CUevent_flags_enum, CUstream};
 use super::context::{Context, check};
 use crate::device::{Clock, DeviceError};
 
+/// Whoever waits leaves the core to others.
+const SLEEPS: CUevent_flags_enum = CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC;
+
 /// An event that orders streams.
 #[derive(Debug)]
 pub(super) struct Event(Handle);
@@ -18,8 +21,19 @@ impl Event {
         Handle::new(context, CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32).map(Event)
     }
 
+    /// One that this thread waits for, and no stream.
+    pub fn of_host(context: &Arc<Context>) -> Result<Event, DeviceError> {
+        let flags = [CUevent_flags_enum::CU_EVENT_DISABLE_TIMING, SLEEPS].map(|f| f as u32);
+        Handle::new(context, flags[0] | flags[1]).map(Event)
+    }
+
     pub fn record(&self, stream: CUstream) -> Result<(), DeviceError> {
         self.0.record(stream)
+    }
+
+    /// Waits on this thread for what was recorded last.
+    pub fn wait(&self) -> Result<(), DeviceError> {
+        self.0.wait()
     }
 
     /// Lets a stream go on when what was recorded last is there.

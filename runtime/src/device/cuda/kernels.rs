@@ -1,99 +1,25 @@
-//! PTX modules, assembled by the driver, launches, and steps recorded as a CUDA graph.
+//! Launches, and steps recorded as a CUDA graph.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{
-    self, CUfunction, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUresult, CUtensorMap,
+    self, CUfunction, CUgraph, CUgraphExec, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUresult, CUtensorMap,
 };
 use weft_graph::{Graph, KernelId, MapElement, PtxCode, TensorMap};
 
+use super::Version;
 use super::context::{Context, check};
 use super::events::{Event, Events};
-use super::{Version, probe};
+use super::modules::Module;
+use super::staging::Staging;
 use crate::device::tensor_map::Tensor;
-use crate::device::{Clock, DeviceError, Kernels, Recording};
-
-/// Shared memory that a launch may ask for without saying so before.
-const DYNAMIC_SHARED_PLAIN_BYTES: u32 = 48 << 10;
+use crate::device::{Clock, DeviceError, Kernels, Recording, sum};
 
 /// The CUDA version whose driver has `cuEventElapsedTime_v2`.
 const CLOCK_VERSION_MIN: Version = Version { major: 12, minor: 8 };
-
-/// What the driver's assembler may say of a module.
-const LOG_BYTES: usize = 16 << 10;
-
-#[derive(Debug)]
-struct Module {
-    context: Arc<Context>,
-    handle: CUmodule,
-}
-
-impl Module {
-    /// Assembles a module; what the driver says against it is in the error.
-    fn load(context: &Arc<Context>, kernel: &str, text: &[u8]) -> Result<Module, DeviceError> {
-        context.enter()?;
-        let wrong = |reason: String| DeviceError::Kernel { kernel: kernel.into(), reason };
-        let text = CString::new(text).map_err(|_| wrong("its PTX has a zero byte".into()))?;
-        let mut log = vec![0u8; LOG_BYTES];
-        let mut options = [
-            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
-            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-        ];
-        // The driver takes the size in the pointer's place.
-        let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), LOG_BYTES as *mut c_void];
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: the text ends with a zero, the log is as long as said; writes one handle.
-        let code = unsafe {
-            sys::cuModuleLoadDataEx(
-                &mut handle,
-                text.as_ptr().cast(),
-                options.len() as u32,
-                options.as_mut_ptr(),
-                values.as_mut_ptr(),
-            )
-        };
-        if code != CUresult::CUDA_SUCCESS {
-            let said = log.split(|b| *b == 0).next().unwrap_or_default();
-            let said = String::from_utf8_lossy(said).trim().to_string();
-            return Err(wrong(format!("the driver does not take its module: {code:?}; {said}")));
-        }
-        Ok(Module { context: Arc::clone(context), handle })
-    }
-
-    fn function(&self, name: &str, code: &PtxCode) -> Result<CUfunction, DeviceError> {
-        let wrong = |reason: String| DeviceError::Kernel { kernel: name.into(), reason };
-        let symbol = CString::new(name).map_err(|_| wrong("its name has a zero byte".into()))?;
-        let mut function = std::ptr::null_mut();
-        // SAFETY: the module is loaded, the name ends with a zero; writes one handle.
-        let found =
-            unsafe { sys::cuModuleGetFunction(&mut function, self.handle, symbol.as_ptr()) };
-        if found != CUresult::CUDA_SUCCESS {
-            return Err(wrong(format!("its module has no such entry: {found:?}")));
-        }
-        if code.dynamic_shared_bytes > DYNAMIC_SHARED_PLAIN_BYTES {
-            let attribute =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = code.dynamic_shared_bytes as i32;
-            // SAFETY: the function was just found.
-            let set = unsafe { sys::cuFuncSetAttribute(function, attribute, bytes) };
-            if set != CUresult::CUDA_SUCCESS {
-                return Err(wrong(format!("{bytes} bytes of shared memory: {set:?}")));
-            }
-        }
-        Ok(function)
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        if self.context.enter().is_ok() {
-            // SAFETY: loaded in `load`; its functions go with it.
-            let _ = unsafe { sys::cuModuleUnload(self.handle) };
-        }
-    }
-}
 
 /// The kernels of a graph.
 #[derive(Debug)]
@@ -103,6 +29,8 @@ pub struct Loaded {
     kernels: Vec<Kernel>,
     /// By number.
     events: Mutex<Vec<Event>>,
+    staging: Arc<Staging>,
+    sums: Mutex<Option<(Arc<Kernel>, Module)>>,
     _modules: Vec<Module>,
 }
 
@@ -121,6 +49,7 @@ unsafe impl Sync for Loaded {}
 impl Loaded {
     pub(super) fn new(
         context: &Arc<Context>,
+        staging: &Arc<Staging>,
         graph: &Graph,
         device: &str,
     ) -> Result<Loaded, DeviceError> {
@@ -144,8 +73,75 @@ impl Loaded {
             let function = modules[place].function(&name, &code)?;
             kernels.push(Kernel { name, function, code });
         }
-        let (context, events) = (Arc::clone(context), Mutex::default());
-        Ok(Loaded { context, kernels, events, _modules: modules })
+        Ok(Loaded {
+            context: Arc::clone(context),
+            kernels,
+            events: Mutex::default(),
+            staging: Arc::clone(staging),
+            sums: Mutex::default(),
+            _modules: modules,
+        })
+    }
+
+    /// The kernel of sums, whose module is loaded when it is first needed.
+    fn sums(&self) -> Result<Arc<Kernel>, DeviceError> {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, _)) = &*sums {
+            return Ok(Arc::clone(known));
+        }
+        let module = Module::load(&self.context, sum::NAME, sum::TEXT.as_bytes())?;
+        let code = sum::code();
+        let function = module.function(sum::NAME, &code)?;
+        let kernel = Arc::new(Kernel { name: sum::NAME.into(), function, code });
+        *sums = Some((Arc::clone(&kernel), module));
+        Ok(kernel)
+    }
+
+    /// Puts a launch into a stream.
+    ///
+    /// # Safety
+    /// As `launch`.
+    unsafe fn put(
+        &self,
+        kernel: &Kernel,
+        buffers: &[*mut u8],
+        scalars: &[i64],
+        grid: i64,
+        stream: u32,
+    ) -> Result<(), DeviceError> {
+        let Kernel { name, function, code } = kernel;
+        let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
+        // The most CTAs that a grid has along x (CUDA C++ guide, technical specifications).
+        let grid = i32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))? as u32;
+        self.context.enter()?;
+        let maps = code.maps.iter().map(|map| tensor_map(map, buffers, scalars));
+        let mut maps: Vec<CUtensorMap> = maps.collect::<Result<_, _>>().map_err(&wrong)?;
+        let mut values = params(buffers, scalars);
+        let maps = maps.iter_mut().map(|map| std::ptr::from_mut(map).cast());
+        let values = values.iter_mut().map(|v| std::ptr::from_mut(v).cast());
+        let mut pointers: Vec<*mut c_void> = maps.chain(values).collect();
+        let mut attributes = attributes(code);
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: code.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: code.dynamic_shared_bytes,
+            hStream: self.context.stream(stream)?,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        let none = std::ptr::null_mut();
+        // SAFETY: the caller's promise; the driver copies parameters and attributes before it
+        // returns.
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&config, *function, pointers.as_mut_ptr(), none) };
+        match launched {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            other => Err(wrong(format!("cuLaunchKernelEx: {other:?}"))),
+        }
     }
 
     fn events(&self) -> MutexGuard<'_, Vec<Event>> {
@@ -210,6 +206,26 @@ fn tensor_map(
     }
 }
 
+/// What a launch asks for beside its grid.
+fn attributes(code: &PtxCode) -> Vec<CUlaunchAttribute> {
+    let mut all = vec![];
+    let mut add = |id, set: &dyn Fn(&mut CUlaunchAttributeValue)| {
+        let mut value = CUlaunchAttributeValue { pad: [0; 64] };
+        set(&mut value);
+        all.push(CUlaunchAttribute { id, pad: [0; 4], value });
+    };
+    if let Some(n) = code.cluster {
+        add(CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &|value| {
+            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: n, y: 1, z: 1 };
+        });
+    }
+    if code.begins_early {
+        let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        add(id, &|value| value.programmaticStreamSerializationAllowed = 1);
+    }
+    all
+}
+
 impl Kernels for Loaded {
     unsafe fn launch(
         &self,
@@ -219,37 +235,8 @@ impl Kernels for Loaded {
         grid: i64,
         stream: u32,
     ) -> Result<(), DeviceError> {
-        let Kernel { name, function, code } = &self.kernels[kernel.0 as usize];
-        let wrong = |reason: String| DeviceError::Kernel { kernel: name.clone(), reason };
-        // The most CTAs that a grid has along x (CUDA C++ guide, technical specifications).
-        let grid = i32::try_from(grid).map_err(|_| wrong(format!("a grid of {grid} CTAs")))? as u32;
-        self.context.enter()?;
-        let maps = code.maps.iter().map(|map| tensor_map(map, buffers, scalars));
-        let mut maps: Vec<CUtensorMap> = maps.collect::<Result<_, _>>().map_err(&wrong)?;
-        let mut values = params(buffers, scalars);
-        let maps = maps.iter_mut().map(|map| std::ptr::from_mut(map).cast());
-        let values = values.iter_mut().map(|v| std::ptr::from_mut(v).cast());
-        let mut pointers: Vec<*mut c_void> = maps.chain(values).collect();
-        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-        let launched = unsafe {
-            sys::cuLaunchKernel(
-                *function,
-                grid,
-                1,
-                1,
-                code.threads,
-                1,
-                1,
-                code.dynamic_shared_bytes,
-                self.context.stream(stream)?,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        match launched {
-            CUresult::CUDA_SUCCESS => Ok(()),
-            other => Err(wrong(format!("cuLaunchKernel: {other:?}"))),
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.put(&self.kernels[kernel.0 as usize], buffers, scalars, grid, stream) }
     }
 
     unsafe fn copy(
@@ -266,6 +253,48 @@ impl Kernels for Loaded {
         check("cuMemcpyDtoDAsync", unsafe {
             sys::cuMemcpyDtoDAsync_v2(to, from, size_bytes, stream)
         })
+    }
+
+    unsafe fn fetch(
+        &self,
+        from: *const u8,
+        bytes: &mut [u8],
+        stream: u32,
+    ) -> Result<(), DeviceError> {
+        let stream = self.context.stream(stream)?;
+        self.staging.read(&self.context, stream, from as usize as u64, bytes)
+    }
+
+    unsafe fn store(&self, to: *mut u8, bytes: &[u8], stream: u32) -> Result<(), DeviceError> {
+        let stream = self.context.stream(stream)?;
+        self.staging.write(&self.context, stream, to as usize as u64, bytes)
+    }
+
+    unsafe fn add(
+        &self,
+        to: *mut u8,
+        x: *const u8,
+        y: *const u8,
+        n: usize,
+        stream: u32,
+    ) -> Result<(), DeviceError> {
+        if n == 0 {
+            return Ok(());
+        }
+        let kernel = self.sums()?;
+        let buffers = [to, x.cast_mut(), y.cast_mut()];
+        // SAFETY: the caller's promise; these are the kernel's parameters.
+        unsafe { self.put(&kernel, &buffers, &[n as i64], sum::grid(n), stream) }
+    }
+
+    unsafe fn zero(&self, to: *mut u8, size_bytes: usize, stream: u32) -> Result<(), DeviceError> {
+        if size_bytes == 0 {
+            return Ok(());
+        }
+        self.context.enter()?;
+        let (to, stream) = (to as usize as u64, self.context.stream(stream)?);
+        // SAFETY: the caller's promise.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(to, 0, size_bytes, stream) })
     }
 
     fn reserve(&self, n_streams: u32, n_events: u32) -> Result<bool, DeviceError> {
@@ -291,7 +320,7 @@ impl Kernels for Loaded {
 
     fn clock(&self) -> Result<Option<Box<dyn Clock>>, DeviceError> {
         // The driver's call that reads it is younger than what kernels ask for.
-        let found = probe()?.version;
+        let found = self.context.driver;
         if found < CLOCK_VERSION_MIN {
             let reason = format!("times need a driver of CUDA {CLOCK_VERSION_MIN}; it is {found}");
             return Err(DeviceError::Failed { device: "cuda", reason });
