@@ -151,7 +151,8 @@ pub trait Kernels: fmt::Debug + Send + Sync {
         Err(HOST)
     }
 
-    /// Sums of f32: `to[i] = x[i] + y[i]` for `i < n`, or `x[i] + 0` where y is null. x may be `to`.
+    /// Sums of f32: `to[i] = x[i] + y[i]` for `i < n`, or `x[i] + 0` where y is null; x may be `to`
+    /// itself.
     ///
     /// # Safety
     /// As `copy`.

@@ -48,8 +48,6 @@ pub enum ExecError {
     Rank(#[from] Box<RankError>),
     #[error("step {label} is for several ranks, and this run has one; give --ranks")]
     NoRanks { label: String },
-    #[error("step {label} needs memory of {device} on the host, which is not available yet")]
-    NotHost { label: String, device: String },
     #[error("step {label}: bytes {least}..{greatest} of {buffer}, which has {size_bytes}")]
     OutOfBuffer { label: String, buffer: String, least: i64, greatest: i64, size_bytes: i64 },
 }

@@ -16,6 +16,7 @@ pub mod fault;
 pub mod last_action;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod on_device;
 pub mod threads;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 use fault::Fault;
 use last_action::LastAction;
+use on_device::{Link, Staged};
 
 /// Bytes between two ranks. Messages from one rank to another arrive in the order they were sent.
 pub trait Communicator: fmt::Debug + Send + Sync {
@@ -125,6 +127,8 @@ pub struct Rank {
     inboxes: Mutex<BTreeMap<usize, Inbox>>,
     log: Option<LastAction>,
     fault: Option<Fault>,
+    /// Between its device and others'.
+    link: Arc<dyn Link>,
 }
 
 impl Rank {
@@ -136,7 +140,13 @@ impl Rank {
     ) -> Rank {
         let fault = fault.filter(|f| f.rank == comm.rank());
         let (step, n_begun) = (AtomicU64::new(0), AtomicU64::new(0));
-        Rank { comm, stage, step, n_begun, inboxes: Mutex::default(), log, fault }
+        let link = Arc::new(Staged);
+        Rank { comm, stage, step, n_begun, inboxes: Mutex::default(), log, fault, link }
+    }
+
+    /// Between whose device and others' there is another way than through the host.
+    pub fn with_link(self, link: Arc<dyn Link>) -> Rank {
+        Rank { link, ..self }
     }
 
     pub fn rank(&self) -> usize {
@@ -226,6 +236,16 @@ pub struct Meeting<'a> {
 impl Meeting<'_> {
     pub fn n(&self) -> usize {
         self.ranks.len()
+    }
+
+    /// Between devices of those who take part.
+    pub fn link(&self) -> &dyn Link {
+        &*self.rank.link
+    }
+
+    /// The number of the rank at a place.
+    pub fn rank_at(&self, place: usize) -> usize {
+        self.ranks[place]
     }
 
     /// The place of this rank.

@@ -4,13 +4,16 @@
 //! addresses and moves them. Events are numbered through all bodies.
 
 use super::{ExecError, Profile};
-use crate::device::{Clock, Kernels};
+use crate::device::{Clock, Device, Kernels};
 use crate::ranks::Rank;
-use crate::ranks::collective::{self, Blocks, Flight};
-use crate::ranks::exchange::Offsets;
+use crate::ranks::collective::Blocks;
+use crate::ranks::on_device::Room;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+mod meet;
+
+use meet::Flight;
 use weft_graph::order::n_streams;
 use weft_graph::{
     Arg, Collective, CollectiveKind, End, Entry, Group, Half, KernelId, Launch, Message, Order,
@@ -27,6 +30,8 @@ pub(super) struct Flat {
     n_events: u32,
     /// Of the steps outside of loops.
     beside: Beside,
+    /// How often some loop turns is for a run to say.
+    pub(super) ends_early: bool,
     buffers: Vec<*mut u8>,
     strides: Vec<Stride>,
     scalars: Vec<i64>,
@@ -151,10 +156,11 @@ impl Flat {
     /// The memory behind the addresses is live and used by no one else.
     pub(super) unsafe fn run(
         &self,
-        kernels: &dyn Kernels,
+        on: On<'_>,
         rank: Option<&Rank>,
         profile: Option<&mut Profile>,
     ) -> Result<(), ExecError> {
+        let kernels = on.kernels;
         let clock = match profile {
             Some(_) => kernels.clock()?,
             None => None,
@@ -164,6 +170,7 @@ impl Flat {
         let streams = streams && kernels.reserve(self.n_streams, self.n_events)?;
         let mut run = Run {
             flat: self,
+            on,
             kernels,
             streams,
             rank,
@@ -404,8 +411,18 @@ impl Build<'_> {
     }
 }
 
+/// What steps run on.
+#[derive(Clone, Copy)]
+pub(super) struct On<'a> {
+    pub device: &'a dyn Device,
+    pub kernels: &'a dyn Kernels,
+    /// Memory for what ranks send each other.
+    pub room: &'a Room,
+}
+
 struct Run<'a> {
     flat: &'a Flat,
+    on: On<'a>,
     kernels: &'a dyn Kernels,
     /// Steps run on the streams they name.
     streams: bool,
@@ -515,7 +532,7 @@ impl Run<'_> {
                 }
                 FlatStep::Collective(collective) => {
                     // SAFETY: the caller's promise.
-                    unsafe { self.collective(collective) }?;
+                    unsafe { self.collective(collective, stream) }?;
                     if let Some(start) = start {
                         let bytes = collective.from_bytes + collective.to_bytes;
                         self.note(collective.row, start.elapsed(), 0, bytes as i64);
@@ -523,15 +540,17 @@ impl Run<'_> {
                 }
                 FlatStep::Message(message) => {
                     // SAFETY: the caller's promise.
-                    unsafe { self.message(message) }?;
+                    unsafe { self.message(message, stream) }?;
                     if let (Some(start), Some(profile)) = (start, &mut self.profile) {
                         profile.add(message.row, start.elapsed(), 0, message.bytes as i64);
                     }
                 }
                 FlatStep::Loop { count, reverse, left, end, beside } => {
                     for turn in 0..*count {
-                        // SAFETY: the caller's promise.
-                        if left.as_ref().is_some_and(|left| unsafe { self.is_over(left) }) {
+                        if let Some(left) = left
+                            // SAFETY: the caller's promise.
+                            && unsafe { self.is_over(left) }?
+                        {
                             break;
                         }
                         self.indices.push(if *reverse { count - 1 - turn } else { turn });
@@ -556,14 +575,23 @@ impl Run<'_> {
     ///
     /// # Safety
     /// As `Flat::run`.
-    unsafe fn is_over(&mut self, (buffers, strides): &(Range<usize>, Range<usize>)) -> bool {
+    unsafe fn is_over(
+        &mut self,
+        (buffers, strides): &(Range<usize>, Range<usize>),
+    ) -> Result<bool, ExecError> {
         let fixed = &self.flat.buffers[buffers.clone()];
         let strides = &self.flat.strides[strides.clone()];
         move_buffers(&mut self.buffers, fixed, strides, &self.indices);
         let at = if strides.is_empty() { fixed[0] } else { self.buffers[0] };
-        // SAFETY: the caller's promise; the session has asked that addresses are the host's, and
-        // the place was checked when the list was built.
-        unsafe { at.cast::<i32>().read_unaligned() <= 0 }
+        let mut word = [0u8; 4];
+        // SAFETY: the caller's promise; the place was checked when the list was built.
+        unsafe {
+            match self.kernels.is_host() {
+                true => word.copy_from_slice(std::slice::from_raw_parts(at, 4)),
+                false => self.kernels.fetch(at, &mut word, 0)?,
+            }
+        }
+        Ok(i32::from_le_bytes(word) <= 0)
     }
 
     /// # Safety
@@ -597,70 +625,6 @@ impl Run<'_> {
         let done =
             unsafe { self.kernels.launch(launch.kernel, buffers, scalars, launch.grid, stream) };
         done.map_err(|error| ExecError::Step { label: launch.label.clone(), error })
-    }
-
-    /// # Safety
-    /// As `Flat::run`.
-    unsafe fn collective(&mut self, step: &FlatCollective) -> Result<(), ExecError> {
-        let Some(rank) = self.rank else {
-            return Err(ExecError::NoRanks { label: step.label.clone() });
-        };
-        let fixed = &self.flat.buffers[step.buffers.clone()];
-        let strides = &self.flat.strides[step.strides.clone()];
-        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
-        let buffers = if strides.is_empty() { fixed } else { &self.buffers };
-        // SAFETY: the caller's promise; the session has asked that addresses are the host's, both
-        // extents were checked when the list was built, and the two are different buffers.
-        let (from, to) = unsafe {
-            (
-                std::slice::from_raw_parts(buffers[0], step.from_bytes),
-                std::slice::from_raw_parts_mut(buffers[1], step.to_bytes),
-            )
-        };
-        // SAFETY: as above.
-        let numbers = |p: &*mut u8| unsafe { std::slice::from_raw_parts(*p, step.offsets_bytes) };
-        let offsets = match buffers {
-            [_, _, sent, got] => Some(Offsets::read(numbers(sent), numbers(got))),
-            _ => None,
-        };
-        let ranks = step.group.ranks(rank.rank());
-        let (kind, blocks, offsets) = (step.kind, step.blocks, offsets.as_ref());
-        let meeting = match step.half {
-            Some(Half::Done(_)) => rank.resume(kind.name(), &step.label, ranks),
-            _ => rank.begin(kind.name(), &step.label, ranks),
-        };
-        let done = match step.half {
-            None => collective::run(kind, &meeting, blocks, offsets, from, to),
-            Some(Half::Start(n)) => collective::start(kind, &meeting, blocks, offsets, from)
-                .map(|flight| drop(self.flights.insert(n, flight))),
-            Some(Half::Done(n)) => {
-                let flight = self.flights.remove(&n).unwrap_or_default();
-                collective::finish(kind, &meeting, blocks, offsets, flight, from, to)
-            }
-        };
-        done.map_err(|e| ExecError::from(Box::new(e)))
-    }
-
-    /// # Safety
-    /// As `Flat::run`.
-    unsafe fn message(&mut self, step: &FlatMessage) -> Result<(), ExecError> {
-        let Some(rank) = self.rank else {
-            return Err(ExecError::NoRanks { label: step.label.clone() });
-        };
-        let fixed = &self.flat.buffers[step.buffers.clone()];
-        let strides = &self.flat.strides[step.strides.clone()];
-        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
-        let buffers = if strides.is_empty() { fixed } else { &self.buffers };
-        let ranks = step.group.ranks(rank.rank());
-        let meeting = rank.begin(step.end.name(), &step.label, ranks);
-        // SAFETY: the caller's promise; the session has asked that addresses are the host's, and
-        // the extent was checked when the list was built.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(buffers[0], step.bytes) };
-        let done = match step.end {
-            End::Send => meeting.send(step.peer, bytes),
-            End::Recv => meeting.recv(step.peer, bytes),
-        };
-        done.map_err(|e| ExecError::from(Box::new(e)))
     }
 
     /// # Safety

@@ -1,11 +1,12 @@
 //! An entry with its memory, ready to be run again and again.
 
-use super::flat::Flat;
+use super::flat::{Flat, On};
 use super::store::check_elements;
 use super::{ExecError, Profile, Program, Store};
 use crate::device::{Memory, Recording};
 use crate::memory::{Element, as_bytes, as_bytes_mut};
 use crate::ranks::Rank;
+use crate::ranks::on_device::Room;
 use std::sync::Arc;
 use weft_graph::{Buffer, BufferId, Entry, Role, Step};
 
@@ -25,6 +26,8 @@ pub struct Session {
     /// The steps of `flat`, where the device has recorded them.
     recording: Option<Box<dyn Recording>>,
     rank: Option<Arc<Rank>>,
+    /// Memory for what ranks send each other.
+    room: Room,
     profile: Option<Profile>,
 }
 
@@ -50,6 +53,7 @@ impl Session {
             stale: true,
             recording: None,
             rank: None,
+            room: Room::default(),
             profile: None,
         })
     }
@@ -162,13 +166,15 @@ impl Session {
         }
         let _busy = self.store.hold();
         let kernels = &*self.program.kernels;
-        let alone = self.rank.is_none() && self.profile.is_none();
+        let on = On { device: &*self.program.device, kernels, room: &self.room };
+        // What is recorded is the same in every run.
+        let alone = self.rank.is_none() && self.profile.is_none() && !self.flat.ends_early;
         if alone && self.recording.is_none() {
             self.flat.reserve(kernels)?;
         }
         if alone && self.recording.is_none() && kernels.start_recording()? {
             // SAFETY: nothing is done with the memory but to name it.
-            let recorded = unsafe { self.flat.run(kernels, None, None) };
+            let recorded = unsafe { self.flat.run(on, None, None) };
             let recording = kernels.end_recording();
             recorded?;
             self.recording = Some(recording?);
@@ -179,7 +185,7 @@ impl Session {
         }
         // SAFETY: the memory is owned by the session, or by the store, which `_busy` keeps others
         // from; `bind` hands the same duty to its caller.
-        unsafe { self.flat.run(kernels, self.rank.as_deref(), self.profile.as_mut()) }
+        unsafe { self.flat.run(on, self.rank.as_deref(), self.profile.as_mut()) }
     }
 
     /// Measures each step of the runs from here on.
@@ -202,22 +208,17 @@ impl Session {
         self.check_collectives(entry)?;
         self.recording = None;
         self.flat.rebuild(entry, &self.dims, &addresses)?;
+        self.flat.ends_early = ends_early(&entry.steps);
         self.stale = false;
         Ok(())
     }
 
-    /// Whether what several ranks do together can be done here.
+    /// Whether there are the ranks that do together what the entry asks for.
     fn check_collectives(&self, entry: &Entry) -> Result<(), ExecError> {
-        if let Some(label) = first_early(&entry.steps).filter(|_| !self.program.kernels.is_host()) {
-            return Err(ExecError::NotHost { label, device: self.program.device.describe() });
-        }
         let Some(label) = first_collective(&entry.steps) else { return Ok(()) };
-        if self.rank.is_none() {
-            return Err(ExecError::NoRanks { label });
-        }
-        match self.program.kernels.is_host() {
-            true => Ok(()),
-            false => Err(ExecError::NotHost { label, device: self.program.device.describe() }),
+        match self.rank {
+            Some(_) => Ok(()),
+            None => Err(ExecError::NoRanks { label }),
         }
     }
 
@@ -247,12 +248,11 @@ impl Session {
     }
 }
 
-/// A loop whose end the host must see.
-fn first_early(steps: &[Step]) -> Option<String> {
-    steps.iter().find_map(|step| match step {
-        Step::Loop(repeat) if repeat.left.is_some() => Some(repeat.label.clone()),
-        Step::Loop(repeat) => first_early(&repeat.body),
-        _ => None,
+/// Is there a loop whose end the host must see?
+fn ends_early(steps: &[Step]) -> bool {
+    steps.iter().any(|step| match step {
+        Step::Loop(repeat) => repeat.left.is_some() || ends_early(&repeat.body),
+        _ => false,
     })
 }
 

@@ -190,9 +190,6 @@ fn n_ranks(graph: &Graph) -> usize {
 
 /// The same on several ranks; texts are shown when all are there, in the order of their prompts.
 fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<(), GenerateError> {
-    if args.device != DeviceKind::Cpu {
-        return Err(GenerateError::RanksOn);
-    }
     if ranks::n_started().is_some() {
         return Err(GenerateError::Started);
     }
@@ -212,7 +209,7 @@ fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<()
     let (limit, stop) = (args.limit()?, work.end);
     let (device, of) = (args.device, folder.to_owned());
     let endings = threads::run(n, limit, move |comm| -> Result<_, GenerateError> {
-        let device = device.open(threads).map_err(ExecError::from)?;
+        let device = device.open_for(threads, comm.rank()).map_err(ExecError::from)?;
         let program = Program::load(graph.clone(), device)?;
         let checkpoint = CheckpointReader::open(&of)?;
         Unit::load(&program, &checkpoint, Rank::new(comm, 0, None, None))?.run(&work)

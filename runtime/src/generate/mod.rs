@@ -64,8 +64,6 @@ pub enum GenerateError {
              give --ranks {compiled}"
     )]
     OtherRanks { compiled: usize, given: usize },
-    #[error("not available yet: several ranks that generate on another device; give --device cpu")]
-    RanksOn,
     #[error("not available yet: ranks that generate under mpirun; give --ranks without it")]
     Started,
     #[error("the run ended: {}", .0.join("\n  "))]

@@ -51,14 +51,30 @@ impl Offsets {
         if back { (here, there) } else { (there, here) }
     }
 
+    /// The rows that go to place `of`, in the order in which they go.
+    pub fn runs(&self, n: usize, of: usize, back: bool) -> Vec<std::ops::Range<usize>> {
+        match back {
+            false => vec![self.sent_to(n, of)],
+            true => self.segments(n, of).map(|s| self.got[s]..self.got[s + 1]).collect(),
+        }
+    }
+
+    /// The first row that an exchange brings.
+    pub fn first(&self, back: bool) -> usize {
+        let offsets = if back { &self.sent } else { &self.got };
+        offsets.first().copied().unwrap_or(0)
+    }
+
+    /// One behind the last row that an exchange brings.
+    pub fn end(&self, back: bool) -> usize {
+        let offsets = if back { &self.sent } else { &self.got };
+        offsets.last().copied().unwrap_or(0)
+    }
+
     /// The rows that go to place `of`.
     pub fn part(&self, n: usize, of: usize, row_bytes: usize, from: &[u8], back: bool) -> Vec<u8> {
-        if !back {
-            let rows = self.sent_to(n, of);
-            return from[rows.start * row_bytes..rows.end * row_bytes].to_vec();
-        }
-        let rows = self.segments(n, of);
-        let rows = rows.map(|s| &from[self.got[s] * row_bytes..self.got[s + 1] * row_bytes]);
+        let rows = self.runs(n, of, back).into_iter();
+        let rows = rows.map(|rows| &from[rows.start * row_bytes..rows.end * row_bytes]);
         rows.flatten().copied().collect()
     }
 }

@@ -77,9 +77,6 @@ pub fn train(graphs: Vec<Graph>, args: &RunArgs) -> Result<Outcome, TrainError> 
     };
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
     let n = args.n_ranks()?;
-    if n > 1 && args.device != DeviceKind::Cpu {
-        return Err(TrainError::RanksOn);
-    }
     let fault = Fault::from_env().map_err(TrainError::Fault)?;
     let job = Job {
         graphs: Arc::new(graphs),
@@ -139,7 +136,8 @@ struct Job {
 
 impl Job {
     fn run(&self, rank: Option<Arc<Rank>>) -> Result<Outcome, TrainError> {
-        let device = self.device.open(self.threads).map_err(ExecError::from)?;
+        let number = rank.as_ref().map_or(0, |r| r.rank());
+        let device = self.device.open_for(self.threads, number).map_err(ExecError::from)?;
         let own = match self.graphs.len() {
             1 => 0,
             _ => self.stage(rank.as_ref().map_or(0, |r| r.rank()))?,

@@ -49,8 +49,6 @@ pub enum TrainError {
              give --ranks {compiled}"
     )]
     Ranks { compiled: usize, mesh: String, given: usize },
-    #[error("not available yet: --ranks on another device than cpu; give --ranks 1")]
-    RanksOn,
     #[error(
         "mpirun started {n} processes, and this program was built without MPI; \
              build it with --features mpi, or give --ranks {n} without mpirun"
