@@ -30,9 +30,22 @@ fn train(out: &Path, more: &[&str]) -> Command {
     command
 }
 
+fn refused(mut command: Command) -> String {
+    let output = command.output().expect("weft runs");
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 fn done(mut command: Command) {
     let output = command.output().expect("weft runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A training of two steps on two GPUs of the tests' driver.
+fn on_two_gpus(out: &Path, library: &Path, more: &[&str]) -> Command {
+    let mut command = train(out, &[&["--device", "cuda", "--ranks", "2"], more].concat());
+    command.env("LD_LIBRARY_PATH", library).env("DRIVER_GPUS", "2");
+    command
 }
 
 #[test]
@@ -47,11 +60,54 @@ fn ranks_on_devices_write_what_one_writes() {
             assert!(a == b, "{name}: {file} differs");
         }
     };
-    let experts = ["--device", "ptx", "--ranks", "2", "--mesh", "data=2,experts=2"];
-    done(train(&folder("experts"), &experts));
+    let experts = ["--mesh", "data=2,experts=2"];
+    let on_ptx = [&["--device", "ptx", "--ranks", "2"], &experts[..]].concat();
+    done(train(&folder("experts"), &on_ptx));
     same("experts");
-    let mut zero = train(&folder("zero"), &["--device", "cuda", "--ranks", "2", "--zero", "1"]);
-    zero.env("LD_LIBRARY_PATH", driver(dir.path())).env("DRIVER_GPUS", "2");
-    done(zero);
+    let library = driver(dir.path());
+    done(on_two_gpus(&folder("zero"), &library, &["--zero", "1"]));
     same("zero");
+
+    // NCCL of the tests' own, between the GPUs of their driver: one library has both.
+    let nccl = ["--transport", "nccl"];
+    let why = refused(on_two_gpus(&folder("no"), &library, &nccl));
+    assert!(why.contains("--transport nccl: there is no libnccl.so on this machine"), "{why}");
+    std::os::unix::fs::symlink("libcuda.so", library.join("libnccl.so")).expect("a link");
+    let more = [&nccl[..], &experts, &["--zero", "1"]].concat();
+    done(on_two_gpus(&folder("nccl"), &library, &more));
+    same("nccl");
+}
+
+#[test]
+fn nccl_is_between_gpus() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let refuse = |command: Command, expected: &str| {
+        let why = refused(command);
+        assert!(why.contains(expected), "{why}");
+    };
+    let nccl = ["--transport", "nccl", "--ranks", "2"];
+    refuse(train(dir.path(), &nccl), "--transport nccl: it is between GPUs: give --device cuda");
+    let mut one = on_two_gpus(dir.path(), &driver(dir.path()), &nccl[..2]);
+    one.env("DRIVER_GPUS", "1");
+    refuse(one, "--transport nccl: 2 ranks need a GPU each, and 1 fit here");
+}
+
+/// Where there are GPUs and NCCL, not the tests' own.
+#[test]
+fn nccl_on_gpus_writes_what_the_host_writes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut devices = Command::new(env!("CARGO_BIN_EXE_weft"));
+    let found = devices.args(["devices", "--json"]).output().expect("weft runs").stdout;
+    let found: serde_json::Value = serde_json::from_slice(&found).expect("JSON");
+    let n_gpus = found["cuda"]["gpus"].as_array().map_or(0, Vec::len);
+    if n_gpus < 2 {
+        println!("skipped: NCCL between GPUs (there are {n_gpus} here)");
+        return;
+    }
+    let run = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        done(train(&out, &[&["--device", "cuda", "--ranks", "2"], more].concat()));
+        std::fs::read(out.join("step-000002/model.safetensors")).expect("a checkpoint")
+    };
+    assert!(run("host", &[]) == run("nccl", &["--transport", "nccl"]));
 }

@@ -5,6 +5,7 @@
 //! Memory is allocated, written and read in the order of stream 0.
 
 use crate::elf::ElfError;
+use std::ffi::c_void;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,6 +195,16 @@ pub trait Kernels: fmt::Debug + Send + Sync {
     /// What the stream is given from here on begins when the event is there.
     fn wait_for(&self, _event: u32, _stream: u32) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    /// The driver's handle of a stream, for libraries that take one.
+    fn driver_stream(&self, _stream: u32) -> Result<*mut c_void, DeviceError> {
+        Err(DeviceError::Failed { device: "device", reason: "its streams have no handles".into() })
+    }
+
+    /// Whether all that a stream was given is done.
+    fn is_done(&self, _stream: u32) -> Result<bool, DeviceError> {
+        Ok(true)
     }
 
     /// Waits for the launches of stream 0 so far. What went wrong in one may be told here, or when

@@ -16,6 +16,7 @@ pub mod fault;
 pub mod last_action;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 pub mod on_device;
 pub mod threads;
 
@@ -274,6 +275,16 @@ impl Meeting<'_> {
         let from = self.ranks[place];
         self.rank.note(self.op, self.what, Some(from));
         self.rank.take(from, coming, bytes).map_err(|lost| self.error(from, lost))
+    }
+
+    /// Says of a place why nothing comes from it.
+    fn lost(&self, place: usize, lost: Lost) -> RankError {
+        self.error(self.ranks[place], lost)
+    }
+
+    /// Notes that this rank waits for a place.
+    fn waits_for(&self, place: usize) {
+        self.rank.note(self.op, self.what, Some(self.ranks[place]));
     }
 
     fn error(&self, peer: usize, lost: Lost) -> RankError {

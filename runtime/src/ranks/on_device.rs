@@ -46,7 +46,23 @@ pub struct Piece {
 
 /// What was begun and is yet to come.
 #[derive(Debug, Default)]
-pub struct Pending(Vec<(Piece, Coming)>);
+pub struct Pending {
+    /// Through the host.
+    coming: Vec<(Piece, Coming)>,
+    /// The place to name, of those that a device waits for itself.
+    peer: Option<usize>,
+}
+
+impl Pending {
+    /// Of what the device waits for.
+    pub(super) fn of(mut places: impl Iterator<Item = usize>) -> Pending {
+        Pending { coming: vec![], peer: places.next() }
+    }
+
+    pub(super) fn peer(&self) -> Option<usize> {
+        self.peer
+    }
+}
 
 /// Bytes between the devices of ranks.
 pub trait Link: fmt::Debug + Send + Sync {
@@ -92,7 +108,7 @@ impl Link for Staged {
             meeting.send(piece.place, &bytes)?;
         }
         let expect = |piece: &Piece| (*piece, meeting.expect(piece.place, piece.bytes));
-        Ok(Pending(recvs.iter().map(expect).collect()))
+        Ok(Pending { coming: recvs.iter().map(expect).collect(), peer: None })
     }
 
     unsafe fn end(
@@ -101,7 +117,7 @@ impl Link for Staged {
         on: &Stream<'_>,
         pending: Pending,
     ) -> Result<(), Fault> {
-        for (piece, coming) in pending.0 {
+        for (piece, coming) in pending.coming {
             let mut bytes = vec![0; piece.bytes];
             meeting.take(piece.place, coming, &mut bytes)?;
             // SAFETY: the caller's promise.

@@ -11,10 +11,11 @@ use super::TrainError;
 use super::run::{self, Options, Outcome, STEP};
 use super::settings::{MODEL, Mesh, PIPELINE};
 use crate::checkpoint::run_folder;
-use crate::device::{Cpu, DeviceKind};
+use crate::device::{Cpu, Device, DeviceError, DeviceKind, cuda};
 use crate::exec::{ExecError, Program};
 use crate::ranks::fault::Fault;
 use crate::ranks::last_action::{self, LastAction};
+use crate::ranks::nccl::{self, NoNccl};
 use crate::ranks::threads::Ending;
 use crate::ranks::{self, Communicator, Rank};
 
@@ -52,9 +53,22 @@ pub struct RunArgs {
     /// mpirun its processes are the ranks
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub ranks: usize,
+    /// How ranks' values get from one device to another
+    #[arg(long, value_enum, default_value = "host")]
+    pub transport: Transport,
     /// After how many seconds of silence a rank is given up on
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     pub rank_timeout: f64,
+}
+
+/// What moves values between ranks' devices. Numbers do not depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    /// The host: threads, or MPI under mpirun
+    #[default]
+    Host,
+    /// NCCL, between GPUs that each have one rank; messages of a pipeline go through the host
+    Nccl,
 }
 
 /// Trains a model and says how it went. There is one graph, or one for each place along `pipeline`.
@@ -78,9 +92,12 @@ pub fn train(graphs: Vec<Graph>, args: &RunArgs) -> Result<Outcome, TrainError> 
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
     let n = args.n_ranks()?;
     let fault = Fault::from_env().map_err(TrainError::Fault)?;
+    args.check_transport(n)?;
     let job = Job {
         graphs: Arc::new(graphs),
         device: args.device,
+        transport: args.transport,
+        limit: args.limit()?,
         threads: (threads / n).max(1),
         options,
         fault,
@@ -88,7 +105,7 @@ pub fn train(graphs: Vec<Graph>, args: &RunArgs) -> Result<Outcome, TrainError> 
     let outcome = match (n, ranks::n_started()) {
         (1, _) => {
             last_action::warn(&job.options.out);
-            job.run(None)?
+            job.run(job.device(0)?, None)?
         }
         (_, None) => {
             last_action::warn(&job.options.out);
@@ -116,6 +133,28 @@ impl RunArgs {
         }
     }
 
+    /// Whether there is what NCCL moves bytes between, where it is asked for.
+    fn check_transport(&self, n: usize) -> Result<(), TrainError> {
+        let refuse = |why: String| Err(TrainError::Transport(why));
+        match (self.transport, self.device) {
+            (Transport::Host, _) => return Ok(()),
+            (Transport::Nccl, DeviceKind::Cuda) if n > 1 => {}
+            (Transport::Nccl, DeviceKind::Cuda) => {
+                return refuse("it is between ranks: give --ranks".into());
+            }
+            (Transport::Nccl, _) => {
+                return refuse("it is between GPUs: give --device cuda".into());
+            }
+        }
+        let gpus = cuda::probe().map_err(DeviceError::from).map_err(ExecError::from)?.gpus;
+        let fit = gpus.iter().filter(|gpu| gpu.unfit().is_none()).count();
+        // Processes may be on several machines.
+        match ranks::n_started() {
+            None if fit < n => refuse(format!("{n} ranks need a GPU each, and {fit} fit here")),
+            _ => Ok(()),
+        }
+    }
+
     fn limit(&self) -> Result<Duration, TrainError> {
         let seconds = self.rank_timeout;
         Duration::try_from_secs_f64(seconds)
@@ -128,6 +167,9 @@ impl RunArgs {
 struct Job {
     graphs: Arc<Vec<Graph>>,
     device: DeviceKind,
+    transport: Transport,
+    /// Of a wait for another rank.
+    limit: Duration,
     /// Of each rank.
     threads: usize,
     options: Options,
@@ -135,9 +177,11 @@ struct Job {
 }
 
 impl Job {
-    fn run(&self, rank: Option<Arc<Rank>>) -> Result<Outcome, TrainError> {
-        let number = rank.as_ref().map_or(0, |r| r.rank());
-        let device = self.device.open_for(self.threads, number).map_err(ExecError::from)?;
+    fn device(&self, rank: usize) -> Result<Arc<dyn Device>, TrainError> {
+        Ok(self.device.open_for(self.threads, rank).map_err(ExecError::from)?)
+    }
+
+    fn run(&self, device: Arc<dyn Device>, rank: Option<Arc<Rank>>) -> Result<Outcome, TrainError> {
         let own = match self.graphs.len() {
             1 => 0,
             _ => self.stage(rank.as_ref().map_or(0, |r| r.rank()))?,
@@ -163,9 +207,22 @@ impl Job {
         let log = LastAction::create(out, comm.rank())
             .map_err(TrainError::io("make", &out.join(last_action::FOLDER)))?;
         let stage = self.stage(comm.rank())?;
+        let device = self.device(comm.rank())?;
+        let link = match self.transport {
+            Transport::Host => None,
+            Transport::Nccl => Some(nccl::connect(&*comm, self.limit).map_err(transport)?),
+        };
         let rank = Rank::new(comm, stage, Some(log), self.fault.clone());
-        self.run(Some(Arc::new(rank)))
+        let rank = match link {
+            Some(link) => rank.with_link(link),
+            None => rank,
+        };
+        self.run(device, Some(Arc::new(rank)))
     }
+}
+
+fn transport(e: NoNccl) -> TrainError {
+    TrainError::Transport(e.to_string())
 }
 
 /// One of several processes; whether it is the first.

@@ -49,6 +49,8 @@ pub enum TrainError {
              give --ranks {compiled}"
     )]
     Ranks { compiled: usize, mesh: String, given: usize },
+    #[error("--transport nccl: {0}")]
+    Transport(String),
     #[error(
         "mpirun started {n} processes, and this program was built without MPI; \
              build it with --features mpi, or give --ranks {n} without mpirun"

@@ -1,5 +1,5 @@
 //! The part of the CUDA driver's interface that the runtime calls, on the interpreter of PTX, to
-//! test `--device cuda` where there is no GPU.
+//! test `--device cuda` where there is no GPU; and of NCCL's (`nccl`).
 //!
 //! It is stricter than the driver: a call without a current context, a call that a capture does not
 //! allow, a handle or an address that nobody gave out, more shared memory than was asked for, all
@@ -7,6 +7,7 @@
 //! and copies from or to memory of the host that is not page-locked.
 //! What a launch does wrong is told on stderr. Results are the driver's numbers.
 
+mod nccl;
 mod state;
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -184,6 +185,11 @@ pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, start: Handle, end:
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventDestroy_v2(event: Handle) -> i32 {
     with_context(|s| s.drop_event(event as usize))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamQuery(stream: Handle) -> i32 {
+    with_context(|s| s.at_once(stream as usize, |_, _| result::SUCCESS))
 }
 
 #[unsafe(no_mangle)]

@@ -306,6 +306,20 @@ impl Kernels for Loaded {
         Ok(true)
     }
 
+    fn driver_stream(&self, stream: u32) -> Result<*mut c_void, DeviceError> {
+        self.context.enter()?;
+        Ok(self.context.stream(stream)?.cast())
+    }
+
+    fn is_done(&self, stream: u32) -> Result<bool, DeviceError> {
+        self.context.enter()?;
+        // SAFETY: the stream lives as long as the context.
+        match unsafe { sys::cuStreamQuery(self.context.stream(stream)?) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuStreamQuery", code).map(|()| true),
+        }
+    }
+
     fn record(&self, event: u32, stream: u32) -> Result<(), DeviceError> {
         self.events()[event as usize].record(self.context.stream(stream)?)
     }
