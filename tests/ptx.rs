@@ -290,7 +290,7 @@ fn kernels_are_checked_and_timed() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let checked = bench("ptx", &[]);
-    assert_eq!(checked.matches(": off by ").count(), 15, "{checked}");
+    assert_eq!(checked.matches(": off by ").count(), 16, "{checked}");
     let file = dir.path().join("table.md");
     let small = ["--small", "--runs", "2", "--only", "attention", "-o"];
     let timed = bench("cuda", &[&small[..], &[file.to_str().expect("a name")]].concat());

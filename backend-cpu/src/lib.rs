@@ -27,6 +27,10 @@ impl Backend for Cpu {
         schedule::schedule(nest, max)
     }
 
+    fn shared_row_max(&self) -> u64 {
+        0
+    }
+
     fn whole_grid(&self, kernel: &WholeKernel) -> WholeGrid {
         let (units, per_block) = kernel.grid();
         WholeGrid { units, per_block, threads: 1 }

@@ -54,6 +54,10 @@ impl Backend for Cuda {
         schedule::schedule(nest, max)
     }
 
+    fn shared_row_max(&self) -> u64 {
+        schedule::SHARED_ROW_MAX
+    }
+
     fn whole_grid(&self, kernel: &WholeKernel) -> WholeGrid {
         let (units, per_block, threads) = kernel.cta_grid();
         WholeGrid { units, per_block, threads }

@@ -3,7 +3,9 @@
 //! A warp does a row, or a piece of one where nothing is folded along it, so every access of a
 //! contiguous operand is a line of 128 bytes (of f32). Where a row is long enough a lane takes
 //! neighbours that are 16 bytes together, as far as buffers and strides allow. What a row needs
-//! folded is folded by its warp alone, in registers: nothing waits for other warps.
+//! folded is folded by its warp alone, in registers: nothing waits for other warps. But where rows
+//! are long, and so few that warps of their own would leave multiprocessors without work (a decode
+//! step's), a CTA has each.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +19,14 @@ use weft_lower::region::schedule::{Folds, Scheduled, lanes_fit, parts, repeated}
 
 /// Warps of a CTA: enough CTAs of them fill a multiprocessor, and few are idle at the end.
 const WARPS: u32 = 4;
+/// Warps of a CTA that has one row.
+const WARPS_TOGETHER: u32 = 8;
+/// A row is long from here on: each thread of such a CTA has some elements.
+const TOGETHER_MIN: u64 = 1024;
+/// A longer row is folded by several CTAs, each a part.
+pub const SHARED_ROW_MAX: u64 = 1 << 16;
+/// Rows are few up to here: eight CTAs of them fill each of an H100's 132 multiprocessors.
+const TOGETHER_ROWS_MAX: u64 = 8 * 132;
 /// Elements of a piece of a row: eight for each lane, so that loads overlap.
 const PIECE: i64 = 256;
 /// The same where each lane folds by itself, which is work enough.
@@ -47,6 +57,13 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, Node
     });
     let apart = lanes.is_some_and(|v| in_lanes(v).0);
     let vector = if apart { None } else { vector(nest, lanes, &folds) };
+    let rows = grid.iter().map(extent).fold(1, u64::saturating_mul);
+    let long = folds.all.iter().any(|(e, vars)| {
+        let of_row = lanes.is_none_or(|v| !nest.exprs[e.0 as usize].deps.contains(&v));
+        of_row && vars.last().is_some_and(|v| extent(v) >= TOGETHER_MIN)
+    });
+    let few = rows <= TOGETHER_ROWS_MAX && nest.part.is_none();
+    let together = few && long && chunk.is_none() && !apart;
     grid.splice(0..0, nest.part);
     let chunked = chunk.and(lanes);
     // A value that is the same for several blocks is not theirs to store.
@@ -70,7 +87,8 @@ pub fn schedule(nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, Node
             lanes,
             unroll: 1,
             parts: parts(nest),
-            warps: Some(WARPS),
+            warps: Some(if together { WARPS_TOGETHER } else { WARPS }),
+            together,
             vector,
             ..Schedule::default()
         },

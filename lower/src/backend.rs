@@ -28,6 +28,10 @@ pub trait Backend {
     /// by a launch before. `max` is the greatest a dim may be.
     fn schedule(&self, nest: &Nest, max: &dyn Fn(Dim) -> u64) -> Result<Scheduled, NodeId>;
 
+    /// Elements of a row up to which several workers have it together, so that its folds need no
+    /// launch of their own.
+    fn shared_row_max(&self) -> u64;
+
     /// The blocks of an op with a kernel of its own.
     fn whole_grid(&self, kernel: &WholeKernel) -> WholeGrid;
 

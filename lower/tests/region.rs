@@ -8,6 +8,8 @@ mod random;
 
 use harness::{Tolerance, check, check_on, check_with, parse, sizes};
 use weft_backend_cpu::Cpu;
+use weft_backend_cuda::Cuda;
+use weft_backend_cuda::gemm::select::Budget;
 use weft_ir::interp::{Range, Tensor, random_args};
 use weft_ir::module::FuncId;
 use weft_ir::ty::Type;
@@ -332,6 +334,27 @@ fn softmax() {
     }
     check(&unary("softmax", "bf16[3, 4, 70]"), &[]);
     check_with(&unary("softmax", "f32[3, 300]"), &[], &floats(-90.0, 90.0), bounds(4e-6));
+}
+
+/// A CTA of a GPU has each, in one launch.
+#[test]
+fn few_long_rows() {
+    for n in [1024, 2050, 7168] {
+        let norm = "%y, %r = rms_norm %x, %g {eps = 1e-6}\nreturn %y, %r";
+        let params = format!("%x: f32[S, {n}], %g: f32[{n}]");
+        check(&func(&params, &format!("f32[S, {n}], f32[S]"), norm), &[("S", 3)]);
+        check(&unary("softmax", &format!("f32[S, {n}]")), &[("S", 2)]);
+    }
+    let sums = "%y = reduce_sum %x {dims = [1]}\n%z = reduce_max %x {dims = [1]}\nreturn %y, %z";
+    let text = func("%x: bf16[S, 5000]", "bf16[S], bf16[S]", sums);
+    check(&text, &[("S", 3)]);
+    let module = parse(&text);
+    let dim = |d| harness::size(&module, d);
+    let cuda = Cuda { budget: Budget::WHOLE };
+    let region = weft_lower::region::compile(&cuda, &module, &module.funcs[0], "t", "t:1", &dim);
+    let launches = region.unwrap_or_else(|e| panic!("{e}")).launches;
+    let threads: Vec<u32> = launches.iter().map(|l| l.kernel.cta.threads).collect();
+    assert_eq!(threads, [256]);
 }
 
 #[test]

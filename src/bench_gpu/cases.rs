@@ -60,6 +60,7 @@ pub fn all() -> Vec<Case> {
         latent(),
         norm(),
         swiglu(),
+        gated(),
         rotary(),
         dispatch(),
         loss(),
@@ -306,6 +307,73 @@ fn swiglu() -> Case {
         problem(format!("{m}x{n}"), text)
     };
     Case { name: "swiglu", small: of(5, 136), large: vec![of(32_768, 2048)], tolerance: BF16 }
+}
+
+/// Gate and up with what a region makes of them: of bf16, and a whole feed-forward layer of codes.
+fn gated() -> Case {
+    let region = |shape: &str| {
+        format!(
+            "  %gf = convert %g {{dtype = f32}} : f32[{shape}]
+  %uf = convert %u {{dtype = f32}} : f32[{shape}]
+  %s = sigmoid %gf : f32[{shape}]
+  %a = mul %gf, %s : f32[{shape}]
+  %hf = mul %a, %uf : f32[{shape}]
+  %h = convert %hf {{dtype = bf16}} : bf16[{shape}]\n"
+        )
+    };
+    let plain = |[m, n, k]: [usize; 3]| {
+        let text = format!(
+            "func @f(%x: bf16[{m}, {k}], %wg: bf16[{n}, {k}], %wu: bf16[{n}, {k}])
+    -> (h: bf16[{m}, {n}]) {{
+  %g = matmul %x, %wg {{ty = true}} : bf16[{m}, {n}]
+  %u = matmul %x, %wu {{ty = true}} : bf16[{m}, {n}]
+{}  return %h
+}}",
+            region(&format!("{m}, {n}"))
+        );
+        problem(format!("{m}x{n}x{k}"), text)
+    };
+    let codes = |[m, n, k]: [usize; 3]| {
+        let weight = |name: &str, [rows, cols]: [usize; 2]| {
+            format!(
+                "quantize %{name} {{dtype = e4m3, group = [128, 128], scale = f32}} : \
+                 e4m3<128x128, f32>[{rows}, {cols}]"
+            )
+        };
+        let row = |name: &str, cols: usize| {
+            format!(
+                "quantize %{name} {{dtype = e4m3, group = [1, 128], scale = f32}} : \
+                 e4m3<1x128, f32>[{m}, {cols}]"
+            )
+        };
+        let text = format!(
+            "func @f(%x: bf16[{m}, {k}], %wg: bf16[{n}, {k}], %wu: bf16[{n}, {k}],
+        %wd: bf16[{k}, {n}]) -> (y: bf16[{m}, {k}]) {{
+  %xq = {}
+  %gq = {}
+  %uq = {}
+  %dq = {}
+  %g = matmul %xq, %gq {{ty = true, dtype = bf16, promote = 128}} : bf16[{m}, {n}]
+  %u = matmul %xq, %uq {{ty = true, dtype = bf16, promote = 128}} : bf16[{m}, {n}]
+{}  %hq = {}
+  %y = matmul %hq, %dq {{ty = true, dtype = bf16, promote = 128}} : bf16[{m}, {k}]
+  return %y
+}}",
+            row("x", k),
+            weight("wg", [n, k]),
+            weight("wu", [n, k]),
+            weight("wd", [k, n]),
+            region(&format!("{m}, {n}")),
+            row("h", n)
+        );
+        problem(format!("codes, {m}x{n}x{k}"), text)
+    };
+    Case {
+        name: "gate and up",
+        small: plain([130, 96, 72]),
+        large: vec![plain([4096, 2048, 7168]), codes([4096, 2048, 7168])],
+        tolerance: BF16,
+    }
 }
 
 /// Positions of queries, turned in pairs of neighbours.

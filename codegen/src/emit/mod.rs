@@ -38,7 +38,7 @@ pub use arith::{Cmp, Operand};
 pub use asm::Effect;
 pub use device::Param;
 pub use kernel::{Frame, Kernel};
-pub use simt::WARP;
+pub use simt::{WARP, reduce_cta_bytes};
 
 /// Who runs a kernel's blocks (`kernel.rs` has the conventions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What only targets with threads have: who a thread is, and values handed across a warp.
 
-use super::{Cg, Effect, Elem, Ty, Val};
+use super::{Cg, Cmp, Effect, Elem, Ty, Val};
 
 /// Threads of a warp.
 pub const WARP: u32 = 32;
@@ -9,6 +9,14 @@ pub const WARP: u32 = 32;
 const ALL: i32 = -1;
 /// The highest lane of a warp: segments of a shuffle are whole warps.
 const CLAMP: i32 = 31;
+
+/// Bytes of a warp's value in shared memory.
+const SLOT_BYTES: u32 = 8;
+
+/// Shared memory that [`Cg::reduce_cta`] needs.
+pub fn reduce_cta_bytes(warps: u32) -> u32 {
+    warps * SLOT_BYTES
+}
 
 impl<'c> Cg<'c> {
     /// The thread's place in its CTA, an i32.
@@ -49,6 +57,40 @@ impl<'c> Cg<'c> {
             }
             _ => panic!("{} does not go across a warp", v.ty),
         }
+    }
+
+    /// The same among all threads of a CTA of `warps` warps, by way of the start of the shared
+    /// memory that the launch asks for: [`reduce_cta_bytes`]. All of the CTA must come here
+    /// together. Warps are joined in the order of their numbers, whoever comes first.
+    pub fn reduce_cta(
+        &self,
+        v: Val<'c>,
+        warps: u32,
+        f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>,
+    ) -> Val<'c> {
+        let own = self.reduce_warp(v, &f);
+        let word = match own.ty.elem {
+            Elem::I32 | Elem::F32 => "b32",
+            Elem::I64 => "b64",
+            _ => panic!("{} does not go across a CTA", own.ty),
+        };
+        let barrier = || self.asm("bar.sync 0;", &[], &[], 0, Effect::Memory);
+        let shared = self.dynamic_shared();
+        let thread = self.thread_index();
+        let warp = self.lshr(thread, i64::from(WARP.trailing_zeros()));
+        let place = self.add(shared, self.mul(warp, SLOT_BYTES as i32));
+        // What was there before has been read by all.
+        barrier();
+        let leads = self.cmp(Cmp::Eq, self.and(thread, WARP as i32 - 1), 0);
+        let text = format!("@$0 st.shared.{word} [$1], $2;");
+        self.asm(&text, &[], &[leads, place, own], 0, Effect::Memory);
+        barrier();
+        let text = format!("ld.shared.{word} $0, [$1];");
+        let of = |i: u32| {
+            let at = self.add(shared, (i * SLOT_BYTES) as i32);
+            self.asm(&text, &[own.ty], &[at], 0, Effect::Memory)[0]
+        };
+        (1..warps).fold(of(0), |all, i| f(all, of(i)))
     }
 
     /// f32 lanes rounded to nearest, ties to even, two at once by the instruction for `pair`, whose

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft_codegen::emit::WARP;
+use weft_codegen::emit::{WARP, reduce_cta_bytes};
 use weft_codegen::object::KernelSource;
 use weft_codegen::region::emit::{self, Signature};
 use weft_codegen::region::graph::{Buf, Graph, Kind, NodeId, Whole};
@@ -219,8 +219,9 @@ impl Planner<'_> {
         let terms = self.elements(&folded);
         let results = self.elements(&self.graph.node(node).dims);
         let rows = dims.contains(&(shape.len().wrapping_sub(1)));
+        let shared = rows && dims.len() == 1 && terms <= self.backend.shared_row_max();
         // A fold along rows has as many blocks as rows.
-        let few = if rows { results <= PARTS } else { results <= PARTED_RESULTS_MAX };
+        let few = if rows { results <= PARTS && !shared } else { results <= PARTED_RESULTS_MAX };
         terms >= PARTED_MIN && few
     }
 
@@ -302,7 +303,8 @@ impl Planner<'_> {
         }
         let warps = planned.schedule.warps;
         let threads = warps.map_or(1, |n| n * WARP);
-        if let Some(warps) = warps.filter(|n| *n > 1) {
+        let together = planned.schedule.together;
+        if let Some(warps) = warps.filter(|n| *n > 1 && !together) {
             grid = grid.ceil_div(warps.into());
         }
         let per_element = nest.exprs.iter().filter(|e| matches!(e.expr, Expr::Scalar(..))).count();
@@ -321,7 +323,10 @@ impl Planner<'_> {
         let emit = move |cg: &weft_codegen::emit::Cg, name: &str| {
             emit::kernel(cg, name, &nest, &schedule, &signature);
         };
-        let kernel = self.source(&code, emit).with_threads(threads);
+        let mut kernel = self.source(&code, emit).with_threads(threads);
+        if together {
+            kernel.cta.dynamic_shared_bytes = reduce_cta_bytes(threads / WARP);
+        }
         self.launches.push(RegionLaunch {
             kernel,
             args,

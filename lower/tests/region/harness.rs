@@ -221,7 +221,8 @@ impl<'a> Runner<'a> {
             if grid == 0 {
                 continue;
             }
-            let frame = Launch::new(grid, launch.kernel.cta.threads);
+            let mut frame = Launch::new(grid, launch.kernel.cta.threads);
+            frame.dynamic_shared_bytes = launch.kernel.cta.dynamic_shared_bytes;
             let run = device.launch(&module, &launch.kernel.name, &frame, &args);
             run.unwrap_or_else(|e| panic!("{e}\n{text}"));
         }

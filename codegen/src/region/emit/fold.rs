@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::{Emitter, Lanes, Team};
-use crate::emit::{Elem, Ty, Val, WARP};
+use crate::emit::{Elem, Ty, Val};
 use crate::region::index::Var;
 use crate::region::scalar;
 use crate::region::trace::{Expr, ExprId};
@@ -62,7 +62,7 @@ impl<'c> Emitter<'_, 'c> {
             let start = self.identity(elem.x(self.vector(*last, (0, None))), max);
             let ends = self.serial(serial, &[start], &|s, acc| s.in_team(team, x, *last, max, acc));
             let own = self.cg.reduce(ends[0], |a, b| self.joined(max, a, b));
-            return self.cg.reduce_warp(own, |a, b| self.joined(max, a, b));
+            return team.fold(self.cg, own, |a, b| self.joined(max, a, b));
         }
         let wide = self.identity(elem.x(self.step(x, *last)), max);
         let start = [wide, self.identity(elem.x(self.cg.target.lanes), max)];
@@ -159,7 +159,7 @@ impl<'c> Emitter<'_, 'c> {
         let (lo, hi) = self.bounds(var);
         let n = acc[0].ty.lanes;
         let first = cg.add(lo, cg.mul(team.lane, i64::from(n)));
-        cg.for_(first, hi, i64::from(n * WARP), acc, |i, carried| {
+        cg.for_(first, hi, i64::from(n * team.width), acc, |i, carried| {
             let v = self.in_lanes_of(Lanes { var, n, mask: None }, i, |s| s.eval(x));
             vec![self.joined(max, carried[0], self.spread(v, n))]
         })

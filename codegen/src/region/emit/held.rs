@@ -164,7 +164,7 @@ impl Held {
             vector: Some(Vector { most: 2, unaligned: self.unaligned.clone() }),
             ..Schedule::default()
         };
-        let team = Team { index: cg.i64(0), per_cta: 1, lane };
+        let team = Team { index: cg.i64(0), per_cta: 1, lane, width: WIDTH };
         let mut emitter = Emitter::new(cg, &self.nest, &schedule, &self.signature, kernel);
         emitter.team = Some(team);
         for piece in pieces {
@@ -245,7 +245,8 @@ impl<'c> Emitter<'_, 'c> {
             all = self.joined(max, all, v);
         }
         let own = cg.reduce(all, |a, b| self.joined(max, a, b));
-        cg.reduce_lanes(own, WIDTH, |a, b| self.joined(max, a, b))
+        let team = self.team.expect("rows have threads");
+        team.fold(cg, own, |a, b| self.joined(max, a, b))
     }
 
     fn held_block(&mut self, var: Var, inside: Val<'c>) {

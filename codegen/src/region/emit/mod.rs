@@ -45,6 +45,8 @@ pub struct Schedule {
     /// Warps of a CTA, on a target with threads, where a block is a warp's. There `lanes` is the
     /// innermost loop, and nothing is kept.
     pub warps: Option<u32>,
+    /// A block is all of a CTA's, not a warp's.
+    pub together: bool,
     /// Neighbours that a thread of a warp takes at once along a row, at most: a power of two, for
     /// accesses of as many bytes as the hardware has. None is one.
     pub vector: Option<Vector>,
@@ -153,6 +155,8 @@ struct Team<'c> {
     per_cta: u32,
     /// The thread's place in it.
     lane: Val<'c>,
+    /// Threads of it.
+    width: u32,
 }
 
 impl<'c> Team<'c> {
@@ -160,7 +164,21 @@ impl<'c> Team<'c> {
     fn warp(cg: &Cg<'c>, per_cta: u32) -> Team<'c> {
         let thread = cg.cast(cg.thread_index(), Elem::I64);
         let index = cg.lshr(thread, i64::from(WARP.trailing_zeros()));
-        Team { index, per_cta, lane: cg.and(thread, i64::from(WARP) - 1) }
+        Team { index, per_cta, lane: cg.and(thread, i64::from(WARP) - 1), width: WARP }
+    }
+
+    /// All of a CTA of so many warps.
+    fn cta(cg: &Cg<'c>, warps: u32) -> Team<'c> {
+        let lane = cg.cast(cg.thread_index(), Elem::I64);
+        Team { index: cg.i64(0), per_cta: 1, lane, width: warps * WARP }
+    }
+
+    /// Folds a value of each thread; all get the same bits.
+    fn fold(self, cg: &Cg<'c>, v: Val<'c>, f: impl Fn(Val<'c>, Val<'c>) -> Val<'c>) -> Val<'c> {
+        match self.width {
+            0..=WARP => cg.reduce_lanes(v, self.width, f),
+            width => cg.reduce_cta(v, width / WARP, f),
+        }
     }
 }
 
@@ -202,7 +220,10 @@ impl<'a, 'c> Emitter<'a, 'c> {
         kernel: &'a Kernel<'c>,
     ) -> Emitter<'a, 'c> {
         Emitter {
-            team: schedule.warps.map(|n| Team::warp(cg, n)),
+            team: schedule.warps.map(|n| match schedule.together {
+                true => Team::cta(cg, n),
+                false => Team::warp(cg, n),
+            }),
             cg,
             nest,
             schedule,
@@ -245,16 +266,17 @@ impl<'c> Emitter<'_, 'c> {
         self.kernel.buffers[at.expect("the signature lists every buffer")]
     }
 
-    /// Elements along `var`, of those from `from` on, that a thread of a warp takes at once, where
+    /// Elements along `var`, of those from `from` on, that a thread of a team takes at once, where
     /// it is known that there are only whole vectors of them, and enough for all threads.
     fn vector(&self, var: Var, (from, to): (i64, Option<i64>)) -> u32 {
         let most = self.schedule.vector.as_ref().map_or(1, |v| v.most);
         let extent = self.nest.vars.extent(var);
+        let width = self.team.map_or(WARP, |team| team.width);
         let limited = self.limits.is_some_and(|(v, _, _)| v == var);
         let fits = |n: u32| {
             let whole = |count: u64| count.is_multiple_of(u64::from(n));
             let parts = from % i64::from(n) == 0 && to.is_none_or(|to| to % i64::from(n) == 0);
-            let enough = extent.as_fixed().is_none_or(|count| count >= u64::from(n * WARP));
+            let enough = extent.as_fixed().is_none_or(|count| count >= u64::from(n * width));
             !limited && whole(extent.coeff()) && parts && enough
         };
         let mut n = most;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Emitter, Lanes, Team};
-use crate::emit::{Cmp, Val, WARP};
+use crate::emit::{Cmp, Val};
 use crate::region::index::{Ix, Var};
 use crate::region::trace::{Expr, Guard};
 
@@ -198,7 +198,7 @@ impl<'c> Emitter<'_, 'c> {
         (lo, hi): (Val<'c>, Val<'c>),
     ) {
         let first = self.cg.add(lo, self.cg.mul(team.lane, i64::from(n)));
-        self.cg.for_each(first, hi, i64::from(n * WARP), |i| {
+        self.cg.for_each(first, hi, i64::from(n * team.width), |i| {
             let lanes = Lanes { var, n, mask: None };
             self.in_lanes_of(lanes, i, |s| s.level(depth + 1, roots, None));
         });
