@@ -9,7 +9,6 @@ mod random;
 use harness::{Tolerance, check, check_on, check_with, parse, sizes};
 use weft_backend_cpu::Cpu;
 use weft_backend_cuda::Cuda;
-use weft_backend_cuda::gemm::select::Budget;
 use weft_ir::interp::{Range, Tensor, random_args};
 use weft_ir::module::FuncId;
 use weft_ir::ty::Type;
@@ -350,7 +349,7 @@ fn few_long_rows() {
     check(&text, &[("S", 3)]);
     let module = parse(&text);
     let dim = |d| harness::size(&module, d);
-    let cuda = Cuda { budget: Budget::WHOLE };
+    let cuda = Cuda::WHOLE;
     let region = weft_lower::region::compile(&cuda, &module, &module.funcs[0], "t", "t:1", &dim);
     let launches = region.unwrap_or_else(|e| panic!("{e}")).launches;
     let threads: Vec<u32> = launches.iter().map(|l| l.kernel.cta.threads).collect();
