@@ -201,7 +201,7 @@ fn serves(layout: &Parallel) -> Result<Serving> {
             communication_sms: layout.communication_sms,
             ..Mesh::default()
         },
-        copies: (redundant > 0).then_some(copies),
+        copies: (redundant > 0 || layout.placement.is_some()).then_some(copies),
         exchange_capacity: layout.exchange_capacity,
     })
 }

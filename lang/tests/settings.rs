@@ -250,6 +250,11 @@ fn wrong_layouts_are_explained() {
          nodes_per_token = 2",
     );
     one(
+        "placement = near",
+        "`placement` takes the name of a JSON file in quotes; `weft eplb LOADS --gpus N --json` \
+         writes one",
+    );
+    one(
         "schedule = dualpipe",
         "`schedule` orders the stages of a pipeline, and pipeline = 1; leave `schedule` out, or \
          give pipeline = 2",

@@ -287,6 +287,8 @@ fn so_they_do_where_experts_have_copies() {
         ..How::default()
     };
     serve(2, &how(2, vec![]));
+    // Only elsewhere.
+    serve(2, &how(0, vec![vec![3, 1, 0, 2], vec![2, 0, 3, 1]]));
     serve(4, &how(4, vec![vec![3, 1, 1, 0, 2, 1, 1, 3], vec![0, 1, 2, 3, 0, 0, 0, 0]]));
 }
 

@@ -302,11 +302,6 @@ impl Reader<'_, '_> {
             );
             self.say("nodes_per_token", why, format!("at most nodes_per_token = {nodes}"));
         }
-        if p.placement.is_some() && p.redundant_experts == 0 {
-            let why = "`placement` is of copies of experts, and there are none".to_string();
-            let hint = "give `redundant_experts`, or leave `placement` out".to_string();
-            self.say("placement", why, hint);
-        }
         match (&p.schedule, p.pipeline) {
             (Some(_), 1) => {
                 let why =
