@@ -17,8 +17,8 @@ use crate::stages::{Stages, StagesArgs};
 pub struct MeshArgs {
     /// Ranks along each axis of the mesh. `data`: each has its part of the micro-batches [default:
     /// all --ranks along data]; `experts`: so many neighbours along data have the experts of a
-    /// layer between them; `tensor`: they share each product; `pipeline`: each has stages of the
-    /// model
+    /// layer between them; `tensor`: they share each product; `sequence`, as many as `tensor`:
+    /// those divide the tokens of the rest, too; `pipeline`: each has stages of the model
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
@@ -33,7 +33,7 @@ pub struct MeshArgs {
     stages: StagesArgs,
 }
 
-const AXES: &[&str] = &["data", "experts", "tensor", "pipeline"];
+const AXES: &[&str] = &["data", "experts", "tensor", "sequence", "pipeline"];
 
 /// Those that ranks are counted along, outermost first.
 const ORDER: &[&str] = &["pipeline", "data", "context", "tensor"];
@@ -120,6 +120,7 @@ impl MeshArgs {
         } else if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
             mesh.data = n.max(1) as u64;
         }
+        let mut sequence = 1;
         for (i, text) in self.mesh.iter().enumerate() {
             let Some((axis, n)) = text.split_once('=') else {
                 bail!("--mesh {text}: expected AXIS=N");
@@ -133,9 +134,20 @@ impl MeshArgs {
                 "data" => mesh.data = n,
                 "experts" => mesh.experts = n,
                 "tensor" => mesh.tensor = n,
+                "sequence" => sequence = n,
                 "pipeline" => mesh.pipeline = n,
                 _ => bail!("--mesh {text}: no axis {axis}; there are: {}", AXES.join(", ")),
             }
+        }
+        if sequence > 1 {
+            let tensor = mesh.tensor;
+            if sequence != tensor {
+                bail!(
+                    "--mesh sequence={sequence}: tokens are divided among the ranks along tensor, \
+                     which are {tensor}; give sequence={tensor}, or leave it out"
+                );
+            }
+            mesh.sequence = true;
         }
         check_experts(&mesh)?;
         match ranks {
@@ -249,6 +261,7 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
         pipeline: layout.pipeline,
         data: layout.data,
         tensor: layout.tensor,
+        sequence: layout.sequence > 1,
         experts: layout.experts,
         zero: layout.zero > 0,
         communication_sms: layout.communication_sms,

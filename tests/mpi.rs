@@ -72,15 +72,22 @@ fn processes_write_what_one_writes() {
 #[test]
 fn processes_that_divide_products_write_what_threads_write() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (threads, processes) = (dir.path().join("threads"), dir.path().join("processes"));
-    done(train(1, &threads, &["--ranks", "2", "--mesh", "tensor=2"]));
-    done(train(2, &processes, &["--mesh", "tensor=2"]));
-    let pipelines = dir.path().join("pipelines");
-    done(train(4, &pipelines, &["--mesh", "pipeline=2,tensor=2", "--schedule", "dualpipe"]));
-    for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {
-        let read = |run: &Path| fs::read(run.join("step-000010").join(name)).expect(name);
-        assert!(read(&threads) == read(&processes), "{name} differs");
-        assert!(read(&threads) == read(&pipelines), "{name} of pipelines differs");
+    let dualpipe = ["--schedule", "dualpipe"];
+    for (divided, n, mesh, more) in [
+        ("tensor=2", 2, "tensor=2", &[][..]),
+        ("tensor=2", 4, "pipeline=2,tensor=2", &dualpipe),
+        ("tensor=2,sequence=2", 4, "pipeline=2,tensor=2,sequence=2", &[]),
+    ] {
+        let (threads, processes) =
+            (dir.path().join(divided), dir.path().join("by ".to_owned() + mesh));
+        if !threads.exists() {
+            done(train(1, &threads, &["--ranks", "2", "--mesh", divided]));
+        }
+        done(train(n, &processes, &[&["--mesh", mesh], more].concat()));
+        for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+            let read = |run: &Path| fs::read(run.join("step-000010").join(name)).expect(name);
+            assert!(read(&threads) == read(&processes), "{name} of {mesh} differs");
+        }
     }
 }
 

@@ -48,6 +48,7 @@ fn a_layout_must_fit_the_model() {
         "pipeline = 8  schedule = \"zb-v\"  micro_batches = 4  micro_batch = 4",
         &["pipeline = 8 has 16 stages for", "at most"],
     );
+    refuse("tensor = 2  sequence = 4", &["which divide tokens, are 2", "give sequence = 2"]);
     refuse("context = 3", &["context = 3 does not divide the sequence of 256", "context = 2 or 4"]);
     refuse(
         "data = 2  micro_batches = 3  micro_batch = 4",
@@ -116,7 +117,8 @@ fn a_layout_with_all_of_them_runs() {
         args.extend(["--set", set]);
     }
     let block = "pipeline = 2  schedule = \"1f1b\"  micro_batches = 2  micro_batch = 1
-                 data = 2  experts = 2  tensor = 2  zero = 1  node = 4  nodes_per_token = 1";
+                 data = 2  experts = 2  tensor = 2  sequence = 2
+                 zero = 1  node = 4  nodes_per_token = 1";
     let (ok, said) = with_block(block, &args);
     assert!(ok && said.contains("checkpoint: "), "{said}");
 }

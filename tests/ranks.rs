@@ -89,14 +89,20 @@ fn ranks_that_divide_products_follow_one() {
         let off = (distance(&losses, &one.0), distance(&weights, &one.1));
         assert!(off.0 < 1e-5 && off.1 < 1e-5, "{off:?} off in {}", run.display());
     };
+    let by_tokens = ["--ranks", "2", "--mesh", "tensor=2,sequence=2"];
     follows(&run("two", 20, &two));
+    follows(&run("by tokens", 20, &by_tokens));
     // With other axes: the bytes of two.
     let divided = run("two-3", 3, &two);
-    for (n, mesh, more) in
-        [("4", "data=2,tensor=2", &[][..]), ("8", "data=4,experts=2,tensor=2", &["--zero", "1"])]
-    {
+    let tokens = run("by-tokens-3", 3, &by_tokens);
+    let all = "pipeline=2,data=2,experts=2,tensor=2,sequence=2";
+    for (n, mesh, more, like) in [
+        ("4", "data=2,tensor=2", &[][..], &divided),
+        ("8", "data=4,experts=2,tensor=2", &["--zero", "1"], &divided),
+        ("8", all, &["--zero", "1", "--schedule", "dualpipe"], &tokens),
+    ] {
         let several = run(mesh, 3, &[&["--ranks", n, "--mesh", mesh], more].concat());
-        assert_same(&divided, &several, "step-000003");
+        assert_same(like, &several, "step-000003");
     }
     // Begun by one, gone on with by two, and the other way round.
     let moved = run("moved", 5, &[]);
@@ -120,10 +126,13 @@ fn so_they_do_in_few_bits() {
             done(train_with(WIDE, &out, 6, &[&["--resume"], &more[..]].concat()));
             (gradients, outcome(&out, "step-000006", "model").0)
         };
-        let (one, two) = (run("one", &[]), run("two", &["--ranks", "2", "--mesh", "tensor=2"]));
-        let (gradients, losses) = (distance(&two.0, &one.0), distance(&two.1, &one.1));
-        println!("{precision}: losses {losses:.1e} off, first gradients {gradients:.1e}");
-        assert!(losses < 1e-3, "{precision}: losses {losses:e} off");
+        let one = run("one", &[]);
+        for mesh in ["tensor=2", "tensor=2,sequence=2"] {
+            let two = run(mesh, &["--ranks", "2", "--mesh", mesh]);
+            let (gradients, losses) = (distance(&two.0, &one.0), distance(&two.1, &one.1));
+            println!("{precision}, {mesh}: losses {losses:.1e} off, gradients {gradients:.1e}");
+            assert!(losses < 1e-3, "{precision}, {mesh}: losses {losses:e} off");
+        }
     }
 }
 
@@ -214,6 +223,12 @@ fn ranks_that_do_not_divide_the_batch_are_refused_with_the_nearest_that_do() {
     let heads = why(&["--ranks", "4", "--mesh", "tensor=4"]);
     assert!(heads.contains("4 ranks along tensor do not divide the 2 parts that dim"), "{heads}");
     assert!(heads.contains("the nearest is tensor = 2"), "{heads}");
+    let tokens = why(&["--ranks", "2", "--mesh", "tensor=2,sequence=4"]);
+    assert!(tokens.contains("along tensor, which are 2; give sequence=2"), "{tokens}");
+    let both = ["--ranks", "2", "--mesh", "tensor=2,sequence=2"];
+    let tokens = refused(train_with(&["sequence=31"], &dir.path().join("run"), 1, &both));
+    let neither = "2 ranks along sequence divide neither the 1 sequences of `tokens` nor their 31";
+    assert!(tokens.contains(neither), "{tokens}");
     let other = why(&["--ranks", "2", "--mesh", "data=4"]);
     assert!(other.contains("--mesh has 4 ranks, and --ranks is 2; give --ranks 4"), "{other}");
 }

@@ -416,14 +416,16 @@ ops! {
   /// `autodiff`.
   Spread "spread" ("x") {axis: Axis} spread [Pure Movement Collective] CostRule::Free;
   /// The rank's part of `x`, which all ranks along `axis` have alike: `dim` is cut into as many
-  /// equal parts as there are places, in their order. Made by `tensor`.
-  Part "part" ("x") {axis: Axis, dim: Int} part [Pure Collective Blocks] CostRule::Free;
+  /// equal parts as there are places, in their order. Its derivative is an `all_gather`, and the
+  /// other way round, where all ranks make one thing of what is gathered (`spread` says otherwise).
+  /// Made by `tensor` and `sequence`.
+  Part "part" ("x") {axis: Axis, dim: Int} part [Pure Collective] CostRule::Free;
   /// The part of `all_reduce` that belongs to the rank: `dim` is cut into as many equal parts as
   /// there are places, in their order.
   ReduceScatter "reduce_scatter" ("x") {axis: Axis, dim: Int} reduce_scatter
     [Pure Collective Blocks] CostRule::Collective;
   /// `x` of every rank along `axis`, one after the other along `dim` in the order of places.
-  AllGather "all_gather" ("x") {axis: Axis, dim: Int} all_gather [Pure Collective Blocks]
+  AllGather "all_gather" ("x") {axis: Axis, dim: Int} all_gather [Pure Collective]
     CostRule::Collective;
   /// Where the rows begin that `exchange` brings. Of `E` experts each of `n` places along `axis`
   /// has `E / n`, in order; `offsets`, i32[E + 1], are those of the rank's own rows by expert. The

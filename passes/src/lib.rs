@@ -25,7 +25,9 @@ pub mod quantize;
 pub mod rewrite;
 pub mod rounds;
 pub mod save_codes;
+pub mod scatter_sums;
 pub mod schedule_pipeline;
+pub mod sequence;
 pub mod shard;
 pub mod split_quantized;
 pub mod tensor;
@@ -140,6 +142,8 @@ pub struct Mesh {
     pub data: u64,
     /// That share each product.
     pub tensor: u64,
+    /// Those along `tensor` divide the tokens of what none has a part of.
+    pub sequence: bool,
     /// Neighbours along `data` that have the experts of a layer between them; divides `data`.
     pub experts: u64,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
@@ -156,8 +160,15 @@ impl Default for Mesh {
 
 impl Mesh {
     /// The mesh of one rank.
-    pub const ONE: Mesh =
-        Mesh { pipeline: 1, data: 1, tensor: 1, experts: 1, zero: false, communication_sms: 0 };
+    pub const ONE: Mesh = Mesh {
+        pipeline: 1,
+        data: 1,
+        tensor: 1,
+        sequence: false,
+        experts: 1,
+        zero: false,
+        communication_sms: 0,
+    };
 
     pub fn n_ranks(&self) -> u64 {
         self.pipeline * self.data * self.tensor
@@ -289,6 +300,7 @@ pub const PIPELINE: &[Pass] = &[
     weigh_early::PASS,       // before `autodiff`: what gates weigh is what their derivative keeps
     batch_sums::PASS,        // before `autodiff`: the counts of a batch are parameters of its loss
     tensor::PASS,            // before `autodiff`: the derivatives of parts are parts of derivatives
+    sequence::PASS,          // after `tensor`: what it leaves alike is divided by tokens
     assign_stages::PASS,     // after `tensor`: weights are divided as without stages
     autodiff::PASS, // on whole ops: their derivatives are simpler than those of their parts
     train_step::PASS, // around `@grad`: accumulate, clip, update
@@ -309,6 +321,7 @@ pub const PIPELINE: &[Pass] = &[
     canonicalize::PASS, // sums with the zeros that are constants now
     cse::PASS,      // what both halves of a backward compute again
     dce::PASS,      // saved values that no one reads, functions that no one calls
+    scatter_sums::PASS, // after `cse`: a sum that is read in parts alone has one reader
     experts::PASS,  // before `split_quantized`: a row's codes and scales are sent as one value
     rounds::PASS,   // after `experts`, whose exchanges it bounds
     split_quantized::PASS, // after all that looks at products; what makes codes can be fused

@@ -23,7 +23,7 @@
 //! and without. Cost: one walk for the families, one to rewrite; for each layer two sums over ranks
 //! forward and two backward. Requires: `batch_sums`; before `assign_stages` and `autodiff`.
 
-mod families;
+pub mod families;
 mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};

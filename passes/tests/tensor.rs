@@ -87,10 +87,43 @@ func @loss(%tokens: i32[2, 4], %targets: i32[2, 4], %embed: f32[12, 8], %qn: f32
 }
 "#;
 
-fn compiled(mesh: Option<Mesh>, save: Save) -> Module {
+/// One sequence, and ops that need all of its tokens between those that do not: what is gathered is
+/// the same for all ranks, or goes to products that they divide.
+const TOKENS: &str = r#"
+weight @embed : f32[12, 4] at "embed" init drawn
+weight @gain : f32[4] at "gain" init 1
+weight @mix : f32[4, 4] at "mix" init drawn
+weight @up : f32[8, 4] at "up" init drawn
+weight @down : f32[4, 8] at "down" init drawn
+
+func @loss(%tokens: i32[1, 4], %embed: f32[12, 4], %gain: f32[4], %mix: f32[4, 4], %up: f32[8, 4],
+    %down: f32[4, 8]) -> (objective: f32[]) {
+  %e = gather %embed, %tokens : f32[1, 4, 4]
+  %x, %r = rms_norm %e, %gain {eps = 1e-6} : f32[1, 4, 4], f32[1, 4]
+  %1 = matmul %x, %mix {ty = true} : f32[1, 4, 4]
+  %2 = shift %1 {dim = 1, by = 1, fill = 0} : f32[1, 4, 4]
+  %3 = mul %2, %x : f32[1, 4, 4]
+  %4 = matmul %3, %up {ty = true} : f32[1, 4, 8]
+  %5 = tanh %4 : f32[1, 4, 8]
+  %6 = matmul %5, %down {ty = true} : f32[1, 4, 4]
+  %7 = add %6, %1 : f32[1, 4, 4]
+  %8 = reduce_sum %7 {dims = [1]} : f32[1, 4]
+  %9 = broadcast %8 {shape = [1, 4, 4], dims = [0, 2]} : f32[1, 4, 4]
+  %10 = mul %9, %3 : f32[1, 4, 4]
+  %11 = softmax %10 : f32[1, 4, 4]
+  %12 = slice %2 {dim = 1, start = 0, len = 2} : f32[1, 2, 4]
+  %13 = reduce_sum %12 {dims = [0, 1, 2]} : f32[]
+  %14 = mul %11, %7 : f32[1, 4, 4]
+  %15 = reduce_sum %14 {dims = [0, 1, 2]} : f32[]
+  %16 = mul %13, %15 : f32[]
+  return %16
+}
+"#;
+
+fn compiled(text: &str, mesh: Option<Mesh>, save: Save) -> Module {
     let train = Train { micro_batches: 2, ..TRAIN };
     let cx = PassCx { train: Some(train), mesh, save, ..PassCx::default() };
-    let mut m = module(MODEL);
+    let mut m = module(text);
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
     apply(&mut m, &names, &cx);
     m
@@ -102,8 +135,8 @@ fn names(m: &Module) -> Vec<String> {
 }
 
 /// How far the results of a step are from those of one rank; those that are not cut are alike.
-fn off(mesh: Mesh, save: Save, precision: Precision) -> f64 {
-    let one = compiled(None, save);
+fn off(text: &str, mesh: Mesh, save: Save, precision: Precision) -> f64 {
+    let one = compiled(text, None, save);
     let entry = one.find("train_step").expect("the step was made");
     let draw = Draw { low: 0.1, high: 0.9, ints: 12.0 };
     let all = arguments(&one, entry, &Default::default(), 3, draw);
@@ -111,7 +144,7 @@ fn off(mesh: Mesh, save: Save, precision: Precision) -> f64 {
     let expected = expected.unwrap_or_else(|e| panic!("{e}"));
     let all: BTreeMap<String, Tensor> = names(&one).into_iter().zip(all).collect();
 
-    let several = compiled(Some(mesh), save);
+    let several = compiled(text, Some(mesh), save);
     let entry = several.find("train_step").expect("the step was made");
     let args = (0..mesh.n_ranks() as usize).map(|rank| {
         let of = |name: &String| match name.as_str() {
@@ -147,17 +180,34 @@ fn mesh(data: u64, tensor: u64) -> Mesh {
 fn ranks_that_divide_products_compute_what_one_computes() {
     for save in [Save::NoCheap, Save::Handed] {
         for mesh in [mesh(1, 2), mesh(2, 2)] {
-            let off = off(mesh, save, Precision::F64);
+            let off = off(MODEL, mesh, save, Precision::F64);
             assert!(off < 1e-12, "{off:e} off in f64, {mesh:?}");
         }
     }
-    let off = off(mesh(1, 2), Save::NoCheap, Precision::Stated);
+    let off = off(MODEL, mesh(1, 2), Save::NoCheap, Precision::Stated);
+    assert!(off < 1e-5, "{off:e} off in f32");
+}
+
+/// The tokens of what none has a part of are divided, too.
+fn by_tokens(data: u64, tensor: u64) -> Mesh {
+    Mesh { sequence: true, ..mesh(data, tensor) }
+}
+
+#[test]
+fn so_they_do_where_they_divide_tokens() {
+    for save in [Save::NoCheap, Save::Handed, Save::Everything] {
+        for (text, data) in [(MODEL, 1), (MODEL, 2), (TOKENS, 1)] {
+            let off = off(text, by_tokens(data, 2), save, Precision::F64);
+            assert!(off < 1e-12, "{off:e} off in f64, {data} ranks along data, {save:?}");
+        }
+    }
+    let off = off(MODEL, by_tokens(1, 2), Save::NoCheap, Precision::Stated);
     assert!(off < 1e-5, "{off:e} off in f32");
 }
 
 #[test]
 fn a_layer_is_summed_over_ranks_twice_forward_and_twice_backward() {
-    let m = compiled(Some(mesh(1, 2)), Save::NoCheap);
+    let m = compiled(MODEL, Some(mesh(1, 2)), Save::NoCheap);
     let sums = |body: &str| {
         let func = m.funcs.iter().find(|f| f.name == body);
         let func = func.unwrap_or_else(|| panic!("no {body} in {}", weft_ir::text::print(&m)));

@@ -3,8 +3,8 @@
 //! computed before, on all ranks where there are several.
 //!
 //! Options: `gradients`, `apart`, `two_batches`, `staggered`, `everything`, `no_wide` (saved),
-//! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `zero`, `watch=SITE`,
-//! `communication_sms=N`, `redundant=N` (copies of experts),
+//! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `sequence` (those divide
+//! tokens), `zero`, `watch=SITE`, `communication_sms=N`, `redundant=N` (copies of experts),
 //! `exchange_capacity=N`. If the last pass must refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
@@ -70,6 +70,7 @@ fn context(options: &str) -> Result<PassCx, String> {
                 let tensor = n.parse().map_err(|_| "tensor is a number")?;
                 cx.mesh = Some(Mesh { tensor, ..cx.mesh.unwrap_or_default() });
             }
+            ("sequence", "") => cx.mesh.as_mut().ok_or("it comes after tensor=N")?.sequence = true,
             ("experts", n) => {
                 let experts = n.parse().map_err(|_| "experts is a number")?;
                 cx.mesh.as_mut().ok_or("experts comes after data=N")?.experts = experts;

@@ -22,6 +22,7 @@ const KEYS: &[&str] = &[
     "data",
     "pipeline",
     "tensor",
+    "sequence",
     "context",
     "experts",
     "mesh",
@@ -52,6 +53,8 @@ pub struct Parallel {
     pub pipeline: u64,
     /// Ranks that share each matmul.
     pub tensor: u64,
+    /// Those along `tensor`, if they divide the tokens of what none has a part of; else 1.
+    pub sequence: u64,
     /// Ranks that share each sequence.
     pub context: u64,
     /// Ranks that share the experts of a layer; they divide the ranks of a stage.
@@ -126,6 +129,7 @@ impl Parallel {
             ("data", self.data),
             ("pipeline", self.pipeline),
             ("tensor", self.tensor),
+            ("sequence", self.sequence),
             ("context", self.context),
             ("experts", self.experts),
         ];
@@ -181,6 +185,7 @@ impl Reader<'_, '_> {
             data: 1,
             pipeline: 1,
             tensor: 1,
+            sequence: 1,
             context: 1,
             experts: 1,
             mesh: AXES.iter().map(|a| a.to_string()).collect(),
@@ -203,6 +208,7 @@ impl Reader<'_, '_> {
                 "data" => &mut p.data,
                 "pipeline" => &mut p.pipeline,
                 "tensor" => &mut p.tensor,
+                "sequence" => &mut p.sequence,
                 "context" => &mut p.context,
                 "experts" => &mut p.experts,
                 "node" => &mut p.node,
@@ -288,6 +294,13 @@ impl Reader<'_, '_> {
             let near =
                 format!("the nearest is experts = {}", divisors_near(stage_ranks, p.experts));
             self.say("experts", why, near);
+        }
+        if p.sequence > 1 && p.sequence != p.tensor {
+            let why = format!(
+                "sequence = {}, and the ranks along tensor, which divide tokens, are {}",
+                p.sequence, p.tensor
+            );
+            self.say("sequence", why, format!("give sequence = {}", p.tensor));
         }
         if p.n_ranks() > p.node && !p.n_ranks().is_multiple_of(p.node) {
             let why = format!("nodes of {} ranks do not divide {} ranks", p.node, p.n_ranks());
@@ -609,6 +622,18 @@ fn agree(tree: &Tree, block: &ast::Block, p: &Parallel, facts: &Facts, diags: &m
                         format!("data x micro_batch divides {last}, and the rest is micro_batches")
                     }
                 },
+            );
+        }
+        let whole = |n: u64| n.is_multiple_of(p.sequence);
+        if !whole(train.sequence) && !whole(train.micro_batch) {
+            say(
+                "sequence",
+                format!(
+                    "sequence = {} divides neither the {} sequences of a micro-batch nor their {} \
+                     tokens (train block `{}`)",
+                    p.sequence, train.micro_batch, train.sequence, train.name
+                ),
+                format!("the nearest is sequence = {}", divisors_near(train.sequence, p.sequence)),
             );
         }
         if !train.sequence.is_multiple_of(p.context) {

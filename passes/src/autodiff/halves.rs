@@ -464,7 +464,9 @@ fn is_cheap(op: Op, save: Save) -> bool {
     let few = matches!(row.cost, CostRule::PerElement(n) if n <= 5);
     let local = op.has(Trait::Pointwise) || op.has(Trait::Composite);
     let moves = op.has(Trait::Movement) || (row.operands.is_empty() && free);
-    moves || (save != Save::Everything && (free || (few && local)))
+    // A rank keeps its part, and gathers it again.
+    let gathers = op == Op::AllGather;
+    moves || (save != Save::Everything && (free || gathers || (few && local)))
 }
 
 /// The derivatives of a call's operands: its callee's halves, run as the callee was.

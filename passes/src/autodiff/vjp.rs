@@ -131,8 +131,10 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         Op::Call | Op::Repeat => c.refuse("the derivative of a call is made of its callee's"),
         Op::AllReduce => one(dy),
         Op::Spread => one(c.sum_over_ranks(dy)?),
-        Op::ReduceScatter | Op::AllGather | Op::Part | Op::ExchangeOffsets | Op::Exchange | Op::Send
-        | Op::Recv | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart
+        Op::Part => one(c.between_ranks(Op::AllGather, dy)?),
+        Op::AllGather => one(c.between_ranks(Op::Part, dy)?),
+        Op::ReduceScatter | Op::ExchangeOffsets | Op::Exchange | Op::Send | Op::Recv
+        | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart
         | Op::ExchangeStart | Op::Done => {
             c.refuse("derivatives are taken before ops are sharded")
         }
@@ -209,6 +211,14 @@ impl Cx<'_> {
         let id = self.b.func.push_op(Op::AllReduce, vec![wide], attrs, vec![ty], spans);
         let sum = self.b.func.op(id).results[0];
         self.b.convert(sum, dtype)
+    }
+
+    /// What a collective, along the op's axis and dim, makes of `dy`: it is as the operand is.
+    fn between_ranks(&mut self, op: Op, dy: ValueId) -> One {
+        let ty = self.b.ty(self.x(0)).as_value().with_dtype(self.b.ty(dy).dtype);
+        let (spans, attrs) = (self.b.spans.clone(), self.o.attrs.clone());
+        let id = self.b.func.push_op(op, vec![dy], attrs, vec![ty], spans);
+        Ok(self.b.func.op(id).results[0])
     }
 
     fn neg(&mut self, x: ValueId) -> One {

@@ -168,16 +168,27 @@ impl<'a> Families<'a> {
             }
         }
         for (_, op) in func.body_ops() {
-            let mut at = At { all: self, id, func, op };
+            let mut at = At { all: self, id, func, op, whole: vec![] };
             match callee(op) {
                 Some(f) => at.call(f),
                 None => at.op(),
             }
             let recipe = op.attrs.get_word("site").and_then(|site| policy.get(site));
-            if let (Some(recipe), Op::Matmul | Op::GroupedMatmul) = (recipe, op.op) {
-                at.groups(recipe);
+            for (v, d, size, group) in recipe.map_or(vec![], |r| groups(func, op, r)) {
+                let family = self.root(self.values[id.0 as usize][v.0 as usize] + d);
+                let site = op.attrs.get_word("site").unwrap_or("").to_string();
+                let facts = self.facts.entry(family).or_default();
+                facts.groups.insert((size, group, site));
             }
         }
+    }
+
+    /// The dims of its operands and results that an op, which is no call, needs whole.
+    pub fn needs(&mut self, id: FuncId, op: &'a OpData) -> Vec<(ValueId, usize)> {
+        // What an op says is known already: saying it again changes nothing.
+        let mut at = At { func: self.module.func(id), all: self, id, op, whole: vec![] };
+        at.op();
+        at.whole
     }
 
     fn need(&mut self, member: usize, what: &str, span: Option<Span>) {
@@ -198,6 +209,8 @@ struct At<'f, 'a> {
     id: FuncId,
     func: &'a Func,
     op: &'a OpData,
+    /// What it needs whole.
+    whole: Vec<(ValueId, usize)>,
 }
 
 impl At<'_, '_> {
@@ -219,6 +232,7 @@ impl At<'_, '_> {
     }
 
     fn whole(&mut self, v: ValueId, d: usize) {
+        self.whole.push((v, d));
         let member = self.member(v, d);
         let what = format!("`{}`", self.op.op.name());
         self.all.need(member, &what, self.op.spans.first().copied());
@@ -266,6 +280,8 @@ impl At<'_, '_> {
             }
 
             Op::Slice | Op::Pad | Op::Concat | Op::Shift => self.but(dim),
+            Op::AllReduce | Op::Spread => self.but(None),
+            Op::Part | Op::ReduceScatter | Op::AllGather => self.but(dim),
             Op::Reshape => self.reshape(x(0), op.results[0]),
             Op::Transpose => {
                 let perm = op.attrs.get_ints("perm").unwrap_or(&[]).to_vec();
@@ -358,8 +374,7 @@ impl At<'_, '_> {
 
             Op::Route | Op::Quantize | Op::Encode | Op::Dequantize | Op::GroupedOuter
             | Op::ScatterAdd | Op::Put | Op::CombineDot | Op::RmsNormGrad | Op::AttentionGrad
-            | Op::CrossEntropyGrad | Op::Assign | Op::CacheAppend | Op::AdamW | Op::AllReduce
-            | Op::Spread | Op::Part | Op::ReduceScatter | Op::AllGather | Op::ExchangeOffsets
+            | Op::CrossEntropyGrad | Op::Assign | Op::CacheAppend | Op::AdamW | Op::ExchangeOffsets
             | Op::Exchange | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart
             | Op::ExchangeStart | Op::Done | Op::Send | Op::Recv | Op::Call | Op::Repeat
             | Op::Fused => {
@@ -461,35 +476,37 @@ impl At<'_, '_> {
             }
         }
     }
+}
 
-    /// Groups of elements with one scale along the dims of a product and of its derivatives.
-    fn groups(&mut self, recipe: &Recipe) {
-        let (x, w, z) = (self.op.operands[0], self.op.operands[1], self.op.results[0]);
-        let pair = |p: &crate::policy::Product, i: usize| p.operands.map(|o| o[i].group);
-        let saved = |f: Option<crate::policy::Format>| f.map(|f| f.group);
-        let all = [
-            (x, pair(&recipe.forward, 0)),
-            (w, pair(&recipe.forward, 1)),
-            (z, pair(&recipe.input_grad, 0)),
-            (w, pair(&recipe.input_grad, 1)),
-            (z, pair(&recipe.weight_grad, 0)),
-            (x, pair(&recipe.weight_grad, 1)),
-            (x, saved(recipe.saved_input)),
-            (z, saved(recipe.saved_output)),
-            (x, saved(recipe.dispatched)),
-        ];
-        let site = self.op.attrs.get_word("site").unwrap_or("").to_string();
-        for (v, group) in all {
-            let Some(group) = group else { continue };
-            let rank = self.rank(v);
-            for (d, group) in [(rank - 2, group[0]), (rank - 1, group[1])] {
-                if let (Some(size), 2..) = (self.size(v, d).as_fixed(), group) {
-                    let member = self.member(v, d);
-                    let family = self.all.root(member);
-                    let facts = self.all.facts.entry(family).or_default();
-                    facts.groups.insert((size, u64::from(group), site.clone()));
-                }
+/// Groups of elements with one scale along the dims of a product and of its derivatives: the value,
+/// the dim, its size and that of a group.
+pub fn groups(func: &Func, op: &OpData, recipe: &Recipe) -> Vec<(ValueId, usize, u64, u64)> {
+    if !matches!(op.op, Op::Matmul | Op::GroupedMatmul) {
+        return vec![];
+    }
+    let (x, w, z) = (op.operands[0], op.operands[1], op.results[0]);
+    let pair = |p: &crate::policy::Product, i: usize| p.operands.map(|o| o[i].group);
+    let saved = |f: Option<crate::policy::Format>| f.map(|f| f.group);
+    let all = [
+        (x, pair(&recipe.forward, 0)),
+        (w, pair(&recipe.forward, 1)),
+        (z, pair(&recipe.input_grad, 0)),
+        (w, pair(&recipe.input_grad, 1)),
+        (z, pair(&recipe.weight_grad, 0)),
+        (x, pair(&recipe.weight_grad, 1)),
+        (x, saved(recipe.saved_input)),
+        (z, saved(recipe.saved_output)),
+        (x, saved(recipe.dispatched)),
+    ];
+    let mut found = vec![];
+    for (v, group) in all {
+        let Some(group) = group else { continue };
+        let rank = func.ty(v).rank();
+        for (d, group) in [(rank - 2, group[0]), (rank - 1, group[1])] {
+            if let (Some(size), 2..) = (func.ty(v).dims[d].as_fixed(), group) {
+                found.push((v, d, size, u64::from(group)));
             }
         }
     }
+    found
 }

@@ -397,7 +397,8 @@ impl Parts<'_> {
         let along: Vec<i64> = (0..last as i64).collect();
         let along = Attrs::new().dims("shape", dims.clone()).ints("dims", along);
 
-        let most = copy.to.emit(Op::ReduceMax, &[x], of_last.clone())?;
+        let fixed = copy.to.unary(Op::StopGradient, x)?;
+        let most = copy.to.emit(Op::ReduceMax, &[fixed], of_last.clone())?;
         let most = copy.to.reshape(most, &[rows, &[Dim::fixed(1)]].concat())?;
         let by_rank = self.cut.attrs().int("dim", last as i64);
         let most = copy.to.emit_calling(self.module, Op::AllGather, &[most], by_rank)?[0];
