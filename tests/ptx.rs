@@ -94,7 +94,24 @@ fn nano_trains_and_generates() {
     for (step, (a, b)) in expected.iter().zip(&found).enumerate() {
         assert!((a - b).abs() <= LOSS_BOUND * a, "step {}: {b} on ptx, {a} on cpu", step + 1);
     }
-    assert_eq!(continued("ptx", &ptx, None), continued("cpu", &ptx, None));
+    let text = continued("ptx", &ptx, None);
+    assert_eq!(text, continued("cpu", &ptx, None));
+
+    // What is compiled here runs where there is nothing but `weft-run`.
+    let weft = Path::new(env!("CARGO_BIN_EXE_weft"));
+    let weft_run = weft.with_file_name("weft-run");
+    if !weft_run.exists() {
+        println!("skipped: weft-run is not built (cargo test --workspace builds it)");
+        return;
+    }
+    let file = dir.path().join("nano.weft");
+    let checkpoint = ptx.join("step-000005");
+    let checkpoint = checkpoint.to_str().expect("a name");
+    compiled(&["--for", "decode", "--sequence", "16", "--checkpoint", checkpoint], &file);
+    let mut alone = Command::new(weft_run);
+    alone.arg("generate").arg(&file).args(["--device", "ptx", "--checkpoint", checkpoint]);
+    alone.args(["--token-ids", "5,6,7", "--max-new", "6", "--greedy"]);
+    assert_eq!(String::from_utf8_lossy(&done(alone).stdout), text);
 }
 
 /// The names of the kernels of a graph compiled with `more`.
@@ -250,6 +267,27 @@ fn budgets(steps: &[Step]) -> Vec<u32> {
         Step::Copy(_) | Step::Collective(_) | Step::Message(_) => vec![],
     };
     steps.iter().flat_map(of).collect()
+}
+
+/// Where kernels are compiled for the GPU at hand, they take the multiprocessors that it has.
+#[test]
+fn a_gpus_multiprocessors_are_the_budget() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano.model");
+    let sets: Vec<&str> = TINY.iter().flat_map(|set| ["--set", set]).collect();
+    let mut train = weft("train", &model, "cuda", &sets);
+    train.args(["--set", "depth=1", "--set", "sequence=16", "--set", "batch=2", "--steps", "1"]);
+    train.args(["--set", "rope=8", "--precision", "bf16"]);
+    train.arg("--data").arg(&model).arg("--out").arg(dir.path().join("run"));
+    train.arg("--dump").arg(dir.path().join("dump"));
+    train.env("LD_LIBRARY_PATH", driver(dir.path())).env("DRIVER_MULTIPROCESSORS", "24");
+    done(train);
+    let dump = std::fs::read_dir(dir.path().join("dump")).expect("a dump");
+    let graphs = dump.map(|f| f.expect("an entry").path()).filter(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("graph-"))
+    });
+    let text: String = graphs.map(|path| std::fs::read_to_string(path).expect("text")).collect();
+    assert!(text.contains(" on 24") && !text.contains(" on 132"), "{text}");
 }
 
 /// A graph for GPUs is a file like any other; a CPU says that it cannot run it.
