@@ -28,6 +28,7 @@ pub mod plan;
 mod sight;
 pub mod signature;
 mod softmax;
+pub mod template;
 
 use crate::ptx::wgmma::Kind;
 use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, PERIOD_BYTES};

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use weft_backend_cuda::flash::Attention;
 use weft_backend_cuda::flash::backward::{Backward, Makes};
 use weft_backend_cuda::flash::decode::Decode;
+use weft_backend_cuda::flash::template::Template;
 use weft_backend_cuda::gemm::select::widths;
 use weft_backend_cuda::gemm::{Gemm, Grouping, Kind, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::target::hopper;

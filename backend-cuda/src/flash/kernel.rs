@@ -1,12 +1,12 @@
 //! The frame of the kernel: its parameters, its shared memory, and which tiles a CTA takes.
 
 use weft_codegen::emit::{Cg, Elem, Ty, Val};
-use weft_codegen::object::KernelSource;
 
-use super::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
+use super::signature::{Argument, Bound, MapSpec, Signature, Tensor};
+use super::template::Template;
 use super::{Attention, TILE_QUERIES};
 use crate::tiles::ring::{Place, Ring};
-use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
+use crate::tiles::roles::{self, CONSUMER_WARPS, Registers};
 
 /// Blocks of keys, and of values, that shared memory holds.
 pub const STAGES: u32 = 2;
@@ -83,24 +83,16 @@ impl<'c> Places<'c> {
     }
 }
 
-impl Attention {
-    /// The kernel, to be compiled.
-    pub fn source(&self, label: &str) -> KernelSource {
-        let (attention, name) = (self.clone(), self.name());
-        let source = KernelSource::new(name, label, move |cg: &Cg| attention.emit(cg));
-        KernelSource { cta: self.signature().cta(self.launch_shared_bytes()), ..source }
+impl Template for Attention {
+    fn name(&self) -> String {
+        Attention::name(self)
     }
 
-    pub fn launch(&self) -> Launch {
-        self.signature().launch(self.name(), self.launch_shared_bytes())
+    fn check(&self) -> Result<(), String> {
+        Attention::check(self)
     }
 
-    fn launch_shared_bytes(&self) -> u32 {
-        let [q, k, v] = self.stage_bytes(self.block_keys());
-        q + STAGES * (k + v) + BARRIERS_BYTES
-    }
-
-    pub(super) fn signature(&self) -> Signature {
+    fn signature(&self) -> Signature {
         use Argument::*;
         let n = self.parts.len();
         let q = (0..n).map(|i| (Tensor::Q(i), self.q_tile(i)));
@@ -117,6 +109,17 @@ impl Attention {
         Signature::new(maps, buffers, scalars)
     }
 
+    fn shared_bytes(&self) -> u32 {
+        let [q, k, v] = self.stage_bytes(self.block_keys());
+        q + STAGES * (k + v) + BARRIERS_BYTES
+    }
+
+    fn body<'c>(&self, cg: &Cg<'c>, args: &Bound<'_, 'c>) {
+        self.attend(cg, &self.args(args));
+    }
+}
+
+impl Attention {
     /// The buffers that say which keys a query sees.
     pub(super) fn masks(&self) -> Vec<Argument> {
         let mut out = vec![];
@@ -149,16 +152,6 @@ impl Attention {
         }
     }
 
-    fn emit(&self, cg: &Cg<'_>) {
-        if let Err(why) = self.check() {
-            panic!("{why}");
-        }
-        let signature = self.signature();
-        cg.device_kernel(&self.name(), THREADS, &signature.params(), |values| {
-            self.body(cg, &self.args(&signature.bind(cg, values)));
-        });
-    }
-
     fn rings<'c>(&self, cg: &Cg<'c>) -> Rings<'c> {
         let shared = cg.dynamic_shared();
         let [q, k, v] = self.stage_bytes(self.block_keys());
@@ -179,7 +172,7 @@ impl Attention {
         }
     }
 
-    fn body<'c>(&self, cg: &Cg<'c>, args: &Args<'c>) {
+    fn attend<'c>(&self, cg: &Cg<'c>, args: &Args<'c>) {
         let rings = self.rings(cg);
         let init = || [rings.q, rings.k, rings.v].iter().for_each(|ring| ring.init(cg));
         roles::specialised(

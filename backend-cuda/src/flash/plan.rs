@@ -7,6 +7,7 @@ use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::attention::{self, Buffer, Heads, Planned};
 
 use super::signature::{Argument, Tensor};
+use super::template::Template;
 use super::{Attention, TILE_QUERIES};
 use crate::gemm::select::Budget;
 

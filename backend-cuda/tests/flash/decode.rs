@@ -4,6 +4,7 @@ use ptx_sim::{Arg, Completion, ErrorKind};
 use weft_backend_cuda::flash::Attention;
 use weft_backend_cuda::flash::decode::Decode;
 use weft_backend_cuda::flash::signature::Argument;
+use weft_backend_cuda::flash::template::Template;
 
 use crate::problem::{
     Bench, Problem, RANDOM, Wrong, each_is_needed, plain, problem, softmax, text,

@@ -1,13 +1,13 @@
 //! The frame of the kernel: its parameters, its shared memory, and which tiles a CTA takes.
 
 use weft_codegen::emit::{Cg, Elem, Ty, Val};
-use weft_codegen::object::KernelSource;
 
 use super::{Backward, TILE_ROWS};
 use crate::flash::sight::Masks;
-use crate::flash::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
+use crate::flash::signature::{Argument, Bound, MapSpec, Signature, Tensor};
+use crate::flash::template::Template;
 use crate::tiles::ring::Ring;
-use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
+use crate::tiles::roles::{self, CONSUMER_WARPS, Registers};
 
 pub const REGISTERS: Registers = Registers { producer: 40, consumer: 232 };
 
@@ -45,19 +45,16 @@ pub struct Rings<'c> {
     pub moved: Ring<'c>,
 }
 
-impl Backward {
-    /// The kernel, to be compiled.
-    pub fn source(&self, label: &str) -> KernelSource {
-        let (backward, name) = (self.clone(), self.name());
-        let source = KernelSource::new(name, label, move |cg: &Cg| backward.emit(cg));
-        KernelSource { cta: self.signature().cta(self.shared_bytes()), ..source }
+impl Template for Backward {
+    fn name(&self) -> String {
+        Backward::name(self)
     }
 
-    pub fn launch(&self) -> Launch {
-        self.signature().launch(self.name(), self.shared_bytes())
+    fn check(&self) -> Result<(), String> {
+        Backward::check(self)
     }
 
-    pub(super) fn signature(&self) -> Signature {
+    fn signature(&self) -> Signature {
         use Argument::*;
         let columns = self.columns();
         let maps = self.kept().into_iter().chain(self.moved(columns));
@@ -81,24 +78,23 @@ impl Backward {
         Signature::new(maps, buffers, scalars)
     }
 
-    fn emit(&self, cg: &Cg<'_>) {
-        if let Err(why) = self.check() {
-            panic!("{why}");
-        }
-        let signature = self.signature();
-        cg.device_kernel(&self.name(), THREADS, &signature.params(), |values| {
-            let args = signature.bind(cg, values);
-            let rings = self.rings(cg);
-            roles::specialised(
-                cg,
-                REGISTERS,
-                || [rings.kept, rings.moved].iter().for_each(|ring| ring.init(cg)),
-                || self.produce(cg, &args, &rings),
-                |consumer| self.consume(cg, &args, &rings, consumer),
-            );
-        });
+    fn shared_bytes(&self) -> u32 {
+        Backward::shared_bytes(self)
     }
 
+    fn body<'c>(&self, cg: &Cg<'c>, args: &Bound<'_, 'c>) {
+        let rings = self.rings(cg);
+        roles::specialised(
+            cg,
+            REGISTERS,
+            || [rings.kept, rings.moved].iter().for_each(|ring| ring.init(cg)),
+            || self.produce(cg, args, &rings),
+            |consumer| self.consume(cg, args, &rings, consumer),
+        );
+    }
+}
+
+impl Backward {
     fn rings<'c>(&self, cg: &Cg<'c>) -> Rings<'c> {
         let shared = cg.dynamic_shared();
         let (columns, kept) = (self.columns(), self.kept_bytes());

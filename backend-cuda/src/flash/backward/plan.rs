@@ -8,6 +8,7 @@ use weft_lower::describe::attention::{self, Buffer, Gradients, Heads, Launch, Pl
 use super::{Backward, Makes, TILE_ROWS};
 use crate::flash::plan::{self, common_buffer, common_scalar};
 use crate::flash::signature::Argument;
+use crate::flash::template::Template;
 use crate::gemm::select::Budget;
 use crate::simt::sum_heads;
 

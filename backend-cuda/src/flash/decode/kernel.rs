@@ -1,13 +1,13 @@
 //! The frame of the kernel: its parameters, its shared memory, and which tiles a CTA takes.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
-use weft_codegen::object::KernelSource;
 
 use super::{BLOCK_KEYS, Decode, TILE_HEADS};
 use crate::flash::backward::kernel::REGISTERS;
-use crate::flash::signature::{Argument, Bound, Launch, MapSpec, Signature, Tensor};
+use crate::flash::signature::{Argument, Bound, MapSpec, Signature, Tensor};
+use crate::flash::template::Template;
 use crate::tiles::ring::Ring;
-use crate::tiles::roles::{self, CONSUMER_WARPS, THREADS};
+use crate::tiles::roles::{self, CONSUMER_WARPS};
 
 /// 64 heads of a query, over a piece of the keys.
 #[derive(Clone, Copy)]
@@ -41,19 +41,16 @@ pub struct Shared<'c> {
     pub exchange: Val<'c>,
 }
 
-impl Decode {
-    /// The kernel, to be compiled.
-    pub fn source(&self, label: &str) -> KernelSource {
-        let (decode, name) = (self.clone(), self.name());
-        let source = KernelSource::new(name, label, move |cg: &Cg| decode.emit(cg));
-        KernelSource { cta: self.signature().cta(self.shared_bytes()), ..source }
+impl Template for Decode {
+    fn name(&self) -> String {
+        Decode::name(self)
     }
 
-    pub fn launch(&self) -> Launch {
-        self.signature().launch(self.name(), self.shared_bytes())
+    fn check(&self) -> Result<(), String> {
+        Decode::check(self)
     }
 
-    pub(super) fn signature(&self) -> Signature {
+    fn signature(&self) -> Signature {
         use Argument::*;
         let q = self.q_tiles().into_iter().map(|(of, tile)| (of, MapSpec::heads(tile)));
         let k = self.k_tiles().into_iter().map(|(of, tile)| (of, MapSpec::rows(tile)));
@@ -70,24 +67,23 @@ impl Decode {
         Signature::new(q.chain(k), buffers, scalars)
     }
 
-    fn emit(&self, cg: &Cg<'_>) {
-        if let Err(why) = self.check() {
-            panic!("{why}");
-        }
-        let signature = self.signature();
-        cg.device_kernel(&self.name(), THREADS, &signature.params(), |values| {
-            let args = signature.bind(cg, values);
-            let shared = self.shared(cg);
-            roles::specialised(
-                cg,
-                REGISTERS,
-                || [shared.q, shared.k].iter().for_each(|ring| ring.init(cg)),
-                || self.produce(cg, &args, &shared),
-                |consumer| self.consume(cg, &args, &shared, consumer),
-            );
-        });
+    fn shared_bytes(&self) -> u32 {
+        Decode::shared_bytes(self)
     }
 
+    fn body<'c>(&self, cg: &Cg<'c>, args: &Bound<'_, 'c>) {
+        let shared = self.shared(cg);
+        roles::specialised(
+            cg,
+            REGISTERS,
+            || [shared.q, shared.k].iter().for_each(|ring| ring.init(cg)),
+            || self.produce(cg, args, &shared),
+            |consumer| self.consume(cg, args, &shared, consumer),
+        );
+    }
+}
+
+impl Decode {
     fn shared<'c>(&self, cg: &Cg<'c>) -> Shared<'c> {
         let shared = cg.dynamic_shared();
         let at = |bytes: u32| cg.add(shared, bytes as i32);

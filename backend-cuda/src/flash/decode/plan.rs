@@ -7,6 +7,7 @@ use weft_lower::describe::attention::{self, Buffer, Heads, Launch, Planned};
 use super::{BLOCK_KEYS, Decode, TILE_HEADS};
 use crate::flash::plan::{common_buffer, common_scalar, copied};
 use crate::flash::signature::Argument;
+use crate::flash::template::Template;
 use crate::gemm::select::Budget;
 use crate::simt::combine;
 
