@@ -13,12 +13,12 @@
 //! Why: norms, residual additions, projections that no rank has a part of are done again by every
 //! rank, and what they make is kept by each until its derivative is taken. Of N ranks each can do
 //! an N-th of the tokens: a sum over ranks gives each its tokens (`scatter_sums` makes one
-//! collective of the two), and they are gathered where products are divided, so links carry what
-//! they carried. Which values a rank has its tokens of follows from the ops (`rows`). What sums
-//! over tokens is summed over ranks; a weight that meets tokens is spread, so its gradient is, too.
+//! collective of the two), and they are gathered where products are divided, again for their
+//! derivatives. Which values a rank has its tokens of follows from the ops (`rows`). What sums over
+//! tokens is summed over ranks; a weight that meets tokens is spread, so its gradient is, too.
 //! Bits of the forward pass are those of `tensor` alone up to the first sum over tokens. Cost: a
-//! few walks; for each layer and micro-batch a sum over ranks of the gradients of its whole
-//! weights. Requires: `tensor`; before `assign_stages` and `autodiff`.
+//! few walks; links carry the gathers once more, backward, and for each layer and micro-batch a sum
+//! of the gradients of its whole weights. Requires: `tensor`; before `assign_stages`, `autodiff`.
 
 mod rows;
 
