@@ -65,6 +65,10 @@ pub struct Args {
     /// Print JSON
     #[arg(long, conflicts_with = "what_ifs")]
     json: bool,
+    /// Time the cells of a rank's program, too: the last file of `weft compile --dump DIR` for the
+    /// same block
+    #[arg(long, value_name = "FILE.ir", conflicts_with_all = ["json", "search"])]
+    compiled: Option<PathBuf>,
     /// Draw the pipeline
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -116,6 +120,16 @@ pub fn run(args: Args) -> Result<()> {
         let all = WhatIf::ALL.into_iter().map(one).collect::<Result<Vec<(WhatIf, Plan)>>>()?;
         print!("\n{}", show::what_ifs(&plan, &all));
     }
+    if let Some(path) = &args.compiled {
+        let at = layout.place(&cluster, &what_if, true);
+        let cells = weft_plan::compiled::cells(
+            &program(path)?,
+            weft_runtime::train::run::STEP,
+            &cluster,
+            &at,
+        )?;
+        print!("\n{}", show::cells(&cells));
+    }
     if let Some(path) = &args.svg {
         let title = format!("{} on {}", args.parallel, cluster.name);
         write(path, &picture::svg(&layout.table, &plan.timeline, &title, "s"))?;
@@ -124,6 +138,16 @@ pub fn run(args: Args) -> Result<()> {
         write(path, &serde_json::to_string(&show::trace(&plan, &layout.table))?)?;
     }
     Ok(())
+}
+
+/// A program as a pass left it.
+fn program(path: &Path) -> Result<weft_ir::module::Module> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    weft_ir::text::parse(&text).map_err(|errors| {
+        let first = errors.first().map(ToString::to_string).unwrap_or_default();
+        anyhow::anyhow!("{}: {first}", path.display())
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
@@ -151,6 +175,7 @@ fn serving(args: &Args, cluster: &Cluster) -> Result<()> {
         ("--search", args.search),
         ("--what-if", !args.what_if.is_empty() || args.what_ifs),
         ("--svg", args.svg.is_some()),
+        ("--compiled", args.compiled.is_some()),
         ("--trace", args.trace.is_some()),
         ("--tokens", args.tokens.is_some()),
     ];

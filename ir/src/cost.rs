@@ -11,6 +11,7 @@
 //! them: DeepSeek-V3 at sequence 4096 trains at `6 * 36,624,596,992 + 3 * 61 * 2 * 128 * (192 +
 //! 128) * 4096 / 2` = 250.4 GFLOP a token. [`Cost::flops`] counts what is executed.
 
+use std::collections::BTreeMap;
 use std::ops::{Add, AddAssign, Mul};
 
 use crate::dim::{Dim, SymId, product};
@@ -32,6 +33,28 @@ pub struct Cost {
     /// What a rank sends to others: `(n - 1) / n` of the whole for each gathering or scattering
     /// among `n`, and a sum that all get is both.
     pub link_bytes: u128,
+}
+
+/// The module with as many rows behind an `exchange` as before it, to be counted, not to be run: a
+/// program has room there for the rows of all places, and has those of one if experts are evenly
+/// loaded.
+pub fn evenly(module: &Module) -> Module {
+    let mut rows: BTreeMap<Dim, Dim> = BTreeMap::new();
+    for f in &module.funcs {
+        let exchanges = |op: &OpData| matches!(op.op, Op::Exchange | Op::ExchangeStart);
+        for (_, op) in f.body_ops().filter(|(_, op)| exchanges(op)) {
+            let [sent, got] = [op.operands[0], op.results[0]].map(|v| f.ty(v).dims[0]);
+            let (few, most) = if op.attrs.get_flag("back") { (got, sent) } else { (sent, got) };
+            if most.as_fixed() > few.as_fixed() {
+                rows.insert(most, few);
+            }
+        }
+    }
+    let mut even = module.clone();
+    for f in even.funcs.iter_mut().filter(|_| !rows.is_empty()) {
+        f.map_dims(&|d| rows.get(&d).copied().unwrap_or(d));
+    }
+    even
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

@@ -20,7 +20,9 @@
 //! other ranks, they become one loop (`zip`), a turn of each in a body, so that either computes
 //! while the other is on its way. Layers stay rolled: nothing crosses the turns of a loop, so what
 //! is begun in a turn is done in it. Where the one has more turns, its others are a loop behind. In
-//! decoding the second is half a turn behind the first (`stagger`).
+//! decoding the second is half a turn behind the first (`stagger`). Before that a loop that reads
+//! turn by turn what another stacks (the weight gradients of layers whose input gradients the same
+//! cell makes) becomes one with it (`join`).
 //!
 //! `stream` says on which of the two an op is, `sms` (the `communication_sms` of a parallel block)
 //! how many multiprocessors carry a transfer; compute is counted on the rest. Values do not
@@ -29,11 +31,13 @@
 //! op that is ready. Requires: all that makes collectives; `fuse`, since what is scheduled is
 //! kernels.
 
+mod join;
 mod schedule;
 mod stagger;
 mod zip;
 
 use weft_ir::attr::Attrs;
+use weft_ir::cost;
 use weft_ir::module::{Func, FuncId, Module, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
 
@@ -49,11 +53,13 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     }
     let sms = cx.mesh.as_ref().map_or(0, |m| m.communication_sms);
     let n_staggered = if cx.staggered { stagger::run(module)? } else { 0 };
+    let n_joined = join::run(module)?;
     let n_zipped = zip::run(module)?;
+    let even = cost::evenly(module);
     let mut n_split = 0;
     for id in module.func_ids() {
         let func = module.func(id);
-        let slots = schedule::slots(module, func, sms);
+        let slots = schedule::slots(&even, even.func(id), sms);
         let n = slots.iter().filter(|s| matches!(s, Slot::Start(_))).count();
         if n > 0 {
             n_split += n;
@@ -64,6 +70,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     Ok(Stats {
         counts: vec![
             ("loops staggered", n_staggered),
+            ("loops joined", n_joined),
             ("loops zipped", n_zipped),
             ("collectives begun early", n_split),
         ],

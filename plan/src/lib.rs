@@ -4,7 +4,7 @@
 //! quantized and fused IR ([`unit`], [`kernel`]), the order is the pipeline's table
 //! (`weft-schedule`), and a [`Cluster`] says how long a kernel of each kind takes. Two
 //! [`streams`] of a GPU are woven by [`weave`], the ranks of a pipeline run by [`step`]; [`show`]
-//! writes it down.
+//! writes it down. [`compiled`] times the program of a rank as it stands.
 //! This crate does no IO.
 //!
 //! # What is assumed
@@ -19,6 +19,7 @@
 //! - Gradients are summed, weights gathered and the optimizer run after the last micro-batch.
 
 pub mod cluster;
+pub mod compiled;
 pub mod kernel;
 pub mod rounds;
 pub mod search;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use weft_schedule::{Cell, Table};
 
 use crate::cluster::{Cluster, WhatIf};
+use crate::compiled;
 use crate::rounds::Rounds;
 use crate::search::Found;
 use crate::serve::{Served, Serving};
@@ -110,6 +111,20 @@ pub fn text(p: &Plan, cluster: &Cluster, layout: &Layout) -> String {
     ));
     if !p.fits {
         put(format_args!("it does not fit: see `too much` above"));
+    }
+    out
+}
+
+/// Functions of a compiled program, and what of their exchanges lies under compute.
+pub fn cells(cells: &[compiled::Cell]) -> String {
+    let mut out = "cell, as compiled (ms)          whole  compute exchange  covered\n".to_string();
+    for c in cells {
+        let (busy, covered) = c.streams.covered();
+        let share = if busy > 0.0 { format!("{:7.1} %", covered / busy * 1e2) } else { "".into() };
+        let ms = |t: f64| t * 1e3;
+        let whole = ms(c.streams.seconds());
+        let compute = ms(c.streams.computing());
+        out += &format!("{whole:36.1} {compute:8.1} {:8.1} {share:9}  {}\n", ms(busy), c.name);
     }
     out
 }

@@ -84,7 +84,8 @@ impl Layout {
         }
     }
 
-    fn place(&self, cluster: &Cluster, what_if: &[WhatIf], beside: bool) -> Place {
+    /// Where kernels run; `beside` an exchange it leaves them fewer multiprocessors.
+    pub fn place(&self, cluster: &Cluster, what_if: &[WhatIf], beside: bool) -> Place {
         let has = |w: WhatIf| what_if.contains(&w);
         let taken = match beside && !has(WhatIf::CommunicationWithoutSms) {
             true => self.communication_sms,
