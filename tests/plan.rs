@@ -136,6 +136,28 @@ fn a_plan_is_drawn_traced_and_says_what_does_not_fit() {
 }
 
 #[test]
+fn a_compiled_program_is_timed_beside_the_plan() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("rank.ir");
+    let program = "
+        func @cell(%x: f32[4096, 7168]) -> (f32[4096, 7168]) {
+          %1 = exp %x : f32[4096, 7168]
+          return %1
+        }
+        func @train_step(%x: f32[4096, 7168]) -> (y: f32[4096, 7168]) {
+          %1 = call %x {func = @cell} : f32[4096, 7168]
+          return %1
+        }";
+    std::fs::write(&file, program).expect("it is written");
+    let file = file.display().to_string();
+    let out = weft(&[&V3[..], &["--compiled", &file]].concat());
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let said = text(&out.stdout);
+    // 235 MB at 70 % of 3.35 TB/s, and a launch.
+    assert!(said.contains("0.1      0.1      0.0            cell"), "{said}");
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     let refuse = |args: &[&str], want: &str| {
         let out = weft(args);
@@ -163,6 +185,8 @@ fn what_is_not_there_is_named() {
     decode[1] = "prefill";
     let search = [&with(4, "prefill_32")[..], &decode, &["--search"]].concat();
     refuse(&search, "not available yet: --search for Prefill");
+    let no_program = [&V3[..], &["--compiled", "none.ir"]].concat();
+    refuse(&no_program, "cannot read none.ir");
     let what_if = [&V3[..], &["--what-if", "magic"]].concat();
     refuse(&what_if, "there is no what-if magic; there are: encodes-in-regions");
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::{Add, AddAssign, Mul};
 
 use crate::dim::{Dim, SymId, product};
-use crate::module::{Func, FuncId, Module, OpData};
+use crate::module::{Func, FuncId, Module, OpData, ValueId};
 use crate::op::{CostRule, Op};
 use crate::ty::Type;
 
@@ -52,7 +52,11 @@ pub fn evenly(module: &Module) -> Module {
     }
     let mut even = module.clone();
     for f in even.funcs.iter_mut().filter(|_| !rows.is_empty()) {
-        f.map_dims(&|d| rows.get(&d).copied().unwrap_or(d));
+        for v in (0..f.n_values() as u32).map(ValueId) {
+            if let Some(first) = f.value_mut(v).ty.dims.first_mut() {
+                *first = rows.get(first).copied().unwrap_or(*first);
+            }
+        }
     }
     even
 }

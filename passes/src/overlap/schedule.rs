@@ -8,8 +8,8 @@
 //! result is asked for.
 //!
 //! Seconds are of a GPU like the H800, from the counts of `weft_ir::cost`, with every dim at its
-//! bound and experts evenly loaded; they only decide an order. Sends, receives, loops and calls keep
-//! theirs, and so do messages beside collectives: who waits for whom stays as it was.
+//! bound and experts evenly loaded; they only decide an order. Sends, receives, loops and calls
+//! keep theirs, and so do messages beside collectives: who waits for whom stays as it was.
 
 use weft_ir::cost;
 use weft_ir::dim::{SymId, SymKind};
