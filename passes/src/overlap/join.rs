@@ -73,15 +73,16 @@ fn pair(module: &Module, func: &Func) -> Option<Pair> {
 /// How the second loop reads the first, if it does so turn by turn alone.
 fn wires(func: &Func, first: OpId, then: OpId) -> Option<BTreeMap<usize, usize>> {
     let (a, b) = (func.op(first), func.op(then));
-    let turned = |op: &OpData| {
-        let back = ["back_xs", "back_ys"];
-        back.iter().any(|name| op.attrs.get_int(name).unwrap_or(0) > 0)
+    // A turn of each, whatever it finds, over stacks that all run one way and begin together.
+    let plain = |op: &OpData| {
+        let other = ["back_xs", "back_ys"].iter().any(|n| op.attrs.get_int(n).unwrap_or(0) > 0);
+        !other && !op.attrs.get_flag("early") && op.attrs.get_ints("skip").is_none()
     };
     let state = |op: &OpData| op.operands.iter().any(|x| func.ty(*x).state);
     let alike = zip::count(a) == zip::count(b) && zip::reverse(a) == zip::reverse(b);
     let mut between = func.body.iter().skip_while(|id| **id != first).take_while(|id| **id != then);
     let talks = between.any(|id| func.op(*id).op.has(Trait::Message));
-    if !alike || talks || [a, b].into_iter().any(|op| turned(op) || state(op)) {
+    if !alike || talks || [a, b].into_iter().any(|op| !plain(op) || state(op)) {
         return None;
     }
     let mut wires = BTreeMap::new();
