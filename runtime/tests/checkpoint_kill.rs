@@ -5,8 +5,8 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use weft_runtime::checkpoint::reader::CheckpointReader;
@@ -30,8 +30,11 @@ fn a_killed_writer_leaves_a_whole_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let delays = Stream::new(u64::from(std::process::id()), "kill");
     let (mut step, mut n_torn) = (0, 0);
+    // Up to three checkpoints, as long as this machine takes for them.
+    let longest = 3 * time_of_one();
     for kill in 0..N_KILLS {
-        let delay = Duration::from_micros(delays.below(0, kill, 40_000));
+        let longest = u32::try_from(longest.as_micros()).expect("it takes less than an hour");
+        let delay = Duration::from_micros(delays.below(0, kill, longest.into()));
         let announced = run_and_kill(dir.path(), delay).unwrap_or(step);
         let found = find_latest(dir.path()).unwrap();
         let found_step = found.as_ref().map_or(0, |latest| latest.step);
@@ -67,23 +70,39 @@ fn write_checkpoints(run: &Path) -> ! {
     unreachable!("steps do not end")
 }
 
-/// Returns the last step the child announced, if any.
-fn run_and_kill(run: &Path, delay: Duration) -> Option<u64> {
+/// A child that writes checkpoints, and what it says once it is up.
+fn writer(run: &Path) -> (Child, impl Iterator<Item = String>) {
     let mut child = Command::new(env::current_exe().unwrap())
         .args([THIS, "--exact", "--nocapture"])
         .env(RUN, run)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    lines.find(|line| line.contains("running 1 test")).expect("the child starts");
+    (child, lines)
+}
+
+/// How long a checkpoint takes.
+fn time_of_one() -> Duration {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut child, lines) = writer(dir.path());
+    let start = Instant::now();
+    lines.filter(|line| line.contains("wrote ")).nth(1).expect("it writes two");
+    let two = start.elapsed();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    two / 2
+}
+
+/// Returns the last step the child announced, if any.
+fn run_and_kill(run: &Path, delay: Duration) -> Option<u64> {
     // The clock starts when the child is up, so that delays fall into its writing.
-    let is_up = |line: &str| line.contains("running 1 test");
-    lines.by_ref().map_while(Result::ok).find(|line| is_up(line)).expect("the child starts");
+    let (mut child, lines) = writer(run);
     std::thread::sleep(delay);
     child.kill().unwrap();
     child.wait().unwrap();
-    let written = lines.map_while(Result::ok);
-    written.filter_map(|line| line.split("wrote ").nth(1)?.parse().ok()).last()
+    lines.filter_map(|line| line.split("wrote ").nth(1)?.parse().ok()).last()
 }
 
 fn check_contents(folder: &Path, step: u64) {
