@@ -31,10 +31,9 @@ fn a_killed_writer_leaves_a_whole_checkpoint() {
     let delays = Stream::new(u64::from(std::process::id()), "kill");
     let (mut step, mut n_torn) = (0, 0);
     // Up to three checkpoints, as long as this machine takes for them.
-    let longest = 3 * time_of_one();
+    let micros_max = u64::try_from(3 * time_of_one().as_micros()).expect("less than an age");
     for kill in 0..N_KILLS {
-        let longest = u32::try_from(longest.as_micros()).expect("it takes less than an hour");
-        let delay = Duration::from_micros(delays.below(0, kill, longest.into()));
+        let delay = Duration::from_micros(delays.below(0, kill, micros_max));
         let announced = run_and_kill(dir.path(), delay).unwrap_or(step);
         let found = find_latest(dir.path()).unwrap();
         let found_step = found.as_ref().map_or(0, |latest| latest.step);
