@@ -8,6 +8,8 @@
 //! - *rows* (everything that moves more than it computes) go at a share of the memory's speed;
 //! - an *exchange* of tokens with experts takes its bytes over the slowest link on its way.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::PlanError;
@@ -28,6 +30,9 @@ pub struct Cluster {
     pub node_bytes_per_s: f64,
     /// Between nodes, of each GPU, one way, as kernels reach it.
     pub network_bytes_per_s: f64,
+    /// The same of exchanges, where they were measured, by the number of ranks with experts.
+    #[serde(default)]
+    pub exchange_bytes_per_s: BTreeMap<u64, f64>,
     pub fp8: Product,
     /// The weight gradient in FP8: both operands scaled along the sum, the result added in f32.
     pub fp8_weight_gradient: Product,
@@ -186,7 +191,8 @@ impl Cluster {
             ("overlap.dispatch_again", c.overlap.dispatch_again),
             ("overlap.combine", c.overlap.combine),
         ];
-        for (key, value) in positive {
+        let rates = c.exchange_bytes_per_s.values().map(|rate| ("exchange_bytes_per_s", *rate));
+        for (key, value) in positive.into_iter().chain(rates) {
             if !(value > 0.0 && value.is_finite()) {
                 return Err(PlanError(format!("{key} is above 0, found {value}")));
             }
@@ -201,5 +207,12 @@ impl Cluster {
             return Err(PlanError(format!("times are from 0, found {t}")));
         }
         Ok(cluster)
+    }
+
+    /// What an exchange among so many ranks reaches between nodes: as measured with
+    /// as many, or with the next fewer.
+    pub fn exchange_rate(&self, ranks: u64) -> f64 {
+        let measured = self.exchange_bytes_per_s.range(..=ranks).next_back();
+        measured.map_or(self.network_bytes_per_s, |(_, rate)| *rate)
     }
 }

@@ -487,7 +487,7 @@ fn exchange_seconds(cluster: &Cluster, at: &Place, bytes: f64, active: f64) -> f
     let ranks = at.experts as f64;
     let near = hit(ranks) * (ranks - 1.0) / ranks;
     let seconds = |n: f64, bytes_per_s: f64| bytes * n / bytes_per_s;
-    seconds(far, cluster.network_bytes_per_s).max(seconds(near, cluster.node_bytes_per_s))
+    seconds(far, cluster.exchange_rate(at.experts)).max(seconds(near, cluster.node_bytes_per_s))
 }
 
 /// Rows go one by one, those of far ranks and of near ones at the same time.

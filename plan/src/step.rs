@@ -168,6 +168,7 @@ fn changed(cluster: &Cluster, what_if: &[WhatIf]) -> Cluster {
     c.encodes_in_regions |= what_if.contains(&WhatIf::EncodesInRegions);
     if what_if.contains(&WhatIf::OneDomain) {
         c.network_bytes_per_s = c.network_bytes_per_s.max(c.node_bytes_per_s);
+        c.exchange_bytes_per_s.clear();
     }
     c
 }
