@@ -34,6 +34,8 @@ def layouts():
     yield "experts=4", 4, ["--mesh", "data=4,experts=4"]
     yield "data=2, ZeRO-1", 2, ["--mesh", "data=2", "--zero", "1"]
     yield "tensor=2", 2, ["--mesh", "tensor=2"]
+    yield "tensor=2, sequence=2", 2, ["--mesh", "tensor=2,sequence=2"]
+    yield "pipeline=2, tensor=2 dualpipe", 4, ["--mesh", "pipeline=2,tensor=2", "--schedule", "dualpipe"]
     for ranks in (2, 4):
         for schedule in SCHEDULES:
             yield f"pipeline={ranks} {schedule}", ranks, ["--mesh", f"pipeline={ranks}", "--schedule", schedule]
