@@ -42,7 +42,6 @@ use weft_ir::module::{Func, FuncId, Module, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
 
 use crate::rewrite::{Copier, callee};
-use crate::tensor::TENSOR;
 use crate::{Pass, PassCx, PassError, Stats};
 use schedule::Slot;
 
@@ -55,9 +54,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let sms = cx.mesh.as_ref().map_or(0, |m| m.communication_sms);
     let n_staggered = if cx.staggered { stagger::run(module)? } else { 0 };
     let n_joined = join::run(module)?;
-    // Beside ranks along tensor loops stay apart: `nano` in FP8, under dualpipe, got gradients that
-    // are no numbers where they were zipped. Why is not known yet.
-    let n_zipped = if module.find_axis(TENSOR).is_some() { 0 } else { zip::run(module)? };
+    let n_zipped = zip::run(module)?;
     let even = cost::evenly(module);
     let mut n_split = 0;
     for id in module.func_ids() {
