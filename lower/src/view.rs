@@ -57,7 +57,7 @@ impl View {
             }
             Op::Slice => {
                 let (dim, start) = (attrs.get_int("dim")? as usize, attrs.get_int("start")?);
-                let by = self.strides[dim].clone() * (start * bytes(self.dtype));
+                let by = whole_bytes(self.strides[dim].clone() * start, self.dtype)?;
                 let byte_offset = self.at.byte_offset.clone() + by;
                 let at = Arg { byte_offset, ..self.at.clone() };
                 return Some(View { at, dims: dims.to_vec(), ..self.clone() });
@@ -156,7 +156,13 @@ pub fn size_bytes(cx: &Dims, dims: &[Dim], dtype: DType) -> DimExpr {
     (elements * dtype.bits() as i64).ceil_div(8)
 }
 
-/// Bytes of an element that has whole ones.
-fn bytes(dtype: DType) -> i64 {
-    (dtype.bits() / 8) as i64
+/// Bytes of so many elements, if they are whole for sure: elements may share a byte.
+fn whole_bytes(elements: DimExpr, dtype: DType) -> Option<DimExpr> {
+    match dtype.bits() as i64 {
+        bits if bits % 8 == 0 => Some(elements * (bits / 8)),
+        bits => {
+            let bits = elements.as_constant()? * bits;
+            (bits % 8 == 0).then(|| DimExpr::constant(bits / 8))
+        }
+    }
 }

@@ -115,14 +115,14 @@ fn apart(module: &Module, func: &Func, a: OpId, b: OpId) -> bool {
         back.iter().any(|name| op.attrs.get_int(name).unwrap_or(0) > 0)
     };
     let other_way = reverse(a) != reverse(b);
-    // Elements that share a byte: stacks of them are neither cut nor, yet, read the other way.
+    // Stacks of elements that share a byte are not cut.
     let packed = |op: &OpData| {
         let mut all = op.operands.iter().chain(&op.results);
         all.any(|v| func.ty(*v).dtype.bits() % 8 != 0)
     };
     let cut = count(a) != count(b);
     let stays = (cut || other_way) && (state(a) || state(b));
-    let whole = (cut || other_way) && (packed(a) || packed(b));
+    let whole = cut && (packed(a) || packed(b));
     !shared && !turned(a) && !turned(b) && !stays && !whole
 }
 
