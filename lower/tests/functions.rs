@@ -113,6 +113,30 @@ fn stacks_run_either_way() {
     agrees(&text.replace("xs = 2, back", "xs = 2, reverse = true, back"), &[("S", 5)]);
 }
 
+/// Of codes of twelve bits two share three bytes.
+#[test]
+fn a_part_of_a_stack_begins_at_its_bits() {
+    agrees(
+        "func @body(%c: f32[128], %w: e5m6[1, 128], %s: ue8m0[1, 1]) -> (f32[128]) {
+          %1 = convert %w {dtype = f32} : f32[1, 128]
+          %2 = reshape %1 {shape = [128]} : f32[128]
+          %3 = add %c, %2 : f32[128]
+          return %3
+        }
+        func @f(%x: f32[5, 128], %c: f32[128]) -> (f32[128]) {
+          %w, %s = encode %x {dtype = e5m6, group = [1, 128], scale = ue8m0}
+            : e5m6[5, 128], ue8m0[5, 1]
+          %ws = reshape %w {shape = [5, 1, 128]} : e5m6[5, 1, 128]
+          %ss = reshape %s {shape = [5, 1, 1]} : ue8m0[5, 1, 1]
+          %wp = slice %ws {dim = 0, start = 2, len = 3} : e5m6[3, 1, 128]
+          %sp = slice %ss {dim = 0, start = 2, len = 3} : ue8m0[3, 1, 1]
+          %last = repeat %c, %wp, %sp {func = @body, count = 3, carry = 1, xs = 2} : f32[128]
+          return %last
+        }",
+        &[],
+    );
+}
+
 /// Turns read some slices of longer stacks, and change those of a state.
 #[test]
 fn stacks_may_be_longer_than_the_turns() {
