@@ -1,6 +1,8 @@
 //! Steps that several ranks do together: collectives and messages, on memory of the host or of a
 //! device.
 
+use std::ops::Range;
+
 use super::{ExecError, FlatCollective, FlatMessage, Run, move_buffers};
 use crate::device::DeviceError;
 use crate::ranks::collective;
@@ -16,6 +18,14 @@ pub(super) enum Flight {
 }
 
 impl<'a> Run<'a> {
+    /// Where a step's buffers are in this turn of the loops around it.
+    fn moved(&mut self, buffers: &Range<usize>, strides: &Range<usize>) -> Vec<*mut u8> {
+        let fixed = &self.flat.buffers[buffers.clone()];
+        let strides = &self.flat.strides[strides.clone()];
+        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
+        if strides.is_empty() { fixed } else { &self.buffers }.to_vec()
+    }
+
     /// # Safety
     /// As `Flat::run`.
     pub(super) unsafe fn collective(
@@ -26,10 +36,7 @@ impl<'a> Run<'a> {
         let Some(rank) = self.rank else {
             return Err(ExecError::NoRanks { label: step.label.clone() });
         };
-        let fixed = &self.flat.buffers[step.buffers.clone()];
-        let strides = &self.flat.strides[step.strides.clone()];
-        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
-        let buffers = if strides.is_empty() { fixed } else { &self.buffers }.to_vec();
+        let buffers = self.moved(&step.buffers, &step.strides);
         let ranks = step.group.ranks(rank.rank());
         let meeting = match step.half {
             Some(Half::Done(_)) => rank.resume(step.kind.name(), &step.label, ranks),
@@ -140,10 +147,7 @@ impl<'a> Run<'a> {
         let Some(rank) = self.rank else {
             return Err(ExecError::NoRanks { label: step.label.clone() });
         };
-        let fixed = &self.flat.buffers[step.buffers.clone()];
-        let strides = &self.flat.strides[step.strides.clone()];
-        move_buffers(&mut self.buffers, fixed, strides, &self.indices);
-        let at = if strides.is_empty() { fixed[0] } else { self.buffers[0] };
+        let at = self.moved(&step.buffers, &step.strides)[0];
         let ranks = step.group.ranks(rank.rank());
         let meeting = rank.begin(step.end.name(), &step.label, ranks);
         if self.kernels.is_host() {
