@@ -111,23 +111,9 @@ fn join(module: &mut Module, id: FuncId, pair: &Pair) -> Result<(), PassError> {
     let body = body(module, &a, &b, &pair.wires, &kept)?;
     zip::insert(module, id, body);
     let (body, id) = (id, FuncId(id.0 + 1));
-    let func = module.func(id).clone();
-    let behind = zip::after(module, &func, pair.first, pair.then);
-    let mut copy = Copier::new(&func, &func.name);
-    copy.params();
-    for op in &func.body {
-        if *op == pair.then {
-            copy.to.at(&[&a.spans[..], &b.spans[..]].concat());
-            let made = both(module, &mut copy, &a, &b, (&pair.wires, &kept), body);
-            made.map_err(|e| e.at(&func, func.op(pair.then)))?;
-            behind.iter().filter(|late| **late != pair.then).for_each(|late| copy.op(*late));
-        } else if *op != pair.first && !behind.contains(op) {
-            copy.op(*op);
-        }
-    }
-    let joined = copy.finish();
-    *module.func_mut(id) = joined;
-    Ok(())
+    zip::in_place_of(module, id, (pair.first, pair.then), &|module, copy| {
+        both(module, copy, &a, &b, (&pair.wires, &kept), body)
+    })
 }
 
 /// What a turn takes, in order: carried values, slices of stacks, and the rest, of each loop.

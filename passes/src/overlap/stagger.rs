@@ -26,7 +26,7 @@ use weft_ir::builder::Builder;
 use weft_ir::module::{Func, FuncId, Module, OpData, OpId, ValueId};
 use weft_ir::op::Op;
 
-use super::zip::{after, count, drop_uncalled, insert, pair, reverse};
+use super::zip::{count, drop_uncalled, in_place_of, insert, pair, reverse};
 use crate::PassError;
 use crate::inline::splice;
 use crate::rewrite::{Copier, callee, carry, extract, made_of_nothing, stacked};
@@ -235,21 +235,9 @@ fn stagger(
     }
     let (first, main, rest) = (id, FuncId(id.0 + 1), FuncId(id.0 + n as u32 - 1));
     let id = FuncId(id.0 + n as u32);
-    let func = module.func(id).clone();
-    let behind = after(module, &func, a, b);
-    let mut copy = Copier::new(&func, &func.name);
-    copy.params();
-    for op in &func.body {
-        if *op == b {
-            copy.to.at(&[&func.op(a).spans[..], &func.op(b).spans[..]].concat());
-            both(module, &mut copy, [a, b], halves, [first, main, rest])
-                .map_err(|e| e.at(&func, func.op(b)))?;
-            behind.iter().for_each(|late| copy.op(*late));
-        } else if *op != a && !behind.contains(op) {
-            copy.op(*op);
-        }
-    }
-    *module.func_mut(id) = copy.finish();
+    in_place_of(module, id, (a, b), &|module, copy| {
+        both(module, copy, [a, b], halves, [first, main, rest])
+    })?;
     Ok(n)
 }
 

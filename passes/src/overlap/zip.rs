@@ -140,21 +140,30 @@ fn zip(module: &mut Module, id: FuncId, a: OpId, b: OpId) -> Result<(), PassErro
     let body = body(module, &of_a, &of_b)?;
     insert(module, id, body);
     let (body, id) = (id, FuncId(id.0 + 1));
+    in_place_of(module, id, (a, b), &|module, copy| both(module, copy, a, b, body))
+}
+
+/// What `put` emits in the place of two loops: where the second stood, before what needs the first.
+pub(super) fn in_place_of(
+    module: &mut Module,
+    id: FuncId,
+    (a, b): (OpId, OpId),
+    put: &dyn Fn(&Module, &mut Copier) -> Result<(), PassError>,
+) -> Result<(), PassError> {
     let func = module.func(id).clone();
     let behind = after(module, &func, a, b);
     let mut copy = Copier::new(&func, &func.name);
     copy.params();
     for op in &func.body {
         if *op == b {
-            copy.to.at(&[&of_a.spans[..], &of_b.spans[..]].concat());
-            both(module, &mut copy, a, b, body).map_err(|e| e.at(&func, func.op(b)))?;
-            behind.iter().for_each(|late| copy.op(*late));
+            copy.to.at(&[&func.op(a).spans[..], &func.op(b).spans[..]].concat());
+            put(module, &mut copy).map_err(|e| e.at(&func, func.op(b)))?;
+            behind.iter().filter(|late| **late != b).for_each(|late| copy.op(*late));
         } else if *op != a && !behind.contains(op) {
             copy.op(*op);
         }
     }
-    let zipped = copy.finish();
-    *module.func_mut(id) = zipped;
+    *module.func_mut(id) = copy.finish();
     Ok(())
 }
 
