@@ -10,7 +10,8 @@ use weft_schedule::{Cell, Program, Report, Size, Table, UnitCosts, check, csv, g
 /// Print, check or draw the table of a pipeline schedule
 #[derive(clap::Args)]
 pub struct Args {
-    /// gpipe, 1f1b, interleaved, zb-h1, zb-interleaved, zb-v, dualpipe or dualpipe-v
+    /// gpipe, 1f1b, interleaved, interleaved-pairs, zb-h1, zb-interleaved, zb-v, dualpipe or
+    /// dualpipe-v
     name: Option<String>,
     /// Ranks of the pipeline
     #[arg(long, value_name = "N")]

@@ -363,6 +363,7 @@ fn ranks_in_a_pipeline_compute_the_bits_of_one() {
 #[test]
 fn ranks_with_several_stages_compute_the_bits_of_one() {
     check(&table(Name::Interleaved, 2, 4, 2), 1);
+    check(&table(Name::InterleavedPairs, 2, 4, 2), 1);
     check(&table(Name::ZbInterleaved, 2, 4, 2), 1);
     check(&table(Name::ZbV, 2, 4, 2), 1);
     check(&table(Name::DualPipeV, 2, 4, 2), 1);

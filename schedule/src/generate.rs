@@ -8,6 +8,7 @@ mod v_shaped;
 use std::fmt;
 
 use crate::{ScheduleError, Table};
+use interleaved::Steady;
 
 /// A published schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Name {
     OneFOneB,
     /// 1F1B with several stages on a rank.
     Interleaved,
+    /// The same, forward and backward woven into pairs.
+    InterleavedPairs,
     /// 1F1B whose weight gradients fill the waits, at the same memory.
     ZbH1,
     /// The same with several stages on a rank.
@@ -31,10 +34,11 @@ pub enum Name {
 }
 
 impl Name {
-    pub const ALL: [Name; 8] = [
+    pub const ALL: [Name; 9] = [
         Name::GPipe,
         Name::OneFOneB,
         Name::Interleaved,
+        Name::InterleavedPairs,
         Name::ZbH1,
         Name::ZbInterleaved,
         Name::ZbV,
@@ -47,6 +51,7 @@ impl Name {
             Name::GPipe => "gpipe",
             Name::OneFOneB => "1f1b",
             Name::Interleaved => "interleaved",
+            Name::InterleavedPairs => "interleaved-pairs",
             Name::ZbH1 => "zb-h1",
             Name::ZbInterleaved => "zb-interleaved",
             Name::ZbV => "zb-v",
@@ -67,7 +72,7 @@ impl Name {
         match self {
             Name::GPipe | Name::OneFOneB | Name::ZbH1 => Some(1),
             Name::ZbV | Name::DualPipe | Name::DualPipeV => Some(2),
-            Name::Interleaved | Name::ZbInterleaved => None,
+            Name::Interleaved | Name::InterleavedPairs | Name::ZbInterleaved => None,
         }
     }
 
@@ -82,7 +87,7 @@ impl Name {
 
     /// Whether it has backwards in two parts.
     pub fn splits_backward(self) -> bool {
-        !matches!(self, Name::GPipe | Name::OneFOneB | Name::Interleaved)
+        !matches!(self, Name::GPipe | Name::OneFOneB | Name::Interleaved | Name::InterleavedPairs)
     }
 }
 
@@ -118,7 +123,7 @@ pub fn check_size(name: Name, size: Size) -> Result<(), ScheduleError> {
         None if stages_per_rank < 2 => {
             return fail(format!(
                 "has at least 2 stages per rank, not {stages_per_rank}; with one it is {}",
-                if name == Name::Interleaved { "1f1b" } else { "zb-h1" }
+                if name.splits_backward() { "zb-h1" } else { "1f1b" }
             ));
         }
         _ => {}
@@ -167,7 +172,9 @@ fn check_micro_batches(name: Name, n_ranks: usize, n: usize) -> Result<(), Sched
             if n > least { format!("are {} and", n - 1) } else { "is".to_string() },
             n + 1
         )),
-        Name::Interleaved | Name::ZbInterleaved if !divides_into_rounds(n_ranks, n) => {
+        Name::Interleaved | Name::InterleavedPairs | Name::ZbInterleaved
+            if !divides_into_rounds(n_ranks, n) =>
+        {
             let below = (1..n).rev().find(|n| divides_into_rounds(n_ranks, *n));
             let above = (n + 1..).find(|n| divides_into_rounds(n_ranks, *n)).unwrap_or(n);
             let near = match below {
@@ -195,12 +202,13 @@ fn divides_into_rounds(n_ranks: usize, n_micro_batches: usize) -> bool {
 pub fn generate(name: Name, size: Size) -> Result<Table, ScheduleError> {
     check_size(name, size)?;
     let Size { n_ranks, n_micro_batches, stages_per_rank } = size;
+    let looped = |steady| interleaved::table(n_ranks, n_micro_batches, stages_per_rank, steady);
     Ok(match name {
         Name::GPipe => single::gpipe(n_ranks, n_micro_batches),
         Name::OneFOneB => single::one_f_one_b(n_ranks, n_micro_batches),
-        Name::Interleaved | Name::ZbInterleaved | Name::ZbH1 => {
-            interleaved::table(n_ranks, n_micro_batches, stages_per_rank, name.splits_backward())
-        }
+        Name::Interleaved => looped(Steady::Apart),
+        Name::InterleavedPairs => looped(Steady::Woven),
+        Name::ZbInterleaved | Name::ZbH1 => looped(Steady::Split),
         Name::ZbV => v_shaped::table(n_ranks, n_micro_batches),
         Name::DualPipe => dualpipe::bidirectional(n_ranks, n_micro_batches),
         Name::DualPipeV => dualpipe::v_shaped(n_ranks, n_micro_batches),

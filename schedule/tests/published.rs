@@ -90,6 +90,36 @@ fn dualpipe_goes_in_its_authors_order_and_takes_their_time() {
     }
 }
 
+/// Woven, a rank has one more forward in flight, so that no pair waits for itself, and nothing else
+/// changes: a pair is a forward and a backward that `interleaved` has one after the other.
+#[test]
+fn interleaved_pairs_are_interleaved_one_forward_earlier() {
+    let costs = UnitCosts::default();
+    for (ranks, n, stages) in [(2, 4, 2), (4, 8, 2), (4, 12, 3), (8, 16, 4), (3, 8, 2)] {
+        let of = |name| {
+            let table = make(name, ranks, n, stages);
+            let report = check(&table, &costs).expect("a training step");
+            let actions = |rank: usize, op: Op| -> Vec<_> {
+                let all = table.rows[rank].iter().flat_map(|c| c.actions());
+                all.filter(|a| a.op == op).collect()
+            };
+            let orders: Vec<_> =
+                (0..ranks).map(|r| [Op::Forward, Op::Backward].map(|op| actions(r, op))).collect();
+            (report, orders)
+        };
+        let (woven, apart) = (of(Name::InterleavedPairs), of(Name::Interleaved));
+        assert_eq!(woven.1, apart.1, "{ranks} {n} {stages}");
+        let n_forwards = ranks * n * stages;
+        let live = |r: &weft_schedule::Report| r.timeline.live_max.clone();
+        let more: Vec<usize> = live(&apart.0).iter().map(|n_live| n_live + 1).collect();
+        assert_eq!(live(&woven.0), more, "{ranks} {n} {stages}");
+        // Every forward behind a rank's head start is one of a pair.
+        let head_starts: usize = more.iter().map(|n_live| n_live - 1).sum();
+        assert_eq!(woven.0.n_pairs, n_forwards - head_starts, "{ranks} {n} {stages}");
+        assert_eq!(woven.0.timeline.makespan(), apart.0.timeline.makespan(), "{ranks} {n}");
+    }
+}
+
 /// Bubble and peak activations of the papers' formulas, F the forward, B the whole backward, W its
 /// weight part and FB a pair.
 #[test]

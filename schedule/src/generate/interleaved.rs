@@ -7,9 +7,21 @@ use std::collections::HashSet;
 
 use crate::table::{Action, Cell, Op, Table, looped};
 
-/// `split`: input gradients run at once and weight gradients behind them, in their order.
-pub fn table(n_ranks: usize, n: usize, stages_per_rank: usize, split: bool) -> Table {
-    let shape = Rounds { n_ranks, n, stages_per_rank, split };
+/// How the steady state goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Steady {
+    /// A forward, then a full backward.
+    Apart,
+    /// Input gradients at once and weight gradients behind them, in their order.
+    Split,
+    /// A forward and a full backward woven into one unit: neither may need the other, so a rank
+    /// starts one forward earlier.
+    Woven,
+}
+
+pub fn table(n_ranks: usize, n: usize, stages_per_rank: usize, steady: Steady) -> Table {
+    let split = steady == Steady::Split;
+    let shape = Rounds { n_ranks, n, stages_per_rank, steady };
     let rows: Vec<Vec<Cell>> = (0..n_ranks).map(|rank| shape.row(rank)).collect();
     let n_stages = n_ranks * stages_per_rank;
     Table {
@@ -23,7 +35,7 @@ struct Rounds {
     n_ranks: usize,
     n: usize,
     stages_per_rank: usize,
-    split: bool,
+    steady: Steady,
 }
 
 /// Numbers micro-batches of one op as they come, apart for each of a rank's stages.
@@ -38,12 +50,14 @@ impl Numbers {
 
 impl Rounds {
     fn row(&self, rank: usize) -> Vec<Cell> {
-        let Rounds { n_ranks, n, stages_per_rank, split } = *self;
+        let Rounds { n_ranks, n, stages_per_rank, steady } = *self;
+        let (split, woven) = (steady == Steady::Split, steady == Steady::Woven);
         let round = n / (n / n_ranks).max(1);
         let n_ops = stages_per_rank * n;
         let behind = n_ranks - 1 - rank;
         // A full backward takes as long as two forwards: twice the head start.
         let head_start = if split { behind } else { 2 * behind };
+        let head_start = head_start + usize::from(woven);
         let warmup = ((stages_per_rank - 1) * round + head_start).min(n_ops);
         let wait = match split {
             true => behind as isize,
@@ -62,10 +76,11 @@ impl Rounds {
         };
         // Of the i-th backward of this rank.
         let backward_local = |i: usize| stages_per_rank - 1 - (i / round) % stages_per_rank;
-        let cell = |op: Op, (local, micro_batch): (usize, usize)| {
+        let action = |op: Op, (local, micro_batch): (usize, usize)| {
             let stage = local * n_ranks + rank;
-            Cell::One(Action { op, direction: 0, stage, micro_batch })
+            Action { op, direction: 0, stage, micro_batch }
         };
+        let cell = |op: Op, at: (usize, usize)| Cell::One(action(op, at));
 
         let mut row = vec![Cell::Idle; rank];
         row.extend((0..warmup).map(|op| cell(Op::Forward, forward(op))));
@@ -75,13 +90,14 @@ impl Rounds {
         let mut n_weights = 0;
         for i in 0..n_ops {
             let op = warmup + i;
-            if op < n_ops {
-                row.push(cell(Op::Forward, forward(op)));
-            } else if !split {
-                row.push(Cell::Idle);
-            }
             let local = backward_local(i);
-            row.push(cell(backward, (local, b.next(local))));
+            let own = action(backward, (local, b.next(local)));
+            match (op < n_ops).then(|| action(Op::Forward, forward(op))) {
+                Some(forward) if woven => row.push(Cell::Pair { forward, backward: own }),
+                Some(forward) => row.extend([Cell::One(forward), Cell::One(own)]),
+                None if split => row.push(Cell::One(own)),
+                None => row.extend([Cell::Idle, Cell::One(own)]),
+            }
             if i >= weights_from {
                 let local = backward_local(n_weights);
                 row.push(cell(Op::BackwardWeight, (local, w.next(local))));
