@@ -21,6 +21,7 @@ fn recipe(recipe: &Recipe) -> policy::Recipe {
         saved_input: recipe.saved_input.map(format),
         saved_output: recipe.saved_output.map(format),
         dispatched: recipe.dispatched.map(format),
+        dispatched_plain: recipe.dispatched_plain(),
     }
 }
 

@@ -91,24 +91,28 @@ fn prefill_on_h800s_is_as_published() {
     near("profile", p["tokens_per_s_per_node"].as_f64().expect("a rate"), 62713.0, 0.05);
 }
 
-/// With its own stages, saving and recipe; nothing is calibrated.
+/// With its own stages, order, formats and saving; nothing is calibrated. 1,297 tokens/s are 338
+/// TFLOPS with a scale for each tensor; with the groups of this block it is 330.
 #[test]
 fn megatron_on_1024_h100s_is_nearly_as_published() {
     let p = json(&[
         "models/deepseek_v3_h100.model",
-        "--precision",
-        "deepseek_fp8",
         "--parallel",
         "h100_1024",
         "--train",
         "h100",
         "--cluster",
         "h100",
-        "--any-memory",
     ]);
+    assert_eq!(p["fits"], true);
     let first = &p["stages"][0]["units"];
     assert_eq!(first.as_array().expect("units").len(), 2, "an embedding and a layer: {first}");
-    near("tokens", p["tokens_per_s_per_gpu"].as_f64().expect("a rate"), 1297.0, 0.1);
+    near(
+        "tokens",
+        p["tokens_per_s_per_gpu"].as_f64().expect("a rate"),
+        1297.0 * 330.0 / 338.0,
+        0.05,
+    );
 }
 
 #[test]

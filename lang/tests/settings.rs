@@ -153,15 +153,17 @@ fn every_shipped_precision_suits_every_shipped_model() {
         Settings { batch: Size::Fixed(1), seq: Size::Fixed(16), segments: false, cache: None };
     let shipped = ["f32", "bf16", "deepseek_fp8"];
     let studies = ["hopper14", "hopper14_unpromoted", "block_gradients"];
-    let mut n_quantized = vec![];
-    for (model, precisions) in [
+    let (mut n_quantized, mut n_plain) = (vec![], 0);
+    let all: [(&str, &[&str]); 7] = [
         ("deepseek_v3.model", &shipped),
         ("deepseek_v2_lite.model", &shipped),
         ("llama.model", &shipped),
         ("nano.model", &shipped),
         ("small.model", &shipped),
         ("nano_studies.model", &studies),
-    ] {
+        ("deepseek_v3_h100.model", &["blockwise_fp8"]),
+    ];
+    for (model, precisions) in all {
         for precision in precisions {
             let read = |p: &Path| std::fs::read_to_string(p);
             let (program, map, mut diags) = weft_lang::load(&models().join(model), &read);
@@ -172,6 +174,7 @@ fn every_shipped_precision_suits_every_shipped_model() {
             let lowered = lower(&program, &tree, &map, purpose, sizes.clone(), &mut diags);
             assert!(diags.is_empty(), "{model} {overrides:?}: {diags:?}");
             let recipes = lowered.expect("no diagnostics").recipes;
+            n_plain += recipes.iter().filter(|r| r.dispatched_plain()).count();
             n_quantized.push(recipes.iter().filter(|r| r.has_formats()).count());
         }
     }
@@ -180,7 +183,9 @@ fn every_shipped_precision_suits_every_shipped_model() {
     let (v3, v2, llama, small) = (8 + 11 + 11, 7 + 10, 7, 8 + 11);
     let expected = [v3, v2, llama, v3, small].map(|n| [0, 0, n]);
     assert_eq!(n_quantized[..15], expected.concat());
-    assert_eq!(n_quantized[15..], [v3, v3, v3]);
+    assert_eq!(n_quantized[15..], [v3, v3, v3, v3]);
+    // Of the last model experts get their rows as they are, in layers and in the module.
+    assert_eq!(n_plain, 2 * 3);
 }
 
 #[test]

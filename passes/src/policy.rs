@@ -40,6 +40,8 @@ pub struct Recipe {
     pub saved_output: Option<Format>,
     /// What rows that `dispatch` hands to the product are on their way.
     pub dispatched: Option<Format>,
+    /// They travel in their own type and are encoded where they arrive, each copy by itself.
+    pub dispatched_plain: bool,
 }
 
 impl Recipe {

@@ -15,7 +15,8 @@
 //! of one value are one op after `cse`. Rows that `dispatch` makes for a product are rounded before
 //! it to the format they travel in, whether or not they leave the device: a run's numbers do not
 //! depend on how many ranks share it. Where a product takes rows as codes, tokens are encoded, once
-//! each, and `dispatch` moves codes. Cost: an op for each operand of a product.
+//! each, and `dispatch` moves codes, unless the recipe has rows travel plain. Cost: an op for each
+//! operand of a product.
 //! Requires: derivatives, so that all three products of a linear map are there.
 
 use weft_ir::attr::{Attr, Attrs};
@@ -47,7 +48,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
                 return Ok(Some(b.emit_all(op.op, &op.operands, op.attrs)?));
             };
             products += 1;
-            Ok(Some(vec![quantized(b, &op, product, formats)?]))
+            Ok(Some(vec![quantized(b, &op, product, formats, recipe.dispatched_plain)?]))
         })?;
     }
     Ok(Stats::one("products quantized", products))
@@ -84,11 +85,12 @@ fn quantized(
     op: &OpData,
     product: &Product,
     formats: [Format; 2],
+    plain_rows: bool,
 ) -> Result<ValueId, PassError> {
     let mut operands = op.operands.clone();
     let plain = b.ty(operands[0]).dtype;
     for (x, format) in operands.iter_mut().zip(formats) {
-        *x = quantize(b, *x, &format)?;
+        *x = if plain_rows { encode(b, *x, &format)? } else { quantize(b, *x, &format)? };
     }
     let sums = op.attrs.get_dtype("dtype").unwrap_or(plain);
     let mut attrs = op.attrs.clone().with("dtype", Attr::DType(sums));
@@ -101,20 +103,25 @@ fn quantized(
     Ok(b.emit(op.op, &operands, attrs)?)
 }
 
-/// `x` as codes: those that it was made of, if they are of this format; where rows are copies of
-/// tokens and have scales of their own, copies of the tokens' codes.
+/// `x` as codes; where rows are copies of tokens and have scales of their own, copies of the
+/// tokens' codes.
 pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
-    if let Some(decoded) = made_by(b, x, Op::Dequantize)
-        && is_of(b.ty(decoded.operands[0]), format)
-    {
-        return Ok(decoded.operands[0]);
-    }
     if let Some(mut copied) = made_by(b, x, Op::Dispatch)
         && copied.operands.len() == 2
         && format.group[0] == 1
     {
         copied.operands[0] = quantize(b, copied.operands[0], format)?;
         return Ok(b.emit(Op::Dispatch, &copied.operands, copied.attrs)?);
+    }
+    encode(b, x, format)
+}
+
+/// `x` as codes: those that it was made of, if they are of this format.
+fn encode(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
+    if let Some(decoded) = made_by(b, x, Op::Dequantize)
+        && is_of(b.ty(decoded.operands[0]), format)
+    {
+        return Ok(decoded.operands[0]);
     }
     let mut attrs = Attrs::new()
         .with("dtype", Attr::DType(format.dtype))

@@ -98,6 +98,11 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("fp8", site) => {
                 cx.policy.insert(site.into(), fp8());
             }
+            // As `fp8`, but rows travel to it as they are.
+            ("plain", site) => {
+                let recipe = Recipe { dispatched: None, dispatched_plain: true, ..fp8() };
+                cx.policy.insert(site.into(), recipe);
+            }
             // As `fp8`, but its forward product reads E5M6.
             ("e5m6", site) => {
                 let mut recipe = fp8();
@@ -137,6 +142,7 @@ fn fp8() -> Recipe {
         saved_input: Some(Format { dtype: DType::E5m6, scale: DType::Ue8m0, ..format([1, 128]) }),
         saved_output: Some(format([1, 128])),
         dispatched: Some(Format { scale: DType::Ue8m0, ..format([1, 128]) }),
+        dispatched_plain: false,
     }
 }
 

@@ -51,6 +51,12 @@ impl Recipe {
         saved.iter().any(Option::is_some) || self.products.iter().any(Product::is_quantized)
     }
 
+    /// Whether a rule says that rows are not quantized on their way to experts; where none says
+    /// anything they travel as the codes that the product reads.
+    pub fn dispatched_plain(&self) -> bool {
+        self.places.contains_key(&Key::Dispatched) && self.dispatched.is_none()
+    }
+
     pub fn product(&self, role: Role) -> &Product {
         &self.products[role as usize]
     }

@@ -87,6 +87,7 @@ pub fn recipe() -> Recipe {
         saved_input: Some(format([1, 128])),
         saved_output: None,
         dispatched: Some(Format { scale: DType::Ue8m0, ..format([1, 128]) }),
+        dispatched_plain: false,
     }
 }
 
