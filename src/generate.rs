@@ -12,7 +12,8 @@ use crate::pipeline::{ShowArgs, Way};
 /// Cache lengths are multiples of this, so that prompts of similar length share a compiled graph.
 const CONTEXT_STEP: u64 = 512;
 
-/// Continue a text with a checkpoint's weights
+/// Continue a text with a checkpoint's weights. Several ranks have the experts between them, and
+/// each two texts at a time
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -50,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
             &args.model,
             Some(&folder),
             context,
-            (&args.mesh, Some(args.text.ranks.max(1))),
+            (&args.mesh, Some(args.text.ranks.n_ranks()?)),
             args.gpu.target(args.text.device)?,
             &Way::from(&args.show),
         )?

@@ -45,7 +45,7 @@ pub fn run(args: Args) -> Result<()> {
         vec![graphs::open(&args.model, &[&options[..], &args.gpu.given()].concat())?]
     } else {
         let weights = args.run.weights.as_deref().map(Taken::Weights);
-        let n_ranks = args.run.n_ranks()?;
+        let n_ranks = args.run.ranks.n_ranks()?;
         let target = args.gpu.target(args.run.device)?;
         let compiled = |rank: usize, way: &Way| {
             graphs::for_training(

@@ -92,6 +92,33 @@ fn nccl_is_between_gpus() {
     refuse(one, "--transport nccl: 2 ranks need a GPU each, and 1 fit here");
 }
 
+#[test]
+fn ranks_on_gpus_go_on_with_texts_as_one_does() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let library = driver(dir.path());
+    std::os::unix::fs::symlink("libcuda.so", library.join("libnccl.so")).expect("a link");
+    let generate = |more: &[&str]| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+        command.arg("generate").arg(root.join("models/deepseek_v3.model"));
+        command.arg("--checkpoint").arg(root.join("tests/golden/v3-grouped"));
+        command.args(["--token-ids", "5,6,7", "--token-ids", "9,4", "--token-ids", "1"]);
+        command.args(["--greedy", "--max-new", "3", "--context", "16", "--device", "cuda"]);
+        command.env("LD_LIBRARY_PATH", &library).env("DRIVER_GPUS", "2").args(more);
+        command
+    };
+    let told = |more: &[&str]| {
+        let output = generate(more).output().expect("weft runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let one = told(&[]);
+    assert_eq!(one.lines().count(), 3, "{one}");
+    assert_eq!(told(&["--ranks", "2", "--transport", "nccl"]), one);
+    let alone = refused(generate(&["--transport", "nccl"]));
+    assert!(alone.contains("--transport nccl: it is between ranks: give --ranks"), "{alone}");
+}
+
 /// Where there are GPUs and NCCL, not the tests' own.
 #[test]
 fn nccl_on_gpus_writes_what_the_host_writes() {

@@ -14,18 +14,23 @@ use tiny::TINY;
 /// Four micro-batches.
 const BATCH: &[&str] = &["batch=4", "micro_batch=1"];
 
-/// `weft train`, by `n` processes if there is more than one.
-fn train(n: usize, out: &Path, more: &[&str]) -> Command {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// `weft`, by `n` processes if there is more than one.
+fn weft(n: usize) -> Command {
     let weft = env!("CARGO_BIN_EXE_weft");
-    let mut command = match n {
+    match n {
         1 => Command::new(weft),
         n => {
             let mut command = Command::new("mpirun");
             command.args(["--allow-run-as-root", "--oversubscribe", "-n", &n.to_string(), weft]);
             command
         }
-    };
+    }
+}
+
+/// `weft train`, by `n` processes if there is more than one.
+fn train(n: usize, out: &Path, more: &[&str]) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = weft(n);
     command.arg("train").arg(root.join("models/nano.model"));
     for set in TINY.iter().chain(BATCH) {
         command.args(["--set", set]);
@@ -126,4 +131,64 @@ fn another_number_of_ranks_than_processes_is_refused() {
     let out = train(2, &dir.path().join("run"), &["--ranks", "4"]).output().expect("mpirun runs");
     let said = text(&out.stderr);
     assert!(said.contains("mpirun started 2 processes, and --ranks is 4"), "{said}");
+}
+
+/// `weft generate` with the experts of a reference case, for more texts than two ranks take at a
+/// time.
+fn generate(n: usize, more: &[&str]) -> Command {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = weft(n);
+    command.arg("generate").arg(root.join("models/deepseek_v3.model"));
+    command.arg("--checkpoint").arg(root.join("tests/golden/v3-grouped"));
+    for ids in ["5,6,7,8,9", "1,2,3", "9,4", "11", "3,2,1,7"] {
+        command.args(["--token-ids", ids]);
+    }
+    command.args(["--greedy", "--max-new", "8", "--context", "32"]).args(more);
+    command
+}
+
+#[test]
+fn processes_go_on_with_texts_as_threads_and_one_do() {
+    let one = text(&done(generate(1, &[])).stdout);
+    assert_eq!(one.lines().count(), 5);
+    assert_eq!(text(&done(generate(1, &["--ranks", "4"])).stdout), one);
+    for (n, more) in [(2, &[][..]), (4, &["--mesh", "experts=4"]), (4, &["--ranks", "4"])] {
+        let done = done(generate(n, more));
+        assert_eq!(text(&done.stdout), one, "{n} processes {more:?}");
+        let told = text(&done.stderr).matches("tokens/s, then").count();
+        assert_eq!(told, 5, "the first alone reports: {}", text(&done.stderr));
+    }
+}
+
+#[test]
+fn a_process_that_ends_while_texts_go_on_is_named() {
+    for (fault, told) in [
+        ("hang:1:9", "with rank 1, which has been silent for 2.0 s"),
+        ("panic:0:9", "with rank 0, which has ended: it panicked"),
+        ("abort:1:9", ""),
+    ] {
+        let start = Instant::now();
+        let mut command = generate(2, &["--rank-timeout", "2"]);
+        let output = command.env("WEFT_TEST_FAULT", fault).output().expect("mpirun runs");
+        let said = text(&output.stderr);
+        assert!(!output.status.success(), "{fault}: {said}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{fault}: {:?}", start.elapsed());
+        assert!(said.contains(told), "{fault}: {said}");
+        assert_eq!(text(&output.stdout), "", "{fault}");
+    }
+}
+
+#[test]
+fn what_processes_cannot_go_on_with_is_refused() {
+    let refused = |n, more: &[&str]| {
+        let output = generate(n, more).output().expect("mpirun runs");
+        assert!(!output.status.success(), "{}", text(&output.stdout));
+        text(&output.stderr)
+    };
+    let other = refused(2, &["--ranks", "4"]);
+    assert!(other.contains("mpirun started 2 processes, and --ranks is 4"), "{other}");
+    let nccl = refused(2, &["--transport", "nccl"]);
+    assert!(nccl.contains("--transport nccl: it is between GPUs: give --device cuda"), "{nccl}");
+    let three = refused(3, &[]);
+    assert!(three.contains("the nearest is experts = 2"), "{three}");
 }

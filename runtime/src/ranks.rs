@@ -18,6 +18,7 @@ pub mod last_action;
 pub mod mpi;
 pub mod nccl;
 pub mod on_device;
+pub mod start;
 pub mod threads;
 
 use std::collections::{BTreeMap, VecDeque};

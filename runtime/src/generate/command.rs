@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use weft_graph::Graph;
 
@@ -14,8 +13,9 @@ use crate::checkpoint::{CONFIG, run_folder};
 use crate::data::tokenizer::Tokenizer;
 use crate::device::{Cpu, DeviceKind};
 use crate::exec::{ExecError, Program};
-use crate::ranks::threads::{self, Ending};
-use crate::ranks::{self, Rank, last_action};
+use crate::ranks::fault::Fault;
+use crate::ranks::start::{self, RankArgs};
+use crate::ranks::{Rank, last_action};
 
 /// What to continue and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -53,13 +53,8 @@ pub struct TextArgs {
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Ranks that have the experts between them, each a thread of this process with its part of
-    /// the threads and two texts at a time
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub ranks: usize,
-    /// After how many seconds of silence a rank is given up on
-    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
-    pub rank_timeout: f64,
+    #[command(flatten)]
+    pub ranks: RankArgs,
 }
 
 /// Token ids between commas.
@@ -99,16 +94,6 @@ impl TextArgs {
         self.prompt.iter().map(ids).collect()
     }
 
-    /// After how much silence a rank is given up on.
-    fn limit(&self) -> Result<Duration, GenerateError> {
-        let seconds = self.rank_timeout;
-        Duration::try_from_secs_f64(seconds).map_err(|_| GenerateError::Option {
-            name: "--rank-timeout",
-            expected: "a time in seconds",
-            found: seconds.to_string(),
-        })
-    }
-
     fn sampling(&self) -> Sampling {
         match self.greedy {
             true => Sampling::Greedy,
@@ -123,12 +108,15 @@ impl TextArgs {
 
 /// Continues the prompts, printing each token's text as it comes, or all ids at the end.
 pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
-    last_action::warn(&args.checkpoint);
-    let folder = checkpoint_folder(&args.checkpoint)?;
-    let compiled = n_ranks(&graph);
-    if args.ranks.max(1) != compiled {
-        return Err(GenerateError::OtherRanks { compiled, given: args.ranks });
+    if start::reports() {
+        last_action::warn(&args.checkpoint);
     }
+    let folder = checkpoint_folder(&args.checkpoint)?;
+    let (compiled, given) = (n_ranks(&graph), args.ranks.n_ranks()?);
+    if given != compiled {
+        return Err(GenerateError::OtherRanks { compiled, given });
+    }
+    args.ranks.check_transport(given, args.device)?;
     if compiled > 1 {
         return together(graph, args, &folder, compiled);
     }
@@ -188,11 +176,9 @@ fn n_ranks(graph: &Graph) -> usize {
     meta.map_or(1, |n| n as usize)
 }
 
-/// The same on several ranks; texts are shown when all are there, in the order of their prompts.
+/// The same on several ranks; the first process shows all texts when all are there, in the order of
+/// their prompts.
 fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<(), GenerateError> {
-    if ranks::n_started().is_some() {
-        return Err(GenerateError::Started);
-    }
     let checkpoint = CheckpointReader::open(folder)?;
     let prompts = args.prompt_ids(folder)?;
     let tokenizer = match args.prompt.is_empty() {
@@ -206,16 +192,26 @@ fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<()
         end: tokenizer.as_ref().and_then(|t| end(t, &checkpoint)),
     };
     let threads = (args.threads.unwrap_or_else(Cpu::threads_here) / n).max(1);
-    let (limit, stop) = (args.limit()?, work.end);
-    let (device, of) = (args.device, folder.to_owned());
-    let endings = threads::run(n, limit, move |comm| -> Result<_, GenerateError> {
+    let (limit, stop) = (args.ranks.limit()?, work.end);
+    let (device, transport, of) = (args.device, args.ranks.transport, folder.to_owned());
+    let fault = Fault::from_env().map_err(GenerateError::Fault)?;
+    let all = start::run(n, limit, move |comm| -> Result<_, GenerateError> {
         let device = device.open_for(threads, comm.rank()).map_err(ExecError::from)?;
+        let link = transport.link(&*comm, limit)?;
         let program = Program::load(graph.clone(), device)?;
         let checkpoint = CheckpointReader::open(&of)?;
-        Unit::load(&program, &checkpoint, Rank::new(comm, 0, None, None))?.run(&work)
-    });
-    let mut made = ended(endings.map_err(GenerateError::Threads)?)?;
-    made.sort_by_key(|(number, _)| *number);
+        let rank = Rank::new(comm, 0, None, fault.clone());
+        let rank = match link {
+            Some(link) => rank.with_link(link),
+            None => rank,
+        };
+        Unit::load(&program, &checkpoint, rank)?.run(&work)
+    })?;
+    if !start::reports() {
+        return Ok(());
+    }
+    // Every rank has the texts of all.
+    let made = all.into_iter().next().unwrap_or_default();
     let mut out = std::io::stdout().lock();
     for (number, made) in made {
         let line = match &tokenizer {
@@ -234,26 +230,4 @@ fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<()
         eprintln!("{made}");
     }
     Ok(())
-}
-
-/// What all ranks made, or why one could not.
-fn ended<T>(endings: Vec<Ending<Vec<T>, GenerateError>>) -> Result<Vec<T>, GenerateError> {
-    let (mut all, mut failures) = (vec![], vec![]);
-    for (rank, ending) in endings.into_iter().enumerate() {
-        match ending {
-            Ending::Done(made) => all.extend(made),
-            Ending::Failed(e) => failures.push((e.to_string(), Some(e))),
-            Ending::Panicked(why) => failures.push((format!("rank {rank} panicked: {why}"), None)),
-            Ending::Hung => failures.push((format!("rank {rank} hangs"), None)),
-        }
-    }
-    // What all ranks refuse alike is told once.
-    let alike = failures.iter().all(|(why, e)| *why == failures[0].0 && e.is_some());
-    match (failures.is_empty(), alike) {
-        (true, _) => Ok(all),
-        (false, true) => Err(failures.into_iter().find_map(|(_, e)| e).expect("all are errors")),
-        (false, false) => {
-            Err(GenerateError::RankFailures(failures.into_iter().map(|f| f.0).collect()))
-        }
-    }
 }

@@ -24,6 +24,7 @@ use crate::checkpoint::reader::CheckpointReader;
 use crate::data::DataError;
 use crate::data::tokenizer::Tokenizer;
 use crate::exec::{ExecError, Program, Session, Store};
+use crate::ranks::start::StartError;
 use crate::weights::{self, WeightsError};
 
 pub const PREFILL: &str = "prefill";
@@ -60,18 +61,16 @@ pub enum GenerateError {
              compile it with --checkpoint {}", folder.display(), folder.display())]
     OtherConfig { key: String, compiled: String, found: String, folder: PathBuf },
     #[error(
-        "the graph was compiled for {compiled} ranks, and --ranks is {given}; \
-             give --ranks {compiled}"
+        "the graph was compiled for {compiled} ranks, and there are {given}; \
+             give --ranks {compiled}, or as many processes under mpirun"
     )]
     OtherRanks { compiled: usize, given: usize },
-    #[error("not available yet: ranks that generate under mpirun; give --ranks without it")]
-    Started,
-    #[error("the run ended: {}", .0.join("\n  "))]
-    RankFailures(Vec<String>),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("{0}")]
+    Fault(String),
     #[error(transparent)]
     Rank(#[from] Box<crate::ranks::RankError>),
-    #[error("cannot start threads: {0}")]
-    Threads(std::io::Error),
     #[error("{name}: expected {expected}, found {found}")]
     Option { name: &'static str, expected: &'static str, found: String },
 }

@@ -58,7 +58,7 @@ impl Unit {
         Ok(Unit { entries, rank })
     }
 
-    /// The rank's own texts, with their places among the prompts.
+    /// Continues the texts; what all ranks made of them, in the order of their prompts.
     pub fn run(&mut self, work: &Work) -> Result<Vec<(usize, Generated)>, GenerateError> {
         work.prompts.iter().try_for_each(|prompt| self.entries.check(prompt))?;
         let sampler = Sampler::new(work.sampling)?;
@@ -90,7 +90,19 @@ impl Unit {
             };
             all.extend(texts.into_iter().flatten().map(took));
         }
-        Ok(all)
+        self.exchange(&all)
+    }
+
+    /// Every rank's texts, for each.
+    fn exchange(
+        &self,
+        own: &[(usize, Generated)],
+    ) -> Result<Vec<(usize, Generated)>, GenerateError> {
+        let meeting = self.rank.begin("gather", "texts", (0..self.rank.n_ranks()).collect());
+        let all = collective::gather_uneven(&meeting, &told(own)).map_err(Box::new)?;
+        let mut texts: Vec<(usize, Generated)> = all.iter().flat_map(|b| read(b)).collect();
+        texts.sort_by_key(|(number, _)| *number);
+        Ok(texts)
     }
 
     /// Whether any rank has a text that goes on.
@@ -148,5 +160,49 @@ impl Unit {
             text.open = text.made.len() < work.max_new && !full && work.end != Some(id);
         }
         Ok(())
+    }
+}
+
+/// Texts as ranks tell them to each other: of each five numbers, how many ids, the ids; all of
+/// eight bytes. Times are in nanoseconds.
+fn told(texts: &[(usize, Generated)]) -> Vec<u8> {
+    let took = |(n, time): (usize, Duration)| [n as u64, time.as_nanos() as u64];
+    let mut words = vec![];
+    for (number, made) in texts {
+        words.push(*number as u64);
+        words.extend([made.prompt, made.decoded].map(took).concat());
+        words.push(made.ids.len() as u64);
+        words.extend(made.ids.iter().map(|id| u64::from(*id)));
+    }
+    words.into_iter().flat_map(u64::to_le_bytes).collect()
+}
+
+fn read(bytes: &[u8]) -> Vec<(usize, Generated)> {
+    let mut words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+    let mut all = vec![];
+    while let Some(number) = words.next() {
+        let mut next = || words.next().unwrap_or(0);
+        let mut took = || (next() as usize, Duration::from_nanos(next()));
+        let (prompt, decoded) = (took(), took());
+        let n = next() as usize;
+        let ids = words.by_ref().take(n).map(|id| id as u32).collect();
+        all.push((number as usize, Generated { ids, prompt, decoded }));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_told_and_read() {
+        let made = |ids: &[u32]| Generated {
+            ids: ids.to_vec(),
+            prompt: (ids.len() + 3, Duration::from_micros(5)),
+            decoded: (1, Duration::from_nanos(7)),
+        };
+        let all = [(4, made(&[7, 0, u32::MAX])), (1, made(&[])), (2, made(&[5]))];
+        assert_eq!(format!("{:?}", read(&told(&all))), format!("{all:?}"));
     }
 }

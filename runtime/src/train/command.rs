@@ -11,12 +11,11 @@ use super::TrainError;
 use super::run::{self, Options, Outcome, STEP};
 use super::settings::{MODEL, Mesh, PIPELINE};
 use crate::checkpoint::run_folder;
-use crate::device::{Cpu, Device, DeviceError, DeviceKind, cuda};
+use crate::device::{Cpu, Device, DeviceKind};
 use crate::exec::{ExecError, Program};
 use crate::ranks::fault::Fault;
 use crate::ranks::last_action::{self, LastAction};
-use crate::ranks::nccl::{self, NoNccl};
-use crate::ranks::threads::Ending;
+use crate::ranks::start::{self, RankArgs, StartError, Transport};
 use crate::ranks::{self, Communicator, Rank};
 
 /// Data, folder and length of a run.
@@ -49,26 +48,8 @@ pub struct RunArgs {
     /// Threads to compute on; the numbers do not depend on it [default: all]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Ranks that share the work, each a thread of this process with its part of the threads; under
-    /// mpirun its processes are the ranks
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub ranks: usize,
-    /// How ranks' values get from one device to another
-    #[arg(long, value_enum, default_value = "host")]
-    pub transport: Transport,
-    /// After how many seconds of silence a rank is given up on
-    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
-    pub rank_timeout: f64,
-}
-
-/// What moves values between ranks' devices. Numbers do not depend on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Transport {
-    /// The host: threads, or MPI under mpirun
-    #[default]
-    Host,
-    /// NCCL, between GPUs that each have one rank; messages of a pipeline go through the host
-    Nccl,
+    #[command(flatten)]
+    pub ranks: RankArgs,
 }
 
 /// Trains a model and says how it went. There is one graph, or one for each place along `pipeline`.
@@ -90,76 +71,30 @@ pub fn train(graphs: Vec<Graph>, args: &RunArgs) -> Result<Outcome, TrainError> 
         tokenizer: args.tokenizer.clone(),
     };
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
-    let n = args.n_ranks()?;
+    let n = args.ranks.n_ranks()?;
     let fault = Fault::from_env().map_err(TrainError::Fault)?;
-    args.check_transport(n)?;
+    args.ranks.check_transport(n, args.device)?;
     let job = Job {
         graphs: Arc::new(graphs),
         device: args.device,
-        transport: args.transport,
-        limit: args.limit()?,
+        transport: args.ranks.transport,
+        limit: args.ranks.limit()?,
         threads: (threads / n).max(1),
         options,
         fault,
     };
-    let outcome = match (n, ranks::n_started()) {
-        (1, _) => {
+    let outcome = match n {
+        1 => {
             last_action::warn(&job.options.out);
             job.run(job.device(0)?, None)?
         }
-        (_, None) => {
-            last_action::warn(&job.options.out);
-            several(&job, n, args.limit()?)?
-        }
-        (_, Some(_)) => match processes(&job, args.limit()?)? {
-            (outcome, true) => outcome,
-            // Only the first of several processes reports.
-            (outcome, false) => return Ok(outcome),
-        },
+        _ => several(&job, n)?,
     };
-    report(&outcome, &job.options.out);
+    // Only the first of several processes reports.
+    if start::reports() {
+        report(&outcome, &job.options.out);
+    }
     Ok(outcome)
-}
-
-impl RunArgs {
-    /// The ranks of the run: what `mpirun` started, or threads of this process.
-    pub fn n_ranks(&self) -> Result<usize, TrainError> {
-        let threads = self.ranks.max(1);
-        match ranks::n_started() {
-            None => Ok(threads),
-            Some(n) if !cfg!(feature = "mpi") => Err(TrainError::NoMpi { n }),
-            Some(n) if threads != 1 && threads != n => Err(TrainError::Started { n, threads }),
-            Some(n) => Ok(n),
-        }
-    }
-
-    /// Whether there is what NCCL moves bytes between, where it is asked for.
-    fn check_transport(&self, n: usize) -> Result<(), TrainError> {
-        let refuse = |why: String| Err(TrainError::Transport(why));
-        match (self.transport, self.device) {
-            (Transport::Host, _) => return Ok(()),
-            (Transport::Nccl, DeviceKind::Cuda) if n > 1 => {}
-            (Transport::Nccl, DeviceKind::Cuda) => {
-                return refuse("it is between ranks: give --ranks".into());
-            }
-            (Transport::Nccl, _) => {
-                return refuse("it is between GPUs: give --device cuda".into());
-            }
-        }
-        let gpus = cuda::probe().map_err(DeviceError::from).map_err(ExecError::from)?.gpus;
-        let fit = gpus.iter().filter(|gpu| gpu.unfit().is_none()).count();
-        // Processes may be on several machines.
-        match ranks::n_started() {
-            None if fit < n => refuse(format!("{n} ranks need a GPU each, and {fit} fit here")),
-            _ => Ok(()),
-        }
-    }
-
-    fn limit(&self) -> Result<Duration, TrainError> {
-        let seconds = self.rank_timeout;
-        Duration::try_from_secs_f64(seconds)
-            .map_err(|_| TrainError::Fault(format!("--rank-timeout {seconds} is no time")))
-    }
 }
 
 /// What each rank does.
@@ -208,10 +143,7 @@ impl Job {
             .map_err(TrainError::io("make", &out.join(last_action::FOLDER)))?;
         let stage = self.stage(comm.rank())?;
         let device = self.device(comm.rank())?;
-        let link = match self.transport {
-            Transport::Host => None,
-            Transport::Nccl => Some(nccl::connect(&*comm, self.limit).map_err(transport)?),
-        };
+        let link = self.transport.link(&*comm, self.limit)?;
         let rank = Rank::new(comm, stage, Some(log), self.fault.clone());
         let rank = match link {
             Some(link) => rank.with_link(link),
@@ -221,58 +153,20 @@ impl Job {
     }
 }
 
-fn transport(e: NoNccl) -> TrainError {
-    TrainError::Transport(e.to_string())
-}
-
-/// One of several processes; whether it is the first.
-#[cfg(feature = "mpi")]
-fn processes(job: &Job, limit: Duration) -> Result<(Outcome, bool), TrainError> {
-    let done = ranks::mpi::run(limit, |comm| {
-        let first = comm.rank() == 0;
-        // The last run's files are looked at before this one's are there.
-        if first {
-            last_action::warn(&job.options.out);
-        }
-        ranks::start_together(&*comm).map_err(|lost| TrainError::Fault(lost.to_string()))?;
-        Ok((job.rank(comm)?, first))
-    });
-    done.unwrap_or_else(|| Err(TrainError::Fault("MPI has been begun before".into())))
-}
-
-#[cfg(not(feature = "mpi"))]
-fn processes(_: &Job, _: Duration) -> Result<(Outcome, bool), TrainError> {
-    Err(TrainError::NoMpi { n: ranks::n_started().unwrap_or(1) })
-}
-
-/// Ranks as threads, with equal parts of the cores.
-fn several(job: &Job, n: usize, limit: Duration) -> Result<Outcome, TrainError> {
+/// Ranks with equal parts of the cores; what the first of this process comes to.
+fn several(job: &Job, n: usize) -> Result<Outcome, TrainError> {
     // A handler is set once, before there are threads that would race for it.
     stop_on_signal();
     let each = job.clone();
-    let endings = ranks::threads::run(n, limit, move |comm| each.rank(comm));
-    let endings = endings.map_err(TrainError::io("start threads for", &job.options.out))?;
-    let mut outcomes = vec![];
-    let mut failures = vec![];
-    for (rank, ending) in endings.into_iter().enumerate() {
-        match ending {
-            Ending::Done(outcome) => outcomes.push(outcome),
-            Ending::Failed(e) => failures.push((e.to_string(), Some(e))),
-            Ending::Panicked(why) => failures.push((format!("rank {rank} panicked: {why}"), None)),
-            Ending::Hung => failures.push((format!("rank {rank} hangs"), None)),
+    let outcomes = start::run(n, job.limit, move |comm| {
+        // The last run's files are looked at before this one's are there.
+        if comm.rank() == 0 {
+            last_action::warn(&each.options.out);
         }
-    }
-    // What all ranks refuse alike is told once.
-    if let Some((first, _)) = failures.first()
-        && failures.iter().all(|(why, e)| why == first && e.is_some())
-        && let Some(e) = failures.swap_remove(0).1
-    {
-        return Err(e);
-    }
-    match outcomes.into_iter().next() {
-        Some(outcome) if failures.is_empty() => Ok(outcome),
-        _ => Err(TrainError::RankFailures(failures.into_iter().map(|f| f.0).collect())),
-    }
+        ranks::start_together(&*comm).map_err(StartError::Apart)?;
+        each.rank(comm)
+    })?;
+    Ok(outcomes.into_iter().next().expect("a process has a rank"))
 }
 
 fn report(outcome: &Outcome, out: &Path) {

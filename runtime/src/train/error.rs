@@ -7,6 +7,7 @@ use super::plot::PlotError;
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
 use crate::exec::ExecError;
+use crate::ranks::start::StartError;
 use crate::weights::WeightsError;
 
 #[derive(Debug, thiserror::Error)]
@@ -49,19 +50,10 @@ pub enum TrainError {
              give --ranks {compiled}"
     )]
     Ranks { compiled: usize, mesh: String, given: usize },
-    #[error("--transport nccl: {0}")]
-    Transport(String),
-    #[error(
-        "mpirun started {n} processes, and this program was built without MPI; \
-             build it with --features mpi, or give --ranks {n} without mpirun"
-    )]
-    NoMpi { n: usize },
-    #[error("mpirun started {n} processes, and --ranks is {threads}; leave --ranks out")]
-    Started { n: usize, threads: usize },
+    #[error(transparent)]
+    Start(#[from] StartError),
     #[error("the ranks' programs do not fit together: {0}")]
     OtherProgram(String),
-    #[error("the run ended: {}", .0.join("\n  "))]
-    RankFailures(Vec<String>),
     #[error(transparent)]
     Rank(#[from] Box<crate::ranks::RankError>),
     #[error("{0}")]
