@@ -294,7 +294,10 @@ fn search(args: &Args, cluster: &Cluster, what_if: &[WhatIf]) -> Result<()> {
     let variants: Vec<Vec<Unit>> = all.into_iter().map(|p| p.units).collect();
     let (found, n_run, n_all) = search::search(&variants, cluster, &like, &space, what_if)?;
     print!("{}", show::found(&found, &names, SHOWN));
-    println!("{} of {n_all} layouts simulated, {} of them fit", n_run, found.len());
+    println!(
+        "{n_run} of {n_all} layouts cut into stages, {} of them fit and could be near the best",
+        found.len()
+    );
     if found.is_empty() {
         bail!("no layout of {} {}s fits", space.n_gpus, cluster.name);
     }

@@ -4,6 +4,8 @@
 //! every schedule that exists for it, every share of the experts, and every way of saving that was
 //! compiled. None can be faster than either stream of its ranks alone, evenly cut: in the order of
 //! that bound, the search ends at the first candidate whose bound is behind the best step found.
+//! What is cut into stages runs on the clock only if it fits and what its ranks do is near the
+//! best, too.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +14,7 @@ use weft_schedule::{Size, generate as table};
 
 use crate::PlanError;
 use crate::cluster::{Cluster, WhatIf};
-use crate::step::{Layout, Plan, alone_seconds, plan, weights_fit};
+use crate::step::{Layout, Plan, alone_seconds, plan_below, weights_fit};
 use crate::unit::Unit;
 
 /// What a layout may be.
@@ -60,7 +62,6 @@ pub fn search(
     let (n_all, mut n_run) = (all.len(), 0);
     let mut found: Vec<Found> = vec![];
     let mut best = f64::INFINITY;
-    let simulate = |c: &&Candidate| simulate(&variants[c.variant], cluster, like, what_if, c);
     // Pieces of one size, so that what is simulated does not depend on the number of threads.
     for piece in all.chunks(PIECE) {
         let piece: Vec<&Candidate> = piece.iter().filter(|c| c.bound_seconds < best).collect();
@@ -68,6 +69,9 @@ pub fn search(
             break;
         }
         n_run += piece.len();
+        let below = best * SHOWN;
+        let simulate =
+            |c: &&Candidate| simulate(&variants[c.variant], cluster, like, what_if, below, c);
         for of_candidate in on_threads(&piece, &simulate) {
             if let Some(f) = of_candidate? {
                 best = best.min(f.plan.step_seconds);
@@ -78,6 +82,9 @@ pub fn search(
     found.sort_by(|a, b| a.plan.step_seconds.total_cmp(&b.plan.step_seconds));
     Ok((found, n_run, n_all))
 }
+
+/// Layouts that take so many times as long as the best are of interest, too.
+const SHOWN: f64 = 1.05;
 
 /// Candidates between two looks at the best step found.
 const PIECE: usize = 32;
@@ -100,14 +107,15 @@ fn simulate(
     cluster: &Cluster,
     like: &Layout,
     what_if: &[WhatIf],
+    below: f64,
     c: &Candidate,
 ) -> Result<Option<Found>, PlanError> {
     let table = table(c.schedule, c.size).map_err(|e| PlanError(e.to_string()))?;
     let (data, tensor, experts) = (c.data, c.tensor, c.experts);
     let layout = Layout { table, data, tensor, experts, within_memory: true, ..like.clone() };
-    let plan = plan(units, cluster, &layout, what_if)?;
+    let plan = plan_below(units, cluster, &layout, what_if, below)?;
     let Candidate { schedule, size, variant, .. } = *c;
-    Ok(plan.fits.then_some(Found { schedule, size, variant, layout, plan }))
+    Ok(plan.map(|plan| Found { schedule, size, variant, layout, plan }))
 }
 
 /// Stages on a rank that are tried where a schedule takes several.

@@ -183,6 +183,30 @@ pub fn plan(
     layout: &Layout,
     what_if: &[WhatIf],
 ) -> Result<Plan, PlanError> {
+    let plan = simulate(units, cluster, layout, what_if, None)?;
+    plan.ok_or(PlanError("no cut into stages".into()))
+}
+
+/// The step, if it fits and perhaps takes less than `limit` seconds: cuts that cannot are not run.
+pub fn plan_below(
+    units: &[Unit],
+    cluster: &Cluster,
+    layout: &Layout,
+    what_if: &[WhatIf],
+    limit: f64,
+) -> Result<Option<Plan>, PlanError> {
+    let plan = simulate(units, cluster, layout, what_if, Some(limit))?;
+    Ok(plan.filter(|p| p.fits))
+}
+
+/// Where there is a `limit`, only what fits and may be below it.
+fn simulate(
+    units: &[Unit],
+    cluster: &Cluster,
+    layout: &Layout,
+    what_if: &[WhatIf],
+    limit: Option<f64>,
+) -> Result<Option<Plan>, PlanError> {
     let cluster = &changed(cluster, what_if);
     let times = |beside: bool| -> Vec<UnitTimes> {
         let at = layout.place(cluster, what_if, beside);
@@ -191,12 +215,20 @@ pub fn plan(
     };
     let (alone, beside) = (times(false), times(true));
     let live = live(&layout.table);
+    let mut cuts = cut(units, &beside, cluster, layout, &live, limit.is_none())?;
+    let optimizer_seconds = |a: &Assignment| {
+        let of = |r| optimizer_seconds(units, a, cluster, layout, r);
+        (0..layout.table.n_ranks()).map(of).fold(0.0, f64::max)
+    };
+    if let Some(limit) = limit {
+        cuts.retain(|a| least_seconds(&alone, a, layout) + optimizer_seconds(a) < limit);
+    }
+    if cuts.is_empty() {
+        return Ok(None);
+    }
     let program = Program::of(&layout.table);
     let mut best: Option<(Assignment, StageCosts, Timeline)> = None;
-    // Around a loop ranks are as even as stages.
-    let looped = matches!(layout.shape()?, Shape::Looped { .. });
-    for slack in SLACKS.into_iter().take(if looped { 1 } else { SLACKS.len() }) {
-        let assignment = cut(units, &beside, cluster, layout, &live, slack)?;
+    for assignment in cuts {
         if best.as_ref().is_some_and(|(a, ..)| a.cuts == assignment.cuts) {
             continue;
         }
@@ -208,15 +240,11 @@ pub fn plan(
             best = Some((assignment, costs, timeline));
         }
     }
-    let Some((assignment, costs, timeline)) = best else {
-        return Err(PlanError("no cut into stages".into()));
-    };
+    let Some((assignment, costs, timeline)) = best else { return Ok(None) };
 
     let memory: Vec<Memory> =
         (0..layout.table.n_ranks()).map(|r| memory(units, &assignment, layout, r)).collect();
-    let optimizer_seconds = (0..layout.table.n_ranks())
-        .map(|r| optimizer_seconds(units, &assignment, cluster, layout, r))
-        .fold(0.0, f64::max);
+    let optimizer_seconds = optimizer_seconds(&assignment);
     let step_seconds = timeline.makespan() + optimizer_seconds;
     let tokens_per_step =
         (layout.tokens * layout.data * layout.table.n_micro_batches() as u64) as f64;
@@ -228,7 +256,7 @@ pub fn plan(
         input: costs.one[s][2],
         weight: costs.one[s][3],
     };
-    Ok(Plan {
+    Ok(Some(Plan {
         units: units.iter().map(|u| u.name.clone()).zip(beside.iter().copied()).collect(),
         stages: (0..layout.table.n_stages()).map(stage).collect(),
         bubble_seconds: timeline.bubble(),
@@ -243,7 +271,38 @@ pub fn plan(
         exchange_seconds,
         covered_seconds,
         tokens_per_step,
-    })
+    }))
+}
+
+/// Seconds that no rank can run the table in: what it computes, from when the stages before its
+/// first have made it a first input, to when they have what its last gradient is for.
+fn least_seconds(alone: &[UnitTimes], a: &Assignment, layout: &Layout) -> f64 {
+    let table = &layout.table;
+    let stages: Vec<[f64; 3]> = (0..table.n_stages())
+        .map(|s| {
+            let units = &alone[a.stage(s)];
+            [|u: &UnitTimes| u.forward, |u: &UnitTimes| u.input, |u: &UnitTimes| u.weight]
+                .map(|of| units.iter().map(|u| of(u).compute()).sum())
+        })
+        .collect();
+    let actions = table.rows.iter().flatten().flat_map(|c| c.actions());
+    // Where all backwards are whole, nobody hands a gradient on before its weights'.
+    let whole = actions.into_iter().all(|a| !matches!(a.op, Op::BackwardInput));
+    let n = table.micro_batches[0] as f64;
+    let rank = |rank: usize| {
+        let own = table.stages_of(rank);
+        let all: [f64; 3] = [0, 1, 2].map(|i| own.iter().map(|(_, s)| stages[*s][i]).sum());
+        // Micro-batches that come from both ends find some rank free.
+        let first = if layout.mirrored() { None } else { own.iter().map(|(_, s)| *s).min() };
+        let before = &stages[..first.unwrap_or(0)];
+        let [fill, input, weight] = [0, 1, 2].map(|i| before.iter().map(|s| s[i]).sum::<f64>());
+        let [f, i, w] = all.map(|t| n * t);
+        match whole {
+            true => fill + f + i + w + input + weight,
+            false => fill + f + i + w.max(input),
+        }
+    };
+    (0..table.n_ranks()).map(rank).fold(0.0, f64::max)
 }
 
 /// Seconds that neither stream of a rank can be done in: compute with all multiprocessors and the
@@ -324,8 +383,8 @@ fn cut(
     cluster: &Cluster,
     layout: &Layout,
     live: &[usize],
-    slack: f64,
-) -> Result<Assignment, PlanError> {
+    even_too_large: bool,
+) -> Result<Vec<Assignment>, PlanError> {
     let mut groups: BTreeMap<&str, u32> = BTreeMap::new();
     for store in units.iter().flat_map(|u| u.weights.shared.keys()) {
         let n = groups.len() as u32;
@@ -346,6 +405,9 @@ fn cut(
     let all: Vec<assign::Unit> = units.iter().zip(times).map(unit).collect();
     let n_ranks = layout.table.n_ranks();
     let shape = layout.shape()?;
+    // Around a loop ranks are as even as stages.
+    let looped = matches!(shape, Shape::Looped { .. });
+    let slacks = if looped { vec![0.0] } else { SLACKS.to_vec() };
     let said = |e: ScheduleError| PlanError(e.to_string());
     if let Some(layers) = &layout.stage_layers {
         let mut counts = layers.clone();
@@ -354,17 +416,17 @@ fn cut(
             *first += before;
             *last += behind;
         }
-        return assign::given(&all, shape, n_ranks, live, &counts).map_err(said);
+        return assign::given(&all, shape, n_ranks, live, &counts).map(|a| vec![a]).map_err(said);
     }
-    let cut = |bytes_max| assign::assign(&all, shape, n_ranks, live, bytes_max, slack);
+    let cut = |bytes_max| assign::assign_each(&all, shape, n_ranks, live, bytes_max, &slacks);
     let buffers = units.iter().map(|u| buffer_bytes(u, layout)).fold(0.0, f64::max);
-    let within = layout.within_memory.then(|| cut(Some(cluster.memory_bytes - buffers)));
-    // Where nothing fits, what is too large is shown on the cut that is fastest.
-    let found = match within {
-        Some(Ok(found)) => Ok(found),
-        _ => cut(None),
-    };
-    found.map_err(said)
+    let max = layout.within_memory.then_some(cluster.memory_bytes - buffers);
+    let mut found = cut(max).map_err(said)?;
+    if found.is_none() && even_too_large {
+        // What is too large is shown on the cut that is fastest.
+        found = cut(None).map_err(said)?;
+    }
+    Ok(found.unwrap_or_default())
 }
 
 /// The units of the stages that a rank has.

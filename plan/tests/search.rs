@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use weft_plan::cluster::Cluster;
 use weft_plan::kernel::{Kernel, Work};
 use weft_plan::search::{Space, search};
+use weft_plan::step::plan_below;
 use weft_plan::unit::{Passes, Unit, Weights};
 use weft_plan::{Layout, plan};
 use weft_schedule::{Name, Size, generate};
@@ -72,6 +73,11 @@ fn the_search_finds_what_a_look_at_all_layouts_finds() {
                         }
                         let l = Layout { data, tensor, table, ..like.clone() };
                         let p = plan(&units, &c, &l, &[]).expect("a plan");
+                        // What is ruled out before it is run takes longer.
+                        let below = |s| plan_below(&units, &c, &l, &[], s).expect("a plan");
+                        let same = below(p.step_seconds * (1.0 + 1e-9)).map(|p| p.step_seconds);
+                        assert_eq!(same, p.fits.then_some(p.step_seconds), "{name}");
+                        assert!(below(p.step_seconds / 4.0).is_none(), "{name}");
                         if p.fits {
                             best = best.min(p.step_seconds);
                         }

@@ -65,6 +65,30 @@ pub fn assign(
     bytes_max: Option<f64>,
     slack: f64,
 ) -> Result<Assignment, ScheduleError> {
+    let found = assign_each(units, shape, n_ranks, live, bytes_max, &[slack])?;
+    if let Some(one) = found.and_then(|all| all.into_iter().next()) {
+        return Ok(one);
+    }
+    Err(ScheduleError(format!(
+        "no cut of {} units into {} stages fits {:.2} GB a rank: the fullest rank has {:.2} GB at \
+         least",
+        units.len(),
+        live.len(),
+        bytes_max.unwrap_or(f64::INFINITY) / 1e9,
+        Problem::new(units, shape, n_ranks, live).least_bytes() / 1e9
+    )))
+}
+
+/// A cut for each of `slacks`; around a loop slack changes nothing, and there is one cut. None if
+/// none fits.
+pub fn assign_each(
+    units: &[Unit],
+    shape: Shape,
+    n_ranks: usize,
+    live: &[usize],
+    bytes_max: Option<f64>,
+    slacks: &[f64],
+) -> Result<Option<Vec<Assignment>>, ScheduleError> {
     let n_stages = match shape {
         Shape::Looped { stages_per_rank } => n_ranks * stages_per_rank,
         Shape::V => 2 * n_ranks,
@@ -84,19 +108,8 @@ pub fn assign(
         return fail(format!("mirrored ranks are an even number, not {n_ranks}"));
     }
     let problem = Problem::new(units, shape, n_ranks, live);
-    let found = problem.best(bytes_max.unwrap_or(f64::INFINITY), slack);
-    let Some(cuts) = found else {
-        let max = bytes_max.unwrap_or(f64::INFINITY);
-        let least = problem.least_bytes();
-        return fail(format!(
-            "no cut of {} units into {n_stages} stages fits {:.2} GB a rank: the fullest rank has \
-             {:.2} GB at least",
-            units.len(),
-            max / 1e9,
-            least / 1e9
-        ));
-    };
-    Ok(problem.assignment(cuts))
+    let found = problem.best(bytes_max.unwrap_or(f64::INFINITY), slacks);
+    Ok(found.map(|all| all.into_iter().map(|cuts| problem.assignment(cuts)).collect()))
 }
 
 /// The cut that is asked for: how many units each stage has, in order.
@@ -142,6 +155,8 @@ struct Problem<'a> {
     time: Vec<f64>,
     weight: Vec<f64>,
     activation: Vec<f64>,
+    /// How many units before each share weights.
+    n_sharing: Vec<usize>,
 }
 
 /// What a rank's parts cost: what is to be small, and what to prefer among equals.
@@ -164,6 +179,10 @@ impl<'a> Problem<'a> {
             time: sums(|u| u.time),
             weight: sums(|u| u.weight_bytes),
             activation: sums(|u| u.activation_bytes),
+            n_sharing: sums(|u| f64::from(u8::from(!u.shares.is_empty())))
+                .into_iter()
+                .map(|n| n as usize)
+                .collect(),
         }
     }
 
@@ -182,6 +201,9 @@ impl<'a> Problem<'a> {
             let activation = self.activation[p.to] - self.activation[p.from];
             bytes += self.weight[p.to] - self.weight[p.from];
             bytes += activation * self.live[p.stage] as f64;
+            if self.n_sharing[p.from] == self.n_sharing[p.to] {
+                continue;
+            }
             for (group, shared) in self.units[p.from..p.to].iter().flat_map(|u| &u.shares) {
                 let bit = 1u64 << (group % 64);
                 if held & bit == 0 {
@@ -194,19 +216,23 @@ impl<'a> Problem<'a> {
     }
 
     /// The fastest cut within the memory, and of those the one with the fastest slowest stage.
-    fn best(&self, bytes_max: f64, slack: f64) -> Option<Vec<usize>> {
+    fn best(&self, bytes_max: f64, slacks: &[f64]) -> Option<Vec<Vec<usize>>> {
         let fits = |parts: &[Part]| self.rank_bytes(parts) <= bytes_max;
         let time = |parts: &[Part]| fits(parts).then(|| self.rank_time(parts));
         let slowest_part =
             |parts: &[Part]| parts.iter().map(|p| self.part_time(p)).fold(0.0, f64::max);
         if let Shape::Looped { stages_per_rank: 2.. } = self.shape {
-            return self.looped(bytes_max);
+            return self.looped(bytes_max).map(|cuts| vec![cuts]);
         }
         let (slowest, _) = self.cut(&time)?;
-        // Sums in another order differ in their last bits.
-        let cap = slowest * (1.0 + slack + 1e-12);
-        let among = |parts: &[Part]| time(parts).filter(|t| *t <= cap).map(|_| slowest_part(parts));
-        self.cut(&among).map(|(_, cuts)| cuts)
+        let with = |slack: &f64| {
+            // Sums in another order differ in their last bits.
+            let cap = slowest * (1.0 + slack + 1e-12);
+            let among =
+                |parts: &[Part]| time(parts).filter(|t| *t <= cap).map(|_| slowest_part(parts));
+            self.cut(&among).map(|(_, cuts)| cuts)
+        };
+        slacks.iter().map(with).collect()
     }
 
     /// What the fullest rank holds at least.

@@ -119,11 +119,11 @@ struct Clock<'a> {
     now: Vec<f64>,
     /// Messages under way, each with when it was sent and when it is there.
     sent: HashMap<(Channel, Message), (f64, f64)>,
-    /// From when to when each message lay in its channel.
-    lay: HashMap<Channel, Vec<(f64, f64)>>,
-    in_channel: HashMap<Channel, usize>,
+    /// From when to when each message lay in its channel; channels by `number`.
+    lay: Vec<Vec<(f64, f64)>>,
+    in_channel: Vec<usize>,
     /// When a channel's place was last freed.
-    freed: HashMap<Channel, f64>,
+    freed: Vec<Option<f64>>,
     live: Vec<usize>,
     out: Timeline,
 }
@@ -138,9 +138,9 @@ impl<'a> Clock<'a> {
             next: vec![0; n],
             now: vec![0.0; n],
             sent: HashMap::new(),
-            lay: HashMap::new(),
-            in_channel: HashMap::new(),
-            freed: HashMap::new(),
+            lay: vec![vec![]; n * n],
+            in_channel: vec![0; n * n],
+            freed: vec![None; n * n],
             live: vec![0; n],
             out: Timeline {
                 spans: vec![vec![]; n],
@@ -152,6 +152,10 @@ impl<'a> Clock<'a> {
         }
     }
 
+    fn number(&self, (from, to): Channel) -> usize {
+        from * self.table.n_ranks() + to
+    }
+
     /// Takes the rank's next step if it can be taken; the ranks that may now move.
     fn step(&mut self, rank: usize, costs: &dyn Costs) -> Option<Option<usize>> {
         let step = *self.program.ranks[rank].get(self.next[rank])?;
@@ -160,9 +164,10 @@ impl<'a> Clock<'a> {
                 let channel = (from, rank);
                 let (sent, there) = self.sent.remove(&(channel, message))?;
                 self.now[rank] = self.now[rank].max(there);
-                self.lay.entry(channel).or_default().push((sent, self.now[rank]));
-                *self.in_channel.entry(channel).or_default() -= 1;
-                self.freed.insert(channel, self.now[rank]);
+                let at = self.number(channel);
+                self.lay[at].push((sent, self.now[rank]));
+                self.in_channel[at] -= 1;
+                self.freed[at] = Some(self.now[rank]);
                 Some(from)
             }
             Step::Compute { cell } => {
@@ -171,7 +176,8 @@ impl<'a> Clock<'a> {
             }
             Step::Send { to, message } => {
                 let channel = (rank, to);
-                let held = self.in_channel.entry(channel).or_default();
+                let at = self.number(channel);
+                let held = &mut self.in_channel[at];
                 if *held >= self.capacity {
                     return None;
                 }
@@ -179,7 +185,7 @@ impl<'a> Clock<'a> {
                 self.out.capacity_enough = self.out.capacity_enough.max(*held);
                 self.out.n_messages += 1;
                 let full_before = *held == self.capacity;
-                let freed = self.freed.get(&channel).copied().filter(|_| full_before);
+                let freed = self.freed[at].filter(|_| full_before);
                 self.now[rank] = self.now[rank].max(freed.unwrap_or(0.0));
                 let sent = self.now[rank];
                 let there = sent + costs.message(rank, to, &message);
@@ -208,7 +214,7 @@ impl<'a> Clock<'a> {
     }
 
     fn finish(mut self) -> Result<Timeline, ScheduleError> {
-        self.out.channel_max = self.lay.values().map(|c| overlap_max(c)).max().unwrap_or(0);
+        self.out.channel_max = self.lay.iter().map(|c| overlap_max(c)).max().unwrap_or(0);
         let stuck = |rank: &usize| self.next[*rank] < self.program.ranks[*rank].len();
         let Some(first) = (0..self.table.n_ranks()).find(stuck) else {
             let left = self.sent.keys().min();
