@@ -235,20 +235,25 @@ fn serving(args: &Args, cluster: &Cluster) -> Result<()> {
         tokens_per_request,
     };
     let forward = serve::forward(&module)?;
-    let served = serve::serve(&forward, cluster, &of);
-    let rounds = rounds(args, &parallel, &module)?;
+    let rounds = rounds(args, &parallel, &module, forward.layers_with_experts())?;
+    let served = serve::serve(&forward, cluster, &of, rounds.as_ref());
     if args.json {
         let json = show::served_json(&served, rounds.as_ref(), &of, cluster);
         println!("{}", serde_json::to_string_pretty(&json)?);
     } else {
         print!("{}", show::served(&served, &of, cluster));
-        print!("{}", rounds.as_ref().map(show::rounds).unwrap_or_default());
+        print!("{}", rounds.map(|r| show::rounds(&r, &served)).unwrap_or_default());
     }
     Ok(())
 }
 
 /// How often exchanges need further rounds, where the block says what there is room for.
-fn rounds(args: &Args, parallel: &Parallel, module: &Module) -> Result<Option<Rounds>> {
+fn rounds(
+    args: &Args,
+    parallel: &Parallel,
+    module: &Module,
+    n_layers: usize,
+) -> Result<Option<Rounds>> {
     let Some(capacity) = parallel.exchange_capacity else {
         if args.loads.is_some() {
             bail!("--loads: `{}` has no exchange_capacity to hold them against", parallel.name);
@@ -265,6 +270,13 @@ fn rounds(args: &Args, parallel: &Parallel, module: &Module) -> Result<Option<Ro
         Some(path) => eplb::read(path)?,
         None => vec![vec![1.0; n_experts as usize]],
     };
+    if loads.len() != 1 && loads.len() != n_layers {
+        let n = loads.len();
+        bail!(
+            "--loads: loads of {n} layers, and the model has {n_layers} with experts; give a line \
+             for each, or one for all"
+        );
+    }
     let placed =
         parallel.placement.as_deref().map(|p| placement::read(Path::new(p))).transpose()?;
     let in_order: Vec<u64> =

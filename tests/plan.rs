@@ -205,15 +205,14 @@ fn a_unit_says_how_often_rows_come_in_further_rounds() {
                   parallel more { data = 4 experts = 4 exchange_capacity = 1.25 \
                   redundant_experts = 8 }";
     let model = dir.path().join("unit.model");
-    let text = format!("weft 1\nuse \"{}\"\nmodel U from Nano {{ {blocks} }}\n", base.display());
-    std::fs::write(&model, text).expect("a file");
+    let unit = format!("weft 1\nuse \"{}\"\nmodel U from Nano {{ {blocks} }}\n", base.display());
+    std::fs::write(&model, unit).expect("a file");
     let loads = dir.path().join("loads");
     std::fs::write(&loads, "6 5 1 1 1 1 1 1").expect("a file");
     let (model, loads) = (model.display().to_string(), loads.display().to_string());
-    let rounds = |more: &[&str]| {
-        let given = [&model, "--cluster", "h800", "--for", "decode", "--requests", "64"];
-        json(&[&given, more].concat())["rounds"].clone()
-    };
+    let given = [&model, "--cluster", "h800", "--for", "decode", "--requests", "64"];
+    let served = |more: &[&str]| json(&[&given, more].concat());
+    let rounds = |more: &[&str]| served(more)["rounds"].clone();
     let odds = |value: &serde_json::Value| value["odds"][0].as_f64().expect("a share");
     let even = rounds(&["--parallel", "few"]);
     // 32 requests in a micro-batch, of two choices each.
@@ -222,4 +221,20 @@ fn a_unit_says_how_often_rows_come_in_further_rounds() {
     let copied = rounds(&["--parallel", "more", "--loads", &loads]);
     assert!(odds(&even) < 0.1 && odds(&uneven) > 0.99, "{even}, {uneven}");
     assert!(odds(&copied) < odds(&uneven), "{copied}");
+    // The step takes as much longer as is said of its rounds.
+    let [few, many] = [&["--parallel", "few"][..], &["--parallel", "few", "--loads", &loads]]
+        .map(served)
+        .map(|s| ["step_s", "rounds_s"].map(|key| s[key].as_f64().expect("seconds")));
+    assert!(few[1] > 0.0 && many[1] > 4.0 * few[1], "{few:?}, {many:?}");
+    assert!((many[0] - few[0] - (many[1] - few[1])).abs() < 1e-9, "{few:?}, {many:?}");
+    let text_of = |more: &[&str]| {
+        let out = weft(&[&given, more].concat());
+        text(&[out.stdout, out.stderr].concat())
+    };
+    let said = text_of(&["--parallel", "few", "--loads", &loads]);
+    assert!(said.contains("further rounds: ") && said.contains("ms of the step"), "{said}");
+    let nine = dir.path().join("nine");
+    std::fs::write(&nine, "6 5 1 1 1 1 1 1\n".repeat(9)).expect("a file");
+    let said = text_of(&["--parallel", "few", "--loads", &nine.display().to_string()]);
+    assert!(said.contains("loads of 9 layers, and the model has"), "{said}");
 }

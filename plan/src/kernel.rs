@@ -378,6 +378,34 @@ impl Exchange {
 }
 
 impl Kernel {
+    /// The same at one rank, on a share of the rows that come to its experts.
+    pub fn share(&self, share: f64, at: &Place) -> Kernel {
+        let fewer = |e: Exchange| Exchange {
+            tokens: e.tokens * share,
+            row_bytes: e.row_bytes * share,
+            ..e
+        };
+        let work = match self.work {
+            Work::Product { m, n, k, groups, format, shared: true } => {
+                let here = (groups + at.redundant_experts).div_ceil(at.experts);
+                let rows = (m * groups) as f64 * share;
+                let m = ((rows / here as f64).ceil() as u64).max(1);
+                Work::Product { m, n, k, groups: here, format, shared: false }
+            }
+            Work::Rows { bytes, encode } => Work::Rows { bytes: bytes * share, encode },
+            Work::Region { bytes, apart_bytes, encode_bytes, n_encodes } => Work::Region {
+                bytes: bytes * share,
+                apart_bytes: apart_bytes * share,
+                encode_bytes: encode_bytes * share,
+                n_encodes,
+            },
+            Work::Dispatch(e) => Work::Dispatch(fewer(e)),
+            Work::Combine(e) => Work::Combine(fewer(e)),
+            Work::Product { .. } | Work::Attention { .. } => self.work,
+        };
+        Kernel { name: self.name.clone(), work }
+    }
+
     /// Seconds on a GPU of the cluster; of an exchange, what it takes on the links alone.
     pub fn seconds(&self, cluster: &Cluster, at: &Place) -> f64 {
         let launch = cluster.launch_us * 1e-6;

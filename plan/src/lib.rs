@@ -15,6 +15,7 @@
 //! - Weight gradients of experts are contracted where the experts are. (The compiled step does it
 //!   where the rows come from, for the bits of one rank: it sends three more values of the inner
 //!   width back for each row, and keeps gradients of all experts until the end of the step.)
+//! - Further rounds of an exchange (`rounds`) take their time on average, with nothing under them.
 //! - An exchange moves a token once to each node; the compiled step hands its transport each row.
 //! - Gradients are summed, weights gathered and the optimizer run after the last micro-batch.
 

@@ -1,11 +1,12 @@
-//! How often an exchange needs further rounds: the odds that more rows come to some rank than it
-//! has room for.
+//! How often an exchange needs further rounds, and how many rows come in them: the odds that more
+//! rows come to some rank than it has room for.
 //!
 //! A rank's share of all rows is what its places have of the load, copies of an expert sharing
 //! evenly. Choices are taken for independent, so what comes to a rank is binomial, here as a normal
 //! distribution with its mean and variance; and ranks for independent of each other. A token's
 //! choices differ from each other, which spreads rows more evenly than that, and tokens of one text
-//! resemble each other, which does the opposite: an estimate.
+//! resemble each other, which does the opposite: an estimate. All ranks take part in as many rounds
+//! as the fullest needs; the rows of one are those that the rank with most has left.
 
 use crate::PlanError;
 
@@ -18,7 +19,21 @@ pub struct Rounds {
     pub room: u64,
     /// For each layer: the share of exchanges with further rounds.
     pub odds: Vec<f64>,
+    /// And each of those rounds, while there are exchanges that have it.
+    pub further: Vec<Vec<Round>>,
 }
+
+/// A round behind the first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Round {
+    /// The share of exchanges that have it.
+    pub odds: f64,
+    /// Rows of the fullest rank in it.
+    pub rows: f64,
+}
+
+/// Rarer rounds take no time.
+const RARE: f64 = 1e-6;
 
 /// Of `rows` that each of `n` ranks sends; `layers` has the expert at each place and what experts
 /// were chosen for, for each layer.
@@ -30,7 +45,7 @@ pub fn rounds(
 ) -> Result<Rounds, PlanError> {
     let room = (rows as f64 * capacity).ceil() as u64;
     let all = (rows * n) as f64;
-    let mut odds = vec![];
+    let mut further = vec![];
     for (places, loads) in layers {
         if places.is_empty() || !places.len().is_multiple_of(n.max(1) as usize) {
             return Err(PlanError(format!("{n} ranks do not divide {} places", places.len())));
@@ -43,11 +58,35 @@ pub fn rounds(
         places.iter().for_each(|e| copies[*e as usize] += 1.0);
         let total: f64 = loads.iter().sum();
         let load = |e: &u64| loads[*e as usize] / copies[*e as usize] / total;
-        let shares = places.chunks(places.len() / n.max(1) as usize);
-        let fits = shares.map(|own| 1.0 - above(all, own.iter().map(load).sum(), room as f64));
-        odds.push(if total > 0.0 { 1.0 - fits.product::<f64>() } else { 0.0 });
+        let own = places.chunks(places.len() / n.max(1) as usize);
+        let shares: Vec<f64> = own.map(|own| own.iter().map(load).sum()).collect();
+        let of_layer = (1..).map_while(|k| round(all, &shares, (room * k) as f64, room as f64));
+        further.push(if total > 0.0 { of_layer.collect() } else { vec![] });
     }
-    Ok(Rounds { rows, room, odds })
+    let odds = further.iter().map(|r: &Vec<Round>| r.first().map_or(0.0, |r| r.odds)).collect();
+    Ok(Rounds { rows, room, odds, further })
+}
+
+/// The round for what `done` rows of a rank leave, if it is not rare.
+fn round(all: f64, shares: &[f64], done: f64, room: f64) -> Option<Round> {
+    let fits = shares.iter().map(|p| 1.0 - above(all, *p, done));
+    let odds = 1.0 - fits.product::<f64>();
+    let left = shares.iter().map(|p| left(all, *p, done)).fold(0.0, f64::max);
+    (odds > RARE && done < all).then_some(Round { odds, rows: left.clamp(1.0, room) })
+}
+
+/// Of `n` choices with probability `p`, how many above `done` come true on average where any do.
+fn left(n: f64, p: f64, done: f64) -> f64 {
+    let deviation = (n * p * (1.0 - p)).max(0.0).sqrt();
+    let odds = above(n, p, done);
+    let over = done + 0.5 - n * p;
+    if deviation == 0.0 || odds < RARE * RARE {
+        return (n * p - done).max(0.0);
+    }
+    let z = over / deviation;
+    let density = (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    // The mean of what is cut off a normal distribution; half a row was added for whole numbers.
+    deviation * density / odds - over + 0.5
 }
 
 /// The odds that of `n` choices with probability `p` more than `room` come true.
@@ -102,6 +141,29 @@ mod tests {
         }
         let found = above(n, p, f64::from(room));
         assert!((found - (1.0 - at_most)).abs() < 5e-3, "{found}, {}", 1.0 - at_most);
+    }
+
+    /// Against the binomial distribution itself: how many rounds, and rows left for the second.
+    #[test]
+    fn what_is_left_is_near_that_of_a_binomial() {
+        let (n, p, room) = (256u32, 0.25f64, 72u32);
+        let mut probability = (1.0 - p).powi(n as i32);
+        let (mut odds, mut rows) = (0.0, 0.0);
+        for k in 1..=n {
+            probability *= f64::from(n - k + 1) / f64::from(k) * p / (1.0 - p);
+            if k > room {
+                odds += probability;
+                rows += probability * f64::from(k - room);
+            }
+        }
+        let found = round(f64::from(n), &[p], f64::from(room), f64::from(room)).expect("a round");
+        assert!((found.odds - odds).abs() < 5e-3, "{found:?}, {odds}");
+        assert!((found.rows - rows / odds).abs() < 0.3, "{found:?}, {}", rows / odds);
+        // All rows come to one rank of four: four rounds, the last for what is left.
+        let one = rounds(64, 4, 1.2, &[(vec![0, 1, 2, 3], vec![1.0, 0.0, 0.0, 0.0])]);
+        let further = &one.expect("they fit").further[0];
+        let certain = |rows| Round { odds: 1.0, rows };
+        assert_eq!(further[..], [certain(77.0), certain(77.0), certain(25.0)]);
     }
 
     #[test]

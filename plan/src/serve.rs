@@ -24,6 +24,7 @@ use weft_ir::op::Op;
 use crate::PlanError;
 use crate::cluster::{Cluster, Overlap};
 use crate::kernel::{self, Kernel, Place, Work};
+use crate::rounds::{Round, Rounds};
 use crate::streams::{Streams, Transfer};
 use crate::unit::{self, Part, Passes};
 use crate::weave::transfer;
@@ -76,7 +77,16 @@ pub struct Served {
     pub layer: [f64; 6],
     pub exchange_seconds: f64,
     pub covered_seconds: f64,
+    /// What further rounds of exchanges add to the step on average.
+    pub rounds_seconds: f64,
     pub fits: bool,
+}
+
+impl Forward {
+    pub fn layers_with_experts(&self) -> usize {
+        let with = self.layers.iter().filter(|l| !l.passes.dispatch.is_empty());
+        with.map(|l| l.count).sum()
+    }
 }
 
 /// The layers and ends of `@forward`.
@@ -160,6 +170,8 @@ struct Parts {
     mlp: f64,
     dispatch: Transfer,
     combine: Transfer,
+    /// On average, in further rounds.
+    rounds: f64,
 }
 
 impl Parts {
@@ -179,7 +191,28 @@ impl Parts {
             mlp: sum(&p.mlp) + local.fold(0.0, |a, b| a + b),
             dispatch: transfer(&p.dispatch, cluster, at, o.dispatch, o),
             combine: transfer(&p.combine, cluster, at, o.combine, o),
+            rounds: 0.0,
         }
+    }
+
+    /// With what further rounds take on average, where a rank gets `rows` in all. A round goes
+    /// there and back and reads the weights of its experts again; nothing lies under it.
+    fn with_rounds(
+        mut self,
+        p: &Passes,
+        further: &[Round],
+        rows: u64,
+        (cluster, at): (&Cluster, &Place),
+    ) -> Parts {
+        let round = |r: &Round| {
+            let part = |all: &Part| all.iter().map(|k| k.share(r.rows / rows as f64, at)).collect();
+            let (dispatch, combine) = (part(&p.dispatch), part(&p.combine));
+            let few = Passes { mlp: part(&p.mlp), dispatch, combine, ..Passes::default() };
+            let t = Parts::of(&few, cluster, at);
+            r.odds * (t.dispatch.span() + t.mlp + t.combine.span())
+        };
+        self.rounds = further.iter().map(round).sum();
+        self
     }
 }
 
@@ -203,8 +236,10 @@ fn prefill(layers: &[Parts]) -> Streams {
         let b = s.exchange("dispatch(B)", i, l.dispatch, b);
         let a = s.exchange("dispatch(A)", i, l.dispatch, a);
         let b = s.compute("mlp(B)", i, l.mlp, b);
+        let b = s.compute("rounds(B)", i, l.rounds, b);
         back = s.exchange("combine(B)", i, l.combine, b);
-        computed = s.compute("mlp(A)", i, l.mlp, a);
+        let a = s.compute("mlp(A)", i, l.mlp, a);
+        computed = s.compute("rounds(A)", i, l.rounds, a);
         s.compute("shared(B)", i, l.shared, 0.0);
         (shared, combine) = (l.shared, l.combine);
     }
@@ -230,6 +265,7 @@ fn decoding(layers: &[Parts]) -> Streams {
             s.compute("shared", i, l.shared, in_core[x]);
             let ready = next.map(|n| s.compute("attn-0", i, n.attention[0], back[other]));
             let done = s.compute("mlp", i, l.mlp, sent);
+            let done = s.compute("rounds", i, l.rounds, done);
             back[x] = s.exchange("combine", i, l.combine, done);
             if let (Some(n), Some(ready)) = (next, ready) {
                 in_core[other] = s.compute("attn-1", i, n.attention[1], ready);
@@ -239,8 +275,9 @@ fn decoding(layers: &[Parts]) -> Streams {
     s
 }
 
-/// Simulates one step of both micro-batches.
-pub fn serve(f: &Forward, cluster: &Cluster, of: &Serving) -> Served {
+/// Simulates one step of both micro-batches; `rounds` says how often rows do not fit, for each
+/// layer with experts, or for all of them in one.
+pub fn serve(f: &Forward, cluster: &Cluster, of: &Serving, rounds: Option<&Rounds>) -> Served {
     let taken = if of.decode { 0 } else { of.communication_sms };
     let at = Place {
         sms: cluster.sms.saturating_sub(taken).max(1),
@@ -255,7 +292,19 @@ pub fn serve(f: &Forward, cluster: &Cluster, of: &Serving) -> Served {
     };
     let groups: Vec<(usize, Parts)> =
         f.layers.iter().map(|l| (l.count, Parts::of(&l.passes, cluster, &at))).collect();
-    let layers: Vec<Parts> = groups.iter().flat_map(|(n, p)| std::iter::repeat_n(*p, *n)).collect();
+    let mut with_experts = 0;
+    let mut layer = |l: &Layers, parts: Parts| {
+        let Some(r) = rounds.filter(|r| !l.passes.dispatch.is_empty() && r.rows > 0) else {
+            return parts;
+        };
+        let further = r.further.get(with_experts).or(r.further.last());
+        with_experts += 1;
+        let further = further.map_or(&[][..], Vec::as_slice);
+        parts.with_rounds(&l.passes, further, r.rows, (cluster, &at))
+    };
+    let each =
+        f.layers.iter().zip(&groups).flat_map(|(l, (n, p))| std::iter::repeat_n((l, *p), *n));
+    let layers: Vec<Parts> = each.map(|(l, p)| layer(l, p)).collect();
     let streams = run(&layers, of.decode);
     let ends: f64 = f.ends.iter().map(|k| k.seconds(cluster, &at)).sum();
     let step_seconds = streams.seconds() + 2.0 * ends;
@@ -282,6 +331,7 @@ pub fn serve(f: &Forward, cluster: &Cluster, of: &Serving) -> Served {
         ],
         exchange_seconds,
         covered_seconds,
+        rounds_seconds: 2.0 * layers.iter().map(|l| l.rounds).sum::<f64>(),
         fits: weight_bytes + cache_bytes <= cluster.memory_bytes,
     }
 }

@@ -164,17 +164,19 @@ pub fn served(s: &Served, of: &Serving, cluster: &Cluster) -> String {
     )
 }
 
-/// The room for what exchanges bring.
-pub fn rounds(r: &Rounds) -> String {
+/// The room for what exchanges bring, and what more takes.
+pub fn rounds(r: &Rounds, s: &Served) -> String {
     let mean = r.odds.iter().sum::<f64>() / r.odds.len().max(1) as f64;
     let most = r.odds.iter().copied().fold(0.0, f64::max);
     format!(
         "exchanges bring {} rows to a GPU on average and have room for {}: further rounds in \
-         {:.2} % of them, {:.2} % in the worst layer\n",
+         {:.2} % of them, {:.2} % in the worst layer\n\
+         further rounds: {:.3} ms of the step on average\n",
         r.rows,
         r.room,
         100.0 * mean,
-        100.0 * most
+        100.0 * most,
+        1e3 * s.rounds_seconds
     )
 }
 
@@ -187,6 +189,7 @@ pub fn served_json(s: &Served, rounds: Option<&Rounds>, of: &Serving, cluster: &
         "tokens_per_s_per_node": s.tokens_per_s_per_node, "weight_bytes": s.weight_bytes,
         "cache_bytes": s.cache_bytes, "exchange_s": s.exchange_seconds,
         "exchange_covered_s": s.covered_seconds, "fits": s.fits, "rounds": room,
+        "rounds_s": s.rounds_seconds,
     })
 }
 
