@@ -159,6 +159,28 @@ fn products_of_codes_are_on_tensor_cores() {
     }
 }
 
+/// Sums in 14 bits are what tensor cores make of blocks and segments that end anywhere: the study
+/// that has them trains as it does on the CPU, which imitates them.
+#[test]
+fn a_study_of_sums_in_14_bits_trains_on_tensor_cores() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano_studies.model");
+    let sets = TINY.iter().chain(&["sequence=16", "batch=2"]);
+    let sets: Vec<&str> = sets.flat_map(|set| ["--set", set]).collect();
+    let [expected, found] = ["cpu", "ptx"].map(|device| {
+        let out = dir.path().join(device);
+        let mut train = weft("train", &model, device, &sets);
+        train.args(["--precision", "hopper14", "--steps", "2"]);
+        train.arg("--data").arg(&model).arg("--out").arg(&out);
+        done(train);
+        recorded(&out)
+    });
+    assert_eq!((expected.len(), found.len()), (2, 2));
+    for (a, b) in expected.iter().zip(&found) {
+        assert!((a - b).abs() <= BF16_BOUND * a, "{b} on ptx, {a} on cpu");
+    }
+}
+
 /// Gate and up of experts, SiLU, and codes with their scales are one kernel; so is a product that
 /// a residual is added to.
 #[test]

@@ -7,7 +7,7 @@
 //!
 //! Sums of bf16 stay in the tensor cores' accumulators for all of k. Products of codes are cut in
 //! blocks of 128 terms, at multiples of 128 counted from the start of the array (and where a
-//! segment of [`Grouping::Inner`] ends):
+//! segment of [`Grouping::Inner`] begins and ends):
 //!
 //! ```text
 //! s = round(scale of A · scale of B)        sum = fma(partial, s, sum)        C = round(sum)
@@ -74,6 +74,16 @@ pub enum ScaleType {
     Ue8m0,
 }
 
+/// What is known of the blocks whose partial sums are meant to be as tensor cores make them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blocks {
+    /// Each has all of its 128 terms: the code is that of other sums.
+    Whole,
+    /// Some end before. What is behind them is zero, but a step of zeros alone would cut the sum
+    /// once more: it is left out.
+    Partial,
+}
+
 /// What C is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
@@ -101,9 +111,9 @@ pub struct Gemm {
     pub b_major: Major,
     /// Of operands of codes, and only of those: A's and B's.
     pub scales: Option<[Scales; 2]>,
-    /// Partial sums are meant to be as tensor cores make them. The code is the same; a device that
-    /// could sum better imitates them.
-    pub hopper14: bool,
+    /// Partial sums of codes are meant to be as tensor cores make them; a device that could sum
+    /// better imitates them.
+    pub hopper14: Option<Blocks>,
     pub output: Output,
     pub grouping: Grouping,
     /// Adds to C instead of overwriting it.
@@ -129,7 +139,11 @@ impl Gemm {
                 name += &format!("_{dtype}{}", s.rows);
             }
         }
-        name += if self.hopper14 { "_hopper14" } else { "" };
+        name += match self.hopper14 {
+            None => "",
+            Some(Blocks::Whole) => "_hopper14",
+            Some(Blocks::Partial) => "_hopper14_partial",
+        };
         name += match self.output {
             Output::F32 => "_f32",
             Output::Bf16 => "_bf16",
@@ -198,6 +212,9 @@ impl Gemm {
             if self.n_products() > 1 && self.scales.is_some_and(|[_, b]| b.rows == 1) {
                 return refuse("columns of two products have no scales of their own");
             }
+        }
+        if self.hopper14 == Some(Blocks::Whole) && self.grouping == Grouping::Inner {
+            return refuse("segments of k may end anywhere in a block");
         }
         match (self.kind, self.scales) {
             (Kind::Bf16, Some(_)) => return refuse("bf16 has no scales"),

@@ -40,11 +40,8 @@ fn check(text: &str) -> Module {
     }
     let f = after.find("f").expect("the entry");
     let cpu: Arc<dyn Device> = Arc::new(Cpu::new(2).unwrap());
-    let mut machines = vec![("cpu", cpu, graph(&after, &["f"]))];
-    // Tensor cores sum whole blocks as `hopper14` says.
-    if !text.contains("hopper14") || text.contains("%x: f32[128, 256]") {
-        machines.push(("ptx", Arc::new(Ptx::new()), ptx_graph(&after, &["f"])));
-    }
+    let ptx: Arc<dyn Device> = Arc::new(Ptx::new());
+    let machines = [("cpu", cpu, graph(&after, &["f"])), ("ptx", ptx, ptx_graph(&after, &["f"]))];
     for (machine, device, graph) in machines {
         let found = run(device, &graph, &after, f, &args, &sizes);
         for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
@@ -99,11 +96,10 @@ fn a_linear_map_forward_and_backward() {
 }
 
 #[test]
-fn tensor_cores_sum_whole_blocks_in_14_bits() {
-    check(&linear_map(WHOLE_BLOCKS, ROWS, "f32", "promote = 128, accumulate = hopper14"));
+fn whole_blocks_are_summed_in_14_bits() {
+    let how = "promote = 128, accumulate = hopper14";
+    check(&linear_map([128, 256, 128], ROWS, "f32", how));
 }
-
-const WHOLE_BLOCKS: [usize; 3] = [128, 256, 128];
 
 /// Groups of gradients of rows, and of columns.
 const ROWS: [&str; 2] = ["[1, 128]", "[128, 1]"];
@@ -125,7 +121,8 @@ fn experts_forward_and_backward() {
         q("%x", "[128, 1]", "128x1, f32>[150, 140]"),
         q("%dy", "[128, 1]", "128x1, f32>[150, 136]"),
     );
-    check(&format!(
+    let of = |how: &str| {
+        format!(
         "func @f(%x: f32[150, 140], %w: f32[4, 136, 140], %dy: f32[150, 136], %o: i32[5])
             -> (y: f32[150, 136], dx: f32[150, 140], dw: f32[4, 136, 140]) {{
           %xq = {x}
@@ -133,12 +130,15 @@ fn experts_forward_and_backward() {
           %dyq = {dy}
           %xt = {xt}
           %dyt = {dyt}
-          %y = grouped_matmul %xq, %wq, %o {{ty = true, dtype = f32, promote = 128}} : f32[150, 136]
-          %dx = grouped_matmul %dyq, %wq, %o {{dtype = f32, promote = 128}} : f32[150, 140]
-          %dw = grouped_outer %dyt, %xt, %o {{dtype = f32, promote = 128}} : f32[4, 136, 140]
+          %y = grouped_matmul %xq, %wq, %o {{ty = true, dtype = f32, promote = 128{how}}} : f32[150, 136]
+          %dx = grouped_matmul %dyq, %wq, %o {{dtype = f32, promote = 128{how}}} : f32[150, 140]
+          %dw = grouped_outer %dyt, %xt, %o {{dtype = f32, promote = 128{how}}} : f32[4, 136, 140]
           return %y, %dx, %dw
         }}"
-    ));
+    )
+    };
+    check(&of(""));
+    check(&of(", accumulate = hopper14"));
 }
 
 /// Codes of 12 bits in the three products, beside codes of 8.

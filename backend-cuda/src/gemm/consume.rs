@@ -72,7 +72,7 @@ impl Gemm {
         [a.descriptor(cg, cg.add(stage, part)), b.descriptor(cg, to_b)]
     }
 
-    /// Waits for a stage; where segments of k meet in it, what is not the tile's becomes zero.
+    /// Waits for a stage; where a segment of k ends in it, what is not the tile's becomes zero.
     fn arrived<'c>(
         &self,
         cg: &Cg<'c>,

@@ -300,7 +300,7 @@ impl Gemm {
             grid_max: None,
             cluster: None,
             begins_early: false,
-            hopper14: self.hopper14,
+            hopper14: self.hopper14.is_some(),
             maps: self.maps().into_iter().map(map).collect(),
         }
     }
@@ -349,6 +349,22 @@ impl Gemm {
     ) -> (Val<'c>, Val<'c>) {
         let k = self.stage_k();
         (cg.div(tile.k_begin, k), cg.div_ceil(tile.k_end, k))
+    }
+
+    /// Where the tile's terms of a block begin, and how many they are. A stage begins with them.
+    pub(super) fn terms<'c>(
+        &self,
+        cg: &Cg<'c>,
+        tile: &super::schedule::Tile<'c>,
+        block: Val<'c>,
+    ) -> (Val<'c>, Val<'c>) {
+        let start = cg.mul(block, self.stage_k());
+        let end = cg.min(cg.add(start, self.stage_k()), tile.k_end);
+        let first = match self.grouping {
+            Grouping::Inner => cg.max(start, tile.k_begin),
+            _ => start,
+        };
+        (first, cg.sub(end, first))
     }
 }
 

@@ -8,7 +8,9 @@ use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::product::{self, Form, Matrix, Planned, ScaledGemm, Sum};
 
 use super::select::{Budget, Sizes, select};
-use super::{Argument, BLOCK_K, Gemm, Grouping, Kind, Output, ScaleType, Scales, Store, TILE_ROWS};
+use super::{
+    Argument, BLOCK_K, Blocks, Gemm, Grouping, Kind, Output, ScaleType, Scales, Store, TILE_ROWS,
+};
 use crate::tiles::shared::Major;
 
 /// What TMA reads in steps of.
@@ -52,13 +54,10 @@ pub(super) fn of_codes(gemm: &ScaledGemm, dims: &[DimDecl]) -> Option<Template> 
     let (Some(a), Some(b)) = (&gemm.a.scales, &gemm.b.scales) else { return None };
     let is_e4m3 = |m: &Matrix| m.dtype == DType::E4m3;
     let block = i64::from(BLOCK_K);
-    let hopper14 = gemm.sum == Sum::Hopper14;
-    let promotes = gemm.promote.is_none_or(|n| n == block);
-    if (hopper14 && !sums_as_described(gemm))
-        || !promotes
-        || !is_e4m3(&codes.a)
-        || !is_e4m3(&codes.b)
-    {
+    let hopper14 = (gemm.sum == Sum::Hopper14).then(|| blocks(gemm));
+    // With scales that differ from block to block no tensor core goes on over all of k.
+    let promotes = gemm.promote.map_or(hopper14.is_none(), |n| n == block);
+    if !promotes || !is_e4m3(&codes.a) || !is_e4m3(&codes.b) {
         return None;
     }
     // Groups of A are rows by k, of B k by columns.
@@ -84,12 +83,12 @@ pub(super) fn of_codes(gemm: &ScaledGemm, dims: &[DimDecl]) -> Option<Template> 
     template(Kind::E4m3, &codes, Some(scales), dims)
 }
 
-/// Whether what a tensor core sums is what `hopper14` describes. With scales that differ from block
-/// to block it cannot go on over all of k. And a block that is not full is one with zeros: a step
-/// of zeros alone cuts the sum once more.
-fn sums_as_described(gemm: &ScaledGemm) -> bool {
+fn blocks(gemm: &ScaledGemm) -> Blocks {
     let whole = gemm.k.as_constant().is_some_and(|k| k % i64::from(BLOCK_K) == 0);
-    gemm.promote.is_some() && whole && !matches!(gemm.form, Form::Inner { .. })
+    match whole && !matches!(gemm.form, Form::Inner { .. }) {
+        true => Blocks::Whole,
+        false => Blocks::Partial,
+    }
 }
 
 /// Whether a tensor core's product reads operand `side` as it lies: codes must be contiguous along
@@ -129,7 +128,7 @@ type ScaleStrides = [[DimExpr; 3]; 2];
 struct ScaledBy {
     of: [Scales; 2],
     strides: ScaleStrides,
-    hopper14: bool,
+    hopper14: Option<Blocks>,
 }
 
 /// A product for which there is a kernel, whose tiles are yet to be chosen.
@@ -179,7 +178,7 @@ fn template(
         a_major: a.major,
         b_major: b.major,
         scales: scales.as_ref().map(|s| s.of),
-        hopper14: scales.as_ref().is_some_and(|s| s.hopper14),
+        hopper14: scales.as_ref().and_then(|s| s.hopper14),
         output,
         grouping,
         accumulate: gemm.accumulate,

@@ -33,7 +33,7 @@ impl Gemm {
         let (a, b) = (self.a_tile(), self.b_tile());
         let bytes = a.bytes() + self.n_products() as u32 * b.bytes();
         let (stage, full) = ring.acquire(cg, place, bytes);
-        let k = cg.mul(block, self.stage_k());
+        let (k, _) = self.terms(cg, tile, block);
         let [a_grouped, b_grouped] = self.grouped_operands();
         let group = |grouped: bool| grouped.then_some(tile.group);
         copy(cg, a, stage, args.map_a, full, [tile.row, k], group(a_grouped));

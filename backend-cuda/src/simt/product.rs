@@ -67,8 +67,8 @@ pub fn plan_scaled(gemm: &ScaledGemm, dims: &[DimDecl], label: &str) -> Result<P
     if gemm.sum == Sum::Hopper14 {
         return Err(
             "accumulate = hopper14 is how tensor cores add, and this product is not theirs: \
-                    they take e4m3 in whole groups of 128 terms (1x128, 128x1, 128x128), not in \
-                    segments, with promote = 128; use that, or accumulate = f32"
+                    they take e4m3 in groups of 128 terms (1x128, 128x1, 128x128) with \
+                    promote = 128; use that, or accumulate = f32"
                 .into(),
         );
     }

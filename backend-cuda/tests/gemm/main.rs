@@ -8,7 +8,7 @@ mod selection;
 
 use problem::{Problem, bf16, e4m3};
 use ptx_sim::Completion;
-use weft_backend_cuda::gemm::{Gemm, Grouping, Output, ScaleType, Scales, Store};
+use weft_backend_cuda::gemm::{Blocks, Gemm, Grouping, Output, ScaleType, Scales, Store};
 use weft_backend_cuda::tiles::shared::Major;
 
 const RANDOM: Completion = Completion::Random { seed: 7, delay_max: 60 };
@@ -116,4 +116,27 @@ fn codes_by_group() {
     let inner = Gemm { grouping: Grouping::Inner, accumulate: true, ..e4m3(64, 1) };
     let offsets = vec![0, 50, 50, 300, 384];
     check(&Problem { offsets, groups: 4, grid: 2, ..Problem::of(inner, [70, 40, 384]) });
+}
+
+/// What is behind the last term is zero; a step of zeros alone would cut the sum once more.
+#[test]
+fn tensor_cores_cut_sums_of_blocks_that_end_anywhere() {
+    let of = |gemm: Gemm| Gemm { hopper14: Some(Blocks::Partial), ..gemm };
+    for k in [16, 32, 128, 128 + 48, 256 + 80, 128 + 112] {
+        check(&Problem::of(of(e4m3(64, 128)), [70, 40, k]));
+    }
+    let whole = Gemm { hopper14: Some(Blocks::Whole), ..e4m3(64, 128) };
+    check(&Problem::of(whole, [70, 40, 256]));
+    let rows = Gemm { grouping: Grouping::Rows, ..of(e4m3(64, 1)) };
+    let offsets = vec![0, 30, 30, 150];
+    check(&Problem { offsets, groups: 3, grid: 2, ..Problem::of(rows, [150, 40, 160]) });
+}
+
+/// Steps are counted from where a segment begins.
+#[test]
+fn tensor_cores_cut_sums_of_segments_that_begin_anywhere() {
+    let of = Gemm { grouping: Grouping::Inner, accumulate: true, ..e4m3(64, 1) };
+    let gemm = Gemm { hopper14: Some(Blocks::Partial), ..of };
+    let offsets = vec![0, 50, 50, 51, 300, 384];
+    check(&Problem { offsets, groups: 5, grid: 2, ..Problem::of(gemm, [70, 40, 384]) });
 }

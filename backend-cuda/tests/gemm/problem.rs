@@ -1,7 +1,9 @@
 //! A product with its operands: launched on the interpreter, compared with the reference.
 
 use half::bf16;
-use ptx_sim::{Arg, Completion, Device, Element, Error, Launch, Module, Stats, Swizzle, TensorMap};
+use ptx_sim::{
+    Accumulate, Arg, Completion, Device, Element, Error, Launch, Module, Stats, Swizzle, TensorMap,
+};
 use weft_backend_cuda::gemm::{
     Argument, Gemm, Grouping, Kind, MapElement, MapSpec, Output, ScaleType, Scales, Store,
 };
@@ -18,7 +20,7 @@ pub fn bf16(tile_cols: u32) -> Gemm {
         a_major: Major::K,
         b_major: Major::K,
         scales: None,
-        hopper14: false,
+        hopper14: None,
         output: Output::F32,
         grouping: Grouping::Batch,
         accumulate: false,
@@ -258,6 +260,9 @@ impl Problem {
         let mut sim = Launch::new(self.grid, launch.threads);
         sim.dynamic_shared_bytes = launch.shared_bytes;
         sim.completion = completion;
+        if gemm.hopper14.is_some() {
+            sim.accumulate = Accumulate::Hopper14;
+        }
         sim.instructions_max = 1 << 24;
         let stats = device.launch(&module, &launch.name, &sim, &args)?;
 

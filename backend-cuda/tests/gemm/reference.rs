@@ -1,4 +1,5 @@
-//! The product as its definition says, an element at a time: every sum a chain in the order of k.
+//! The product as its definition says, an element at a time: every sum a chain in the order of k,
+//! or in steps of 32 terms as tensor cores sum codes.
 
 use half::bf16;
 use weft_backend_cuda::gemm::{Grouping, Output};
@@ -40,10 +41,19 @@ pub fn product(
                     let row = row / of[side].rows as usize;
                     s.values[(group * s.rows + row) * s.blocks + k / 128]
                 };
-                let (mut sum, mut partial) = (0f32, 0f32);
+                let (mut sum, mut partial, mut step) = (0f32, 0f32, vec![]);
                 for k in terms.clone() {
+                    let before_k = partial;
                     partial = of(a, row, k).mul_add(of(b, col, k), partial);
                     let ends = k + 1 == terms.end || (k + 1) % 128 == 0;
+                    if p.gemm.hopper14.is_some() {
+                        partial = before_k;
+                        step.push(f64::from(of(a, row, k)) * f64::from(of(b, col, k)));
+                        if ends || step.len() == 32 {
+                            partial = fourteen_bits(&step, partial);
+                            step.clear();
+                        }
+                    }
                     if p.gemm.scales.is_some() && ends {
                         let s = scale(0, row, k) * scale(1, col, k);
                         sum = partial.mul_add(s, sum);
@@ -65,4 +75,16 @@ pub fn product(
         }
     }
     c
+}
+
+/// A step on top of `sum`: all of it cut toward zero to what lies within 2^13 of the leading bit of
+/// the largest, and added without rounding.
+fn fourteen_bits(products: &[f64], sum: f32) -> f32 {
+    let all: Vec<f64> = products.iter().copied().chain([f64::from(sum)]).collect();
+    let largest = all.iter().fold(0f64, |most, x| most.max(x.abs()));
+    let mut unit = 2f64.powi(-60);
+    while largest >= unit * 2f64.powi(14) {
+        unit *= 2.0;
+    }
+    all.iter().map(|x| (x / unit).trunc() * unit).sum::<f64>() as f32
 }

@@ -6,8 +6,9 @@ use weft_codegen::narrow;
 use super::Gemm;
 use crate::gemm::kernel::{Args, strided};
 use crate::gemm::schedule::Tile;
-use crate::gemm::{BLOCK_K, ScaleType};
-use crate::tiles::fragment::{n_sums, pairs};
+use crate::gemm::{BLOCK_K, Blocks, ScaleType};
+use crate::ptx::wgmma::Products;
+use crate::tiles::fragment::{n_sums, pairs, wide};
 use crate::tiles::ring::{Place, Ring};
 use crate::tiles::roles::Consumer;
 
@@ -60,7 +61,8 @@ impl Gemm {
             let mut partial = zeros.clone();
             for (p, sums) in carried[2..].chunks(n).enumerate() {
                 let operands = self.descriptors(cg, consumer, stage, p);
-                partial = products.start(cg, &partial, operands, cg.i1(false), Some(0));
+                let (_, n_terms) = self.terms(cg, tile, block);
+                partial = self.block_sums(cg, &products, &partial, operands, n_terms);
                 if p + 1 == n_products {
                     ring.release_if(cg, consumer.leads, place.stage);
                 }
@@ -69,6 +71,33 @@ impl Gemm {
             next
         });
         (out[2..].chunks(n).map(<[Val]>::to_vec).collect(), Place::of(&out))
+    }
+
+    /// The products of a block, which leave nothing of `partial`.
+    fn block_sums<'c>(
+        &self,
+        cg: &Cg<'c>,
+        products: &Products,
+        partial: &[Val<'c>],
+        operands: [Val<'c>; 2],
+        n_terms: Val<'c>,
+    ) -> Vec<Val<'c>> {
+        let whole = || products.start(cg, partial, operands, cg.i1(false), Some(0));
+        if self.hopper14 != Some(Blocks::Partial) {
+            return whole();
+        }
+        // Of a block that ends before its last step, one step after the other.
+        let k = self.kind.k();
+        let step = Products { steps: vec![[0, 0]], ..products.clone() };
+        let all = cg.cmp(Cmp::Gt, n_terms, self.stage_k() - k as i32);
+        cg.if_else(all, whole, || {
+            let n_steps = cg.div_ceil(n_terms, k as i32);
+            cg.for_(cg.i32(0), n_steps, 1, partial, |i, partial| {
+                let further = cg.mul(wide(cg, i), i64::from(self.a_tile().descriptor_step(k)));
+                let operands = operands.map(|operand| cg.add(operand, further));
+                step.start(cg, partial, operands, cg.cmp(Cmp::Ne, i, 0), Some(0))
+            })
+        })
     }
 
     /// `sum + partial * (scale of the row * scale of the column)`.

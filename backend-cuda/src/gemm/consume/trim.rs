@@ -1,7 +1,8 @@
-//! A stage where segments of k meet holds terms of two groups: those of the other become zero.
+//! A stage begins with a segment's terms. Where a block or a segment ends before the stage does,
+//! those behind become zero.
 //!
-//! Zero in both operands: a product of zero with what the other group holds would still be NaN
-//! where that is NaN or infinite. Happens in at most two stages of a tile.
+//! Zero in both operands: a product of zero with what another group holds would still be NaN where
+//! that is NaN or infinite. Happens in at most two stages of a tile.
 
 use weft_codegen::emit::{Cg, Cmp, Ty, Val};
 
@@ -23,32 +24,22 @@ impl Gemm {
         block: Val<'c>,
         stage: Val<'c>,
     ) {
-        let k = self.stage_k();
-        let start = cg.mul(block, k);
-        let begin = cg.sub(tile.k_begin, start);
-        let end = cg.sub(tile.k_end, start);
-        let partial = cg.or(cg.cmp(Cmp::Gt, begin, 0), cg.cmp(Cmp::Lt, end, k));
-        cg.when(partial, || {
+        let (_, n) = self.terms(cg, tile, block);
+        cg.when(cg.cmp(Cmp::Lt, n, self.stage_k()), || {
             let (a, b) = (self.a_tile(), self.b_tile());
-            clear(cg, a, stage, consumer.thread, [begin, end]);
-            clear(cg, b, cg.add(stage, a.bytes() as i32), consumer.thread, [begin, end]);
+            clear(cg, a, stage, consumer.thread, n);
+            clear(cg, b, cg.add(stage, a.bytes() as i32), consumer.thread, n);
             sync::fence_async(cg);
             sync::named_barrier(cg, cg.i32(BARRIER), CONSUMER_THREADS);
         });
     }
 }
 
-/// Clears the terms outside `[begin, end)` of a tile.
-fn clear<'c>(
-    cg: &Cg<'c>,
-    tile: OperandTile,
-    at: Val<'c>,
-    thread: Val<'c>,
-    [begin, end]: [Val<'c>; 2],
-) {
+/// Clears the terms of a tile from `end` on.
+fn clear<'c>(cg: &Cg<'c>, tile: OperandTile, at: Val<'c>, thread: Val<'c>, end: Val<'c>) {
     let words = (LINE_BYTES / 4) as i32;
     let n = cg.i32((tile.bytes() / 4) as i32);
-    let inside = |term: Val<'c>| cg.and(cg.cmp(Cmp::Ge, term, begin), cg.cmp(Cmp::Lt, term, end));
+    let inside = |term: Val<'c>| cg.cmp(Cmp::Lt, term, end);
     cg.for_each(thread, n, CONSUMER_THREADS as i32, |i| match tile.major {
         Major::Rows => {
             let term = cg.rem(cg.div(i, words), tile.k as i32);
