@@ -249,11 +249,15 @@ fn latent_attention_of_every_form() {
             let assembled = assemble(tools, of.source("test"));
             faults.extend(assembled.faults(REGISTERS_MAX));
             assembled.expect("BRA.U.ANY", 0, &mut faults);
-            // The first scores and those of the loop; values of 64 keys in the loop and at its end.
+            // Of each warpgroup the first scores and those of the loop; with values of 64 keys its
+            // own weights and the other's, in the loop and behind it, and the last ones alone.
             let scores: u32 = parts.iter().map(|w: &u32| w.div_ceil(16)).sum();
-            assembled.expect("HGMMA", 2 * (scores + 4) as usize, &mut faults);
-            let lines: u32 = parts.iter().map(|w| w.div_ceil(64)).sum();
-            let copies = 2 * lines + u32::from(parts[0].div_ceil(64) % 2 == 1);
+            assembled.expect("HGMMA", (2 * (2 * scores + 4 * 4) + 4) as usize, &mut faults);
+            // Queries, and two blocks, whose values are two halves of whole lines.
+            let lines = |w: &u32| w.div_ceil(64);
+            let rest: u32 = parts[1..].iter().map(lines).sum();
+            let values = lines(&parts[0]);
+            let copies = values + rest + 2 * (values.next_multiple_of(2) + rest);
             assembled.expect("UTMALDG", copies as usize, &mut faults);
         }
     }

@@ -5,7 +5,7 @@ use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 use super::Attention;
 use super::kernel::{Args, N_PLACES, Places, Rings, Tile};
 use super::sight::{Masks, Sight};
-use super::softmax::{Rows, Weights, packed, weigh};
+use super::softmax::{Rows, Weights, packed, scaled, weigh};
 use crate::ptx::convert::{log2, pack_bf16};
 use crate::ptx::memory;
 use crate::ptx::wgmma::{self, Kind, Products};
@@ -95,11 +95,7 @@ impl Attention {
             // packed earlier they would be given registers that it still reads.
             let o = self.end_values(cg, rings, consumer, places, &o, &held, &weights.p);
             let (o, p) = o.split_at(n_o);
-            let corrected = pairs(self.v_width).flat_map(|pair| {
-                let by = weights.correction[pair.half];
-                [cg.mul(o[pair.index], by), cg.mul(o[pair.index + 1], by)]
-            });
-            let o = corrected.collect();
+            let o = scaled(cg, o, weights.correction);
             let (k, v) = (rings.k.next(cg, places.k), rings.v.next(cg, places.v));
             let places = Places { k, v, ..places };
             State { places, rows: weights.rows, o, p: packed(cg, p) }.values()

@@ -116,6 +116,9 @@ impl Latent {
 
     fn check(&self) {
         let text = self.text();
+        if let Ok(to) = std::env::var("DUMPPTX") {
+            std::fs::write(to, &text).unwrap();
+        }
         for completion in [Completion::Lazy, RANDOM] {
             self.run(&text, completion).unwrap_or_else(|e| panic!("{completion:?}: {e:?}"));
         }
@@ -145,39 +148,77 @@ fn widths_that_are_not_whole_lines() {
     latent(&[200, 24], [1, 5, 2, 70], &[60], None).check();
 }
 
-/// A problem small enough for many runs, with every wait in use.
+/// Tiles of 1 to 7 blocks, of one CTA: pairs begin at every stage of the ring.
+#[test]
+fn pairs_of_blocks_and_a_last_one_alone() {
+    let starts = [20, 447, 127, 63, 200, 0, 64, 330, 191, 383];
+    // Rings of two, three and four stages.
+    for parts in [[512, 64], [384, 64], [128, 16]] {
+        let of = latent(&parts, [starts.len(), 3, 1, 448], &starts, None);
+        Latent { problem: Problem { grid: 1, ..of.problem }, ..of }.check();
+    }
+}
+
+/// A first block that weighs nothing beside the second one, and the other way around.
+#[test]
+fn the_largest_score_is_handed_back_and_forth() {
+    let rising: fn(usize) -> f64 = |key| 2f64.powi(key as i32 / 64 - 3);
+    let falling: fn(usize) -> f64 = |key| 2f64.powi(1 - key as i32 / 64);
+    for k_scale in [rising, falling] {
+        let of = latent(&[128, 16], [1, 8, 1, 320], &[319], None);
+        Latent { problem: Problem { k_scale, ..of.problem }, ..of }.check();
+    }
+}
+
+/// A problem small enough for many runs, with every wait in use: pairs, an odd number of blocks,
+/// and tiles of a single one behind each other.
 fn faulty() -> Latent {
-    let base = latent(&[512], [1, 64, 2, 320], &[300], None);
+    let base = latent(&[512, 64], [4, 64, 1, 320], &[255, 300, 20, 30], None);
     Latent { problem: Problem { grid: 1, ..base.problem }, ..base }
+}
+
+fn each_is_missed(what: &str, n: usize, kinds: &[ErrorKind]) {
+    let (latent, text) = (faulty(), faulty().text());
+    assert_eq!(text.matches(what).count(), n, "{what}");
+    each_is_needed(&text, what, kinds, &[], |text, how| latent.run(text, how));
 }
 
 #[test]
 fn every_wait_of_producer_and_consumers_is_needed() {
-    let (latent, text) = (faulty(), faulty().text());
-    // Queries and keys, of the producer and of the consumers, and the consumers' first keys.
-    assert_eq!(text.matches("@!done bra").count(), 5);
     let kinds = [ErrorKind::MissingWait, ErrorKind::Barrier, ErrorKind::Race];
-    each_is_needed(&text, "@!done bra", &kinds, &[], |text, how| latent.run(text, how));
+    // Of the producer for queries and for each half of two blocks; of the consumers for queries,
+    // and of each warpgroup for both halves of its first block and of those in the loop.
+    each_is_missed("@!done bra", 5 + 1 + 2 * 4, &kinds);
 }
 
 #[test]
 fn every_wait_for_products_is_needed() {
-    let (latent, text) = (faulty(), faulty().text());
-    assert_eq!(text.matches("wgmma.wait_group").count(), 4);
     let kinds = [ErrorKind::MissingWait, ErrorKind::Race];
-    each_is_needed(&text, "wgmma.wait_group", &kinds, &[], |text, how| latent.run(text, how));
+    // Of each warpgroup for the first scores, for two products and scores in the loop, and for two
+    // products behind it; of one for the product of a last block alone.
+    each_is_missed("wgmma.wait_group", 2 * (1 + 3 + 2) + 1, &kinds);
 }
 
-/// What the warpgroups give each other through shared memory is behind fences and meetings, none of
-/// which is idle.
 #[test]
-fn every_fence_and_meeting_of_the_warpgroups_is_needed() {
-    let (latent, text) = (faulty(), faulty().text());
+fn every_fence_between_the_warpgroups_is_needed() {
+    // Weights of a pair in the loop and behind it, and of a last block alone.
+    each_is_missed("fence.proxy.async", 2 * 2 + 1, &[ErrorKind::MissingFence]);
+}
+
+#[test]
+fn every_wait_for_the_other_warpgroup_is_needed() {
     let kinds = [ErrorKind::Race, ErrorKind::MissingWait, ErrorKind::MissingFence];
-    for (what, n) in [("fence.proxy.async", 2), ("bar.sync %r", 7)] {
-        assert_eq!(text.matches(what).count(), n, "{what}");
-        each_is_needed(&text, what, &kinds, &[], |text, how| latent.run(text, how));
-    }
+    let all = [&kinds[..], &[ErrorKind::Barrier, ErrorKind::Deadlock]].concat();
+    // For a maximum and weights, of each in the loop and behind it, and of one for those of a last
+    // block alone, whose warps then meet; and twice for sums.
+    each_is_missed("bar.sync %r", 2 * 4 + 2 + 1 + 2, &all);
+}
+
+#[test]
+fn every_word_to_the_other_warpgroup_is_needed() {
+    let kinds = [ErrorKind::Barrier, ErrorKind::Deadlock];
+    // Warpgroup 0 says what its maximum is before it knows of a second block.
+    each_is_missed("bar.arrive %r", 2 * 4 + 1, &kinds);
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub struct Problem {
     pub starts: Vec<i32>,
     pub query_segments: Vec<i32>,
     pub key_segments: Vec<i32>,
+    /// What a key's k is times; a power of two.
+    pub k_scale: fn(usize) -> f64,
     pub grid: u32,
 }
 
@@ -45,6 +47,7 @@ pub fn problem(attention: Attention, [batch, heads, queries, keys]: [usize; 4]) 
         starts: vec![],
         query_segments: vec![],
         key_segments: vec![],
+        k_scale: |_| 1.0,
         grid: 2,
     }
 }
@@ -59,12 +62,22 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub fn new([batch, rows, heads, width]: [usize; 4], seed: u64) -> Tensor {
+    pub fn new(shape: [usize; 4], seed: u64) -> Tensor {
+        Tensor::scaled(shape, seed, |_| 1.0)
+    }
+
+    /// With each row times a power of two.
+    fn scaled(
+        [batch, rows, heads, width]: [usize; 4],
+        seed: u64,
+        scale: fn(usize) -> f64,
+    ) -> Tensor {
         let mut state = seed * 0x9e37_79b9 + 12345;
         let mut tensor = Tensor { rows, heads, width, values: vec![], bytes: vec![] };
-        for _ in 0..batch * rows * heads * width {
+        for i in 0..batch * rows * heads * width {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let x = bf16::from_f32((state >> 40) as f32 / (1u64 << 22) as f32 - 2.0);
+            let x = (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0;
+            let x = bf16::from_f32(x * scale(i / heads / width % rows) as f32);
             tensor.bytes.extend(x.to_le_bytes());
             tensor.values.push(x.to_f64());
         }
@@ -123,13 +136,13 @@ impl Problem {
 
     pub fn operands(&self) -> Operands {
         let of = &self.attention;
-        let tensors = |rows: usize, heads: &[usize], seed: u64| -> Vec<Tensor> {
+        let tensors = |rows: usize, heads: &[usize], seed: u64, scale| -> Vec<Tensor> {
             let shape = |i: usize| [self.batch, rows, heads[i], of.parts[i] as usize];
-            (0..of.parts.len()).map(|i| Tensor::new(shape(i), seed + i as u64)).collect()
+            (0..of.parts.len()).map(|i| Tensor::scaled(shape(i), seed + i as u64, scale)).collect()
         };
         Operands {
-            q: tensors(self.queries, &vec![self.heads; of.parts.len()], 1),
-            k: tensors(self.keys, &self.k_heads, 20),
+            q: tensors(self.queries, &vec![self.heads; of.parts.len()], 1, |_| 1.0),
+            k: tensors(self.keys, &self.k_heads, 20, self.k_scale),
             v: Tensor::new([self.batch, self.keys, self.v_heads, of.v_width as usize], 40),
             d_o: Tensor::new([self.batch, self.queries, self.heads, of.v_width as usize], 50),
         }

@@ -4,9 +4,9 @@ use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 
 use super::{BLOCK_KEYS, Decode, TILE_HEADS};
 use crate::flash::backward::kernel::REGISTERS;
-use crate::flash::signature::{Argument, Bound, MapSpec, Signature, Tensor};
+use crate::flash::signature::{Argument, Bound, MapSpec, Signature};
 use crate::flash::template::Template;
-use crate::tiles::ring::Ring;
+use crate::tiles::ring::{Place, Ring};
 use crate::tiles::roles::{self, CONSUMER_WARPS};
 
 /// 64 heads of a query, over a piece of the keys.
@@ -36,9 +36,23 @@ pub struct Sizes<'c> {
 #[derive(Clone, Copy)]
 pub struct Shared<'c> {
     pub q: Ring<'c>,
-    pub k: Ring<'c>,
-    pub p: Val<'c>,
+    /// Of each block the left half of the values and the right one, each let go of by the
+    /// warpgroup that multiplies it, 0 or 1. Both are in the same stages, and a block has the same
+    /// place in both.
+    pub halves: [Ring<'c>; 2],
     pub exchange: Val<'c>,
+}
+
+impl<'c> Shared<'c> {
+    /// The place of the block after the one at `place`.
+    pub fn next(&self, cg: &Cg<'c>, place: Place<'c>) -> Place<'c> {
+        self.halves[0].next(cg, place)
+    }
+
+    /// The address of a block.
+    pub fn stage(&self, cg: &Cg<'c>, place: Place<'c>) -> Val<'c> {
+        self.halves[0].stage(cg, place.stage)
+    }
 }
 
 impl Template for Decode {
@@ -76,7 +90,10 @@ impl Template for Decode {
         roles::specialised(
             cg,
             REGISTERS,
-            || [shared.q, shared.k].iter().for_each(|ring| ring.init(cg)),
+            || {
+                shared.q.init(cg);
+                shared.halves.iter().for_each(|ring| ring.init(cg));
+            },
             || self.produce(cg, args, &shared),
             |consumer| self.consume(cg, args, &shared, consumer),
         );
@@ -87,19 +104,24 @@ impl Decode {
     fn shared<'c>(&self, cg: &Cg<'c>) -> Shared<'c> {
         let shared = cg.dynamic_shared();
         let at = |bytes: u32| cg.add(shared, bytes as i32);
-        let ring = |stages: u32, barriers: u32, n_stages: u32, stage_bytes: u32| Ring {
-            stages: at(stages),
+        let (q, k) = (self.barriers_at(), self.barriers_at() + Ring::barriers_bytes(1));
+        let n_stages = self.n_stages();
+        let blocks = |barriers: u32| Ring {
+            stages: at(self.q_bytes()),
             barriers: at(barriers),
             n_stages,
-            stage_bytes,
-            consumers: CONSUMER_WARPS,
+            stage_bytes: self.stage_bytes(),
+            consumers: CONSUMER_WARPS / 2,
         };
-        let barriers = self.barriers_at();
-        let behind = barriers + Ring::barriers_bytes(1);
         Shared {
-            q: ring(0, barriers, 1, self.q_bytes()),
-            k: ring(self.q_bytes(), behind, self.n_stages(), self.stage_bytes()),
-            p: at(self.p_at()),
+            q: Ring {
+                stages: at(0),
+                barriers: at(q),
+                n_stages: 1,
+                stage_bytes: self.q_bytes(),
+                consumers: CONSUMER_WARPS,
+            },
+            halves: [0, Ring::barriers_bytes(n_stages)].map(|right| blocks(k + right)),
             exchange: at(self.exchange_at()),
         }
     }
@@ -166,18 +188,8 @@ impl Decode {
         cg.max(cg.min(cg.add(cg.add(query, start), 1), sizes.keys), 0)
     }
 
-    /// The first keys of a block, and of what a warpgroup scores of it.
+    /// The first key of a block.
     pub(super) fn block_key<'c>(&self, cg: &Cg<'c>, tile: &Tile<'c>, block: Val<'c>) -> Val<'c> {
         cg.add(tile.first, cg.mul(block, BLOCK_KEYS as i32))
-    }
-
-    /// Address offsets of the parts of q, or of k, in 16-byte units.
-    pub(super) fn before(tiles: &[(Tensor, crate::tiles::shared::OperandTile)]) -> Vec<u32> {
-        let mut at = 0;
-        let mut next = |bytes: u32| {
-            at += bytes / 16;
-            at - bytes / 16
-        };
-        tiles.iter().map(|(_, tile)| next(tile.bytes())).collect()
     }
 }

@@ -1,12 +1,13 @@
 //! The producer: one thread that keeps queries and blocks of keys coming.
 
-use weft_codegen::emit::Cg;
+use weft_codegen::emit::{Cg, Cmp, Val};
 
 use super::Decode;
-use super::kernel::Shared;
+use super::kernel::{Shared, Tile};
 use crate::flash::load::{load, load_heads};
 use crate::flash::places::Places;
-use crate::flash::signature::Bound;
+use crate::flash::signature::{Bound, Tensor};
+use crate::ptx::bulk;
 use crate::tiles::ring::Place;
 
 impl Decode {
@@ -20,18 +21,93 @@ impl Decode {
                 to = cg.add(to, lies.bytes() as i32);
             }
             let init = places.moved.values();
-            let end = cg.for_(cg.i32(0), tile.n_blocks, 1, &init, |block, place| {
-                let place = Place::of(place);
-                let key = self.block_key(cg, &tile, block);
-                let (mut to, full) = shared.k.acquire(cg, place, self.stage_bytes());
-                for (of, lies) in self.k_tiles() {
-                    let at = [key, cg.i32(0), tile.batch];
-                    load(cg, lies, args.map(of), (to, full), at);
-                    to = cg.add(to, lies.bytes() as i32);
-                }
-                shared.k.next(cg, place).values().to_vec()
+            let end = cg.for_(cg.i32(0), tile.n_blocks, 2, &init, |block, place| {
+                self.pair(cg, args, shared, &tile, block, Place::of(place)).values().to_vec()
             });
             Places { kept: shared.q.next(cg, places.kept), moved: Place::of(&end) }.values()
         });
+    }
+
+    /// A pair of blocks, or the last one, in the order in which their pieces are let go of.
+    fn pair<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        shared: &Shared<'c>,
+        tile: &Tile<'c>,
+        block: Val<'c>,
+        first: Place<'c>,
+    ) -> Place<'c> {
+        let second = shared.next(cg, first);
+        let after = cg.add(block, 1);
+        let is_pair = cg.cmp(Cmp::Lt, after, tile.n_blocks);
+        let places = [first, second];
+        let keys = [block, after].map(|block| self.block_key(cg, tile, block));
+        let near = |own: usize| self.near(cg, args, shared, tile, own, (keys[own], places[own]));
+        let far = |own: usize| self.far(cg, args, shared, tile, own, (keys[own], places[own]));
+        near(0);
+        cg.when(is_pair, || near(1));
+        far(0);
+        cg.when(is_pair, || far(1));
+        let behind = shared.next(cg, second);
+        let choose = |a: Val<'c>, b: Val<'c>| cg.select(is_pair, a, b);
+        Place {
+            stage: choose(behind.stage, second.stage),
+            parity: choose(behind.parity, second.parity),
+        }
+    }
+
+    /// The half of a block's values that its owner multiplies.
+    fn near<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        shared: &Shared<'c>,
+        tile: &Tile<'c>,
+        own: usize,
+        (key, place): (Val<'c>, Place<'c>),
+    ) {
+        let stage = shared.halves[own].acquire(cg, place, self.half_bytes());
+        self.half(cg, args, tile, own as u32, key, stage);
+    }
+
+    /// The other half, and the other parts.
+    fn far<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        shared: &Shared<'c>,
+        tile: &Tile<'c>,
+        own: usize,
+        (key, place): (Val<'c>, Place<'c>),
+    ) {
+        // These lie in the stage, not in a half of it: both halves have been acquired by now.
+        let n_bytes = self.half_bytes() + self.rest_bytes();
+        let (stage, full) = shared.halves[1 - own].acquire(cg, place, n_bytes);
+        self.half(cg, args, tile, 1 - own as u32, key, (stage, full));
+        let mut to = cg.add(stage, self.p_offset_bytes() as i32);
+        for (of, lies) in self.k_tiles().drain(1..) {
+            let at = [key, cg.i32(0), tile.batch];
+            load(cg, lies, args.map(of), (to, full), at);
+            to = cg.add(to, lies.bytes() as i32);
+        }
+    }
+
+    fn half<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        tile: &Tile<'c>,
+        half: u32,
+        key: Val<'c>,
+        (stage, full): (Val<'c>, Val<'c>),
+    ) {
+        for copy in self.k_tile(0).copies() {
+            if copy.k / self.half_width() == half {
+                let at = [cg.i32(copy.k as i32), key, cg.i32(0), tile.batch];
+                let to = cg.add(stage, copy.bytes as i32);
+                bulk::load(cg, to, args.map(Tensor::K(0)), full, &at);
+            }
+        }
     }
 }

@@ -60,12 +60,13 @@ pub fn plan(
     Some(planned)
 }
 
-/// Keys of a piece: so that there are as many pieces as multiprocessors at the bounds of all sizes.
-/// It depends on bounds alone, so that the sizes of a call do not change a row's sums.
+/// Keys of a piece: whole pairs of blocks, so that there are as many pieces as multiprocessors at
+/// the bounds of all sizes. It depends on bounds alone, so that the sizes of a call do not change a
+/// row's sums.
 fn chunk(keys: i64, tiles: i64, budget: Budget) -> i64 {
     let pieces = (i64::from(budget.sms) / tiles).max(1);
     let keys = (keys as u64).div_ceil(pieces as u64);
-    (keys.next_multiple_of(BLOCK_KEYS.into()) as i64).max(CHUNK_MIN)
+    (keys.next_multiple_of((2 * BLOCK_KEYS).into()) as i64).max(CHUNK_MIN)
 }
 
 fn launch(
