@@ -1,12 +1,13 @@
 """Trains `nano` on several ranks in every layout and says whether they wrote what one rank writes.
 
 usage: python3 bench/ranks.py --data TEXT... [--weft target/debug/weft] [--mpi] [--precision NAME...] [--only WORD...] [--steps N]
-                              [--out runs/ranks] [--table FILE]
+                              [--set KEY=VALUE...] [--out runs/ranks] [--table FILE]
 
 Each run is held against one of a single rank with the same micro-batches: metrics, weights, moments and state byte for byte; where
 they are not equal, the largest relative difference of a step's loss and the norm-relative difference of the first moments, which
 are sums of gradients. With `--mpi` ranks are processes under `mpirun` (a build with `--features mpi`). A run that is finished is
-not made again; a layout that cannot run stops nothing and is a row of the table. The exit status is that of the claim: 0 if every
+not made again; a layout that cannot run stops nothing and is a row of the table. What `--set` changes (a gentler rate: `lr=1e-4`) is
+changed in all runs and named in their rows. The exit status is that of the claim: 0 if every
 layout but tensor's is equal and none failed. A control run of one rank adds up in another order.
 """
 import argparse
@@ -47,13 +48,15 @@ def layouts():
 
 def train(args, precision, name, ranks, more):
     """The folder of a finished run, or the last line of what it said."""
-    out = args.out / ("mpi" if args.mpi and ranks > 1 else "threads") / precision / name.replace(",", "").replace(" ", "-")
+    kind = "-".join(["mpi" if args.mpi and ranks > 1 else "threads", *args.set])
+    out = args.out / kind / precision / name.replace(",", "").replace(" ", "-")
     if (out / step_folder(args)).exists():
         return out, None
     shutil.rmtree(out, ignore_errors=True)
     command = [str(args.weft), "train", MODEL, "--precision", precision, "--data", *args.data, "--out", str(out)]
     command += ["--steps", str(args.steps), "--seed", "0", *(m for m in more if "micro_batch=" not in m)]
-    given = {setting.split("=")[0]: setting for setting in SETS + [m for m in more if "micro_batch=" in m]}
+    changed = args.set + [m for m in more if "micro_batch=" in m]
+    given = {setting.split("=")[0]: setting for setting in SETS + changed}
     for setting in given.values():
         command += ["--set", setting]
     if ranks > 1 and args.mpi:
@@ -122,6 +125,7 @@ def main():
     parser.add_argument("--precision", nargs="+", default=["bf16", "deepseek_fp8"])
     parser.add_argument("--only", nargs="+", help="layouts whose name has one of these words")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the train block, in all runs")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ranks"))
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--moment", default=".m", help="how the name of a first moment ends")
@@ -140,7 +144,7 @@ def main():
             several, said = train(args, precision, name, ranks, more)
             loss, moment = verdict(args, one, several) if several else (said, "")
             good &= several is not None and (loss == "equal" or "tensor" in name or name == CONTROL)
-            rows.append(f"| {name} | {precision} | {loss} | {moment} |")
+            rows.append(f"| {', '.join([name, *args.set])} | {precision} | {loss} | {moment} |")
             print(rows[-1], flush=True)
     if args.table:
         args.table.write_text("\n".join(head + rows) + "\n")

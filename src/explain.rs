@@ -15,6 +15,7 @@ use weft_runtime::train::run::LOSS;
 
 use crate::cut_table;
 use crate::frontend::{self, ModelArgs, Source};
+use crate::mesh::AxesArgs;
 use crate::policy;
 use crate::precision_table::{Table, scale_shape};
 use crate::published::Published;
@@ -31,10 +32,13 @@ pub struct Args {
     /// List every published tensor with its type and shape
     #[arg(long)]
     weights: bool,
-    /// List what of each weight a rank keeps where so many share each product, and why
-    #[arg(long, value_name = "RANKS", conflicts_with = "weights",
+    /// As --mesh tensor=RANKS
+    #[arg(long, value_name = "RANKS", conflicts_with_all = ["weights", "mesh", "parallel"],
           value_parser = clap::value_parser!(u64).range(2..=4096))]
     tensor: Option<u64>,
+    /// With these, list what a rank has of each weight, of values and of rows, and why
+    #[command(flatten)]
+    axes: AxesArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,9 +52,14 @@ pub fn run(args: Args) -> Result<()> {
     let tree = source.elaborate(&args.model.overrides(None)?)?;
     let precision = args.model.precision.as_deref();
     let text = match (args.weights, args.json) {
-        (false, json) if args.tensor.is_some() => {
+        (listed, json) if args.tensor.is_some() || args.axes.is_given() => {
+            if listed {
+                bail!("--weights lists what is stored, whoever has it; give it without --mesh");
+            }
+            let mut mesh = args.axes.explained(&source, &tree)?;
+            mesh.tensor = args.tensor.unwrap_or(mesh.tensor);
             let lowered = source.lower(&tree, Purpose::Train, settings(args.sequence, None))?;
-            let table = cut_table::Table::of(&lowered, args.tensor.unwrap_or(2))?;
+            let table = cut_table::Table::of(&lowered, mesh, args.sequence)?;
             if json { pretty(&table.json())? } else { table.text() }
         }
         (false, json) if precision.is_some() => {

@@ -15,6 +15,15 @@ use crate::stages::{Stages, StagesArgs};
 /// The ranks that a step is compiled for.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct MeshArgs {
+    #[command(flatten)]
+    axes: AxesArgs,
+    #[command(flatten)]
+    stages: StagesArgs,
+}
+
+/// How many ranks there are, and what they divide.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct AxesArgs {
     /// Ranks along each axis of the mesh. `data`: each has its part of the micro-batches [default:
     /// all --ranks along data]; `experts`: so many neighbours along data have the experts of a
     /// layer between them; `tensor`: they share each product; `sequence`, as many as `tensor`:
@@ -29,8 +38,6 @@ pub struct MeshArgs {
     #[arg(long, value_name = "STAGE", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=1))]
     zero: u8,
-    #[command(flatten)]
-    stages: StagesArgs,
 }
 
 const AXES: &[&str] = &["data", "experts", "tensor", "sequence", "pipeline"];
@@ -40,8 +47,7 @@ const ORDER: &[&str] = &["pipeline", "data", "context", "tensor"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
-        let stages = self.stages.is_given();
-        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0 || stages
+        self.axes.is_given() || self.stages.is_given()
     }
 
     /// That the model has what the parallel block divides; `entry` is the function with the layers.
@@ -52,7 +58,7 @@ impl MeshArgs {
         module: &Module,
         entry: &str,
     ) -> Result<()> {
-        let Some(chosen) = &self.parallel else { return Ok(()) };
+        let Some(chosen) = &self.axes.parallel else { return Ok(()) };
         let mut diags = vec![];
         settings::parallel::check_model(tree, module, entry, Some(chosen), &mut diags);
         frontend::show(&source.map, &diags)
@@ -68,21 +74,21 @@ impl MeshArgs {
         tree: &Tree,
     ) -> Result<Option<Serving>> {
         let hint = "give --mesh experts=N: each rank has requests of its own, and its experts";
-        if self.zero > 0 || self.stages.is_given() {
+        if self.axes.zero > 0 || self.stages.is_given() {
             bail!("ranks that serve have no stages and no optimizer: {hint}");
         }
         let mut serving = Serving::default();
-        if let Some(name) = &self.parallel {
+        if let Some(name) = &self.axes.parallel {
             let mut diags = vec![];
             let layout = settings::parallel(tree, name, &mut diags);
             frontend::show(&source.map, &diags)?;
             if let Some(layout) = layout {
                 serving = serves(&layout)?;
             }
-        } else if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
+        } else if let (true, Some(n)) = (self.axes.mesh.is_empty(), ranks) {
             (serving.mesh.data, serving.mesh.experts) = (n as u64, n as u64);
-        } else if !self.mesh.is_empty() {
-            let [text] = &self.mesh[..] else { bail!("ranks that serve: {hint}") };
+        } else if !self.axes.mesh.is_empty() {
+            let [text] = &self.axes.mesh[..] else { bail!("ranks that serve: {hint}") };
             let Some(n) = text.strip_prefix("experts=") else { bail!("--mesh {text}: {hint}") };
             let n = number(text, n)?;
             (serving.mesh.data, serving.mesh.experts) = (n, n);
@@ -91,7 +97,7 @@ impl MeshArgs {
         match ranks {
             Some(given) if given as u64 != n => bail!(
                 "{} has {n} ranks, and --ranks is {given}; give --ranks {n}",
-                self.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
+                self.axes.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
             ),
             _ => {}
         }
@@ -108,8 +114,8 @@ impl MeshArgs {
         train: &TrainSettings,
     ) -> Result<Option<(Mesh, Option<Stages>)>> {
         let mut block = None;
-        let mut mesh = Mesh { zero: self.zero > 0, ..Mesh::default() };
-        if let Some(name) = &self.parallel {
+        let mut mesh = Mesh { zero: self.axes.zero > 0, ..Mesh::default() };
+        if let Some(name) = &self.axes.parallel {
             let mut diags = vec![];
             let layout = settings::parallel(tree, name, &mut diags);
             frontend::show(&source.map, &diags)?;
@@ -117,9 +123,31 @@ impl MeshArgs {
                 mesh = runnable(&layout, train)?;
                 block = Some(layout);
             }
-        } else if let (true, Some(n)) = (self.mesh.is_empty(), ranks) {
+        } else if let (true, Some(n)) = (self.axes.mesh.is_empty(), ranks) {
             mesh.data = n.max(1) as u64;
         }
+        self.axes.given(&mut mesh)?;
+        check_experts(&mesh)?;
+        match ranks {
+            Some(given) if given as u64 != mesh.n_ranks() => bail!(
+                "{} has {} ranks, and --ranks is {given}; give --ranks {1}",
+                self.axes.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
+                mesh.n_ranks()
+            ),
+            _ => {}
+        }
+        let stages = self.stages.stages(&mesh, block.as_ref(), train)?;
+        Ok((mesh.n_ranks() > 1).then_some((mesh, stages)))
+    }
+}
+
+impl AxesArgs {
+    pub fn is_given(&self) -> bool {
+        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0
+    }
+
+    /// The axes of `--mesh`.
+    fn given(&self, mesh: &mut Mesh) -> Result<()> {
         let mut sequence = 1;
         for (i, text) in self.mesh.iter().enumerate() {
             let Some((axis, n)) = text.split_once('=') else {
@@ -149,17 +177,27 @@ impl MeshArgs {
             }
             mesh.sequence = true;
         }
-        check_experts(&mesh)?;
-        match ranks {
-            Some(given) if given as u64 != mesh.n_ranks() => bail!(
-                "{} has {} ranks, and --ranks is {given}; give --ranks {1}",
-                self.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
-                mesh.n_ranks()
-            ),
-            _ => {}
+        Ok(())
+    }
+
+    /// The mesh alone, whatever it trains with. Ranks along experts are among those along data, so
+    /// there are as many of these where nothing is said of them.
+    pub fn explained(&self, source: &Source, tree: &Tree) -> Result<Mesh> {
+        let mut mesh = Mesh { zero: self.zero > 0, ..Mesh::default() };
+        if let Some(name) = &self.parallel {
+            let mut diags = vec![];
+            let layout = settings::parallel(tree, name, &mut diags);
+            frontend::show(&source.map, &diags)?;
+            if let Some(layout) = layout {
+                mesh = divided(&layout)?;
+            }
         }
-        let stages = self.stages.stages(&mesh, block.as_ref(), train)?;
-        Ok((mesh.n_ranks() > 1).then_some((mesh, stages)))
+        self.given(&mut mesh)?;
+        if !self.mesh.iter().any(|text| text.starts_with("data=")) {
+            mesh.data = mesh.data.max(mesh.experts);
+        }
+        check_experts(&mesh)?;
+        Ok(mesh)
     }
 }
 
@@ -229,10 +267,7 @@ fn number(text: &str, n: &str) -> Result<u64> {
 /// The mesh of a layout, if a step can be compiled for it.
 fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
     let name = &layout.name;
-    let hint = "`weft plan` simulates it";
-    if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
-        bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
-    }
+    let mesh = divided(layout)?;
     let of = |axis: &String| layout.axes().into_iter().find(|(name, _)| name == axis);
     let own: Vec<&str> = layout.mesh.iter().filter_map(of).map(|(axis, _)| axis).collect();
     let order = ORDER.iter().copied().filter(|axis| own.contains(axis));
@@ -256,6 +291,16 @@ fn runnable(layout: &Parallel, train: &TrainSettings) -> Result<Mesh> {
                 train.name
             );
         }
+    }
+    Ok(mesh)
+}
+
+/// The mesh of a layout.
+fn divided(layout: &Parallel) -> Result<Mesh> {
+    let name = &layout.name;
+    let hint = "`weft plan` simulates it";
+    if let Some((axis, n)) = layout.axes().into_iter().find(|(axis, _)| !AXES.contains(axis)) {
+        bail!("not available yet: ranks along {axis} (`{name}` has {axis} = {n}); {hint}");
     }
     Ok(Mesh {
         pipeline: layout.pipeline,

@@ -24,8 +24,10 @@ mod rows;
 
 use weft_ir::module::{FuncId, Module};
 
+use crate::policy::Policy;
 use crate::tensor::TENSOR;
 use crate::{Pass, PassCx, PassError, Stats};
+pub use rows::why::{Had, Line};
 use rows::{Counts, Rows};
 
 pub const PASS: Pass = Pass { name: "sequence", requires: &[], establishes: &[], run };
@@ -53,4 +55,12 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
             ("values spread", counts.spreads),
         ],
     })
+}
+
+/// What ranks along `tensor` would divide by tokens, op by op, of a module as that pass leaves it.
+pub fn explain(module: &Module, policy: &Policy) -> Result<Vec<Line>, PassError> {
+    match module.find_axis(TENSOR) {
+        Some(axis) => Ok(Rows::of(module, axis, policy)?.lines()),
+        None => Ok(vec![]),
+    }
 }

@@ -5,6 +5,8 @@
 //! number is, and so is what an op makes of such values, unless it needs all tokens at once
 //! (`families`). Anything else reads them gathered.
 
+pub mod why;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_ir::attr::{Attr, Attrs};
@@ -32,11 +34,24 @@ pub struct Counts {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum How {
     /// As it was.
-    Whole,
+    Whole(Bar),
     /// Token by token.
     Tokens,
     /// It sums over tokens.
     Sum,
+}
+
+/// What keeps an op from being done token by token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Bar {
+    /// It is a call, or between ranks, or reads nothing.
+    Kind,
+    /// Ranks would cut groups of so many tokens with one scale.
+    Group(u64),
+    /// It needs all tokens at once.
+    AllTokens,
+    /// What it makes has no tokens, and is no sum over them.
+    NoTokens,
 }
 
 /// What is known of a module's values, by function and value.
@@ -157,7 +172,7 @@ impl<'a> Rows<'a> {
         policy: &Policy,
     ) -> How {
         if callee(op).is_some() || op.attrs.get_axis("axis").is_some() || op.operands.is_empty() {
-            return How::Whole;
+            return How::Whole(Bar::Kind);
         }
         let func = self.module.func(f);
         let of = |v: &ValueId| places[v.0 as usize].len();
@@ -169,9 +184,12 @@ impl<'a> Rows<'a> {
         let cut = |(v, d, size, group): &(ValueId, usize, u64, u64)| {
             self.tokens(f, *v) == Some(*d) && !(size / self.n).is_multiple_of(*group)
         };
-        let grouped = recipe.is_some_and(|r| groups(func, op, r).iter().any(cut));
-        if grouped || !op.operands.iter().chain(&op.results).all(fits) {
-            return How::Whole;
+        let groups = recipe.map(|r| groups(func, op, r)).unwrap_or_default();
+        if let Some((.., group)) = groups.iter().find(|g| cut(g)) {
+            return How::Whole(Bar::Group(*group));
+        }
+        if !op.operands.iter().chain(&op.results).all(fits) {
+            return How::Whole(Bar::AllTokens);
         }
         let n_with = op.results.iter().filter(|r| of(r) > 0).count();
         if n_with == op.results.len() {
@@ -185,7 +203,7 @@ impl<'a> Rows<'a> {
         if n_with == 0 && sums && op.operands.iter().any(|x| of(x) > 0) {
             How::Sum
         } else {
-            How::Whole
+            How::Whole(Bar::NoTokens)
         }
     }
 

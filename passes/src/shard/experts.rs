@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 
 use weft_ir::dim::product;
-use weft_ir::module::{Func, FuncId, Module, OpData, ValueId};
+use weft_ir::module::{Func, FuncId, Module, OpData, Store, StoreKind, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty::AxisId;
 
 use crate::divide::{Cut, Parts, Sum, divide, summed};
 use crate::rewrite::{callee, carry, stacked};
+use crate::tensor::Line;
 use crate::{Mesh, PassError};
 
 /// The parts of a place along `data`: ranks with the same experts, and those that divide them.
@@ -140,4 +141,33 @@ pub fn before(func: &Func, op: &OpData, dim: usize) -> Option<usize> {
         }
         _ => None,
     }
+}
+
+/// What `n` ranks along `experts` would divide, weight by weight. The dim of experts is one that
+/// the tensors of a store are stacked along.
+pub fn explain(module: &Module, n: u64) -> Vec<Line> {
+    let dims = expert_dims(module);
+    let mut found = BTreeMap::new();
+    for (func, dims) in module.funcs.iter().zip(&dims).filter(|(f, _)| !f.result_names.is_empty()) {
+        for (p, dim) in dims {
+            found.extend(func.value(func.params[*p]).name.clone().map(|name| (name, *dim)));
+        }
+    }
+    let weights = module.stores.iter().filter(|(_, s)| s.kind == StoreKind::Weight);
+    let line = |(name, store): (&String, &Store)| {
+        let dim = found.get(name).copied();
+        let size = dim.and_then(|d| store.ty.dims[d].as_fixed()).unwrap_or(0);
+        let (dim, why) = match dim {
+            None => {
+                (None, "no product takes slices of it by expert: each rank has it whole".into())
+            }
+            Some(_) if !size.is_multiple_of(n) => (None, uneven(name, size, n)),
+            Some(d) => {
+                let rows = "to which rows of tokens are sent";
+                (Some(d), format!("a slice for each of {size} experts; {} here, {rows}", size / n))
+            }
+        };
+        Line { weight: name.clone(), dim, why, span: None }
+    };
+    weights.map(line).collect()
 }
