@@ -27,7 +27,7 @@ const CRATES: &[&str] = &[
 /// Files with lines over 100 columns, and how many: tables, a row a line. The numbers may only
 /// shrink.
 const WIDE: &[(&str, usize)] = &[
-    ("ir/src/op.rs", 10),
+    ("ir/src/op.rs", 9),
     ("passes/src/autodiff/vjp.rs", 13),
     ("passes/src/canonicalize/contract.rs", 5),
     ("passes/src/canonicalize/movement.rs", 7),

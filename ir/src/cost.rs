@@ -133,7 +133,9 @@ pub fn of_func(module: &Module, func: FuncId, sizes: SizeOf) -> Result<Cost, Cos
 /// One run of an op of `f`.
 pub fn of_op(module: &Module, f: &Func, op: &OpData, sizes: SizeOf) -> Result<Cost, CostError> {
     let of = Sizes { module, sizes };
-    let operands: Vec<&Type> = op.operands.iter().map(|v| f.ty(*v)).collect();
+    let operands: Vec<Type> = op.operands.iter().map(|v| f.ty(*v).clone()).collect();
+    let operands = without_pages(op, operands)?;
+    let operands: Vec<&Type> = operands.iter().collect();
     let results: Vec<&Type> = op.results.iter().map(|v| f.ty(*v)).collect();
     let mut cost = match op.op.def().cost {
         CostRule::Free => Cost::default(),
@@ -156,6 +158,22 @@ pub fn of_op(module: &Module, f: &Func, op: &OpData, sizes: SizeOf) -> Result<Co
     };
     (cost.bytes_read, cost.bytes_written) = traffic(&of, op.op, &operands, &results)?;
     Ok(cost)
+}
+
+/// Attention reads the pages of its requests, whatever else is in the pool: keys and values as
+/// without pages.
+fn without_pages(op: &OpData, mut operands: Vec<Type>) -> Result<Vec<Type>, CostError> {
+    if !op.attrs.get_flag("pages") {
+        return Ok(operands);
+    }
+    let n = op.attrs.get_int("parts").unwrap_or(0).max(0) as usize;
+    let pages = operands[operands.len() - 1].dims.clone();
+    for pool in &mut operands[n..2 * n + 1] {
+        let positions = product(&[pages[1], pool.dims[1]]);
+        pool.dims[0] = pages[0];
+        pool.dims[1] = positions.ok_or(CostError("too many positions to count".into()))?;
+    }
+    Ok(operands)
 }
 
 fn work(flops: u128) -> Cost {

@@ -9,6 +9,7 @@ use crate::builder::Builder;
 use crate::dim::Dim;
 use crate::module::ValueId;
 use crate::op::{Op, Trait};
+use crate::pages;
 use crate::rules::TypeError;
 use crate::ty::{DType, Type};
 
@@ -396,9 +397,24 @@ fn visible(
     Ok(seen)
 }
 
+/// The operands of attention over keys and values in order; masks begin at `end`.
+fn in_order(b: &mut Builder, xs: &[ValueId], end: usize) -> Values {
+    let (q, pools) = xs[..end].split_at(end / 2);
+    let [masks @ .., pages] = &xs[end..] else {
+        return Err(TypeError("attention: has no pages".into()));
+    };
+    let rows = pools.iter().map(|pool| pages::in_order(b, *pool, *pages));
+    let rows: Vec<ValueId> = rows.collect::<Values>()?;
+    Ok([q, &rows, masks].concat())
+}
+
 fn attention(b: &mut Builder, xs: &[ValueId], attrs: &Attrs) -> Values {
     let dtype = b.ty(xs[0]).dtype;
     let masks = 2 * int(attrs, "parts") as usize + 1;
+    let xs = &match attrs.get_flag("pages") {
+        true => in_order(b, xs, masks)?,
+        false => xs.to_vec(),
+    };
     let at = prepare(b, xs, &xs[masks..], attrs)?;
     let dims = b.dims(at.scores);
     let scores = match at.visible {

@@ -16,6 +16,7 @@ mod exchange;
 mod index;
 mod moe;
 mod movement;
+mod pages;
 mod pointwise;
 mod random;
 mod reduce;

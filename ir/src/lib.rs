@@ -74,6 +74,7 @@ pub mod formats;
 pub mod interp;
 pub mod module;
 pub mod op;
+pub mod pages;
 pub mod rules;
 pub mod text;
 pub mod ty;

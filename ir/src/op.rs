@@ -370,11 +370,16 @@ ops! {
   /// `t <= s + start` if `causal`, and the same segment. Returns `o[B, S, H, Dᵥ] = Σ_t p v` and the
   /// log of the softmax's denominator, f32[B, H, S]. A row that sees nothing gives 0 and -inf.
   ///
+  /// With `pages` keys and values are pools of pages of N positions, [P, N, Hᵢ, Dᵢ], and the last
+  /// operand is i32[B, n]: key t < n N of b is row t mod N of page `pages[b, t / N]`. A key that is
+  /// seen has a page of the pool. Made by `page_caches`.
+  ///
   /// As a matrix unit takes it, `e^(x - m)`, m the row's largest x, is rounded to the operands'
   /// type before it weighs v; the denominator sums it unrounded, and divides last. A kernel that
   /// sees keys in blocks takes for m the largest so far, and one without matrix units rounds
   /// nothing: in bf16 kernels are as far from this as that moves a rounding.
-  Attention "attention" ("q" "..") {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool} attention
+  Attention "attention" ("q" "..")
+    {parts: Int, scale: Float; causal: Bool, offset: Bool, segments: Bool, pages: Bool} attention
     [Pure Composite] CostRule::Attention;
   /// Operands of `attention`, with o, lse, do after v. Returns the derivatives of q₁..qₙ, k₁..kₙ
   /// and v. `p` and the derivatives of scores, of p unrounded, are rounded to the operands' type
@@ -394,8 +399,10 @@ ops! {
   /// The state, holding `x`.
   Assign "assign" ("state" "x") {} assign [State] CostRule::Free;
   /// `x[b, s]` written at position `start[b] + s` of `cache[B, T, ..]`; returns the whole cache's
-  /// value and the cache.
-  CacheAppend "cache_append" ("cache" "x" "start") {} cache_append [State] CostRule::Free;
+  /// value and the cache. With a fourth operand `pages`, i32[B, n], the cache is a pool of pages of
+  /// N positions, [P, N, ..]: position t < n N of b is row t mod N of page `pages[b, t / N]`, and
+  /// nothing is written where that is below 0. No two b write to one page.
+  CacheAppend "cache_append" ("cache" "x" "start" "..") {} cache_append [State] CostRule::Free;
   /// AdamW (arXiv 1711.05101) at step `t = 1, 2, ..`: `m = β₁ m + (1 - β₁) g`,
   /// `v = β₂ v + (1 - β₂) g²`, `w = w - lr (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + eps) + decay w)`;
   /// returns the states w, m, v. The step takes the new m and v before they are rounded; `1 - βᵗ`

@@ -1,8 +1,10 @@
 //! Type rules: from the types of an op's operands and its attributes to the types of its results,
 //! or one sentence saying which rule is broken. The rows of the op table name them.
 
+mod caches;
 mod ranks;
 
+pub use caches::cache_append;
 pub use ranks::{
     all_gather, all_reduce, done, exchange, exchange_offsets, part, recv, reduce_scatter, send,
     spread, started,
@@ -13,6 +15,7 @@ use crate::dim::{Dim, product};
 use crate::module::{Func, Module};
 use crate::op::Op;
 use crate::ty::{DType, Quant, ScaleLayout, Type};
+use caches::paged_positions;
 
 /// Why an op cannot be typed, in a sentence without the op's place.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -592,14 +595,15 @@ fn attention_dims(cx: &RuleCx) -> Result<(Dim, Dim, Dim, u64, Dim), TypeError> {
     let [vb, t, hv, dv] = v.dims[..] else { return cx.err("v is [B, T, H, D]") };
     let Some(heads) = h.as_fixed() else { return cx.err("the number of heads is fixed") };
     let divides = |d: Dim| d.as_fixed().is_some_and(|d| d > 0 && heads.is_multiple_of(d));
-    cx.check(vb == b && divides(hv), "v's heads divide q's, and the batch is one")?;
+    let paged = cx.flag("pages");
+    cx.check((vb == b || paged) && divides(hv), "v's heads divide q's, and the batch is one")?;
     for i in 0..n {
         let (q, k) = (cx.float(i)?, cx.float(n + i)?);
         let [qb, qs, qh, qd] = q.dims[..] else { return cx.err("q is [B, S, H, D]") };
         let [kb, kt, kh, kd] = k.dims[..] else { return cx.err("k is [B, T, H, D]") };
         cx.check(qb == b && qs == s && qh == h, "the parts of q differ in [B, S, H]")?;
         cx.check(
-            kb == b && kt == t && divides(kh),
+            kb == vb && kt == t && divides(kh),
             "the parts of k differ, or heads do not divide",
         )?;
         cx.check(qd == kd, "q and k have different widths")?;
@@ -608,10 +612,11 @@ fn attention_dims(cx: &RuleCx) -> Result<(Dim, Dim, Dim, u64, Dim), TypeError> {
             "operands have different element types",
         )?;
     }
+    let t = if paged { paged_positions(cx, cx.operands.len() - 1, b, t)? } else { t };
     Ok((b, s, t, heads, dv))
 }
 
-/// The operands after v (or after do): start and segments.
+/// The operands after v (or after do): start, segments and pages.
 fn attention_masks(cx: &RuleCx, mut i: usize, b: Dim, s: Dim, t: Dim) -> Result<(), TypeError> {
     if cx.flag("offset") {
         cx.check(i < cx.operands.len() && cx.ids(i)?.dims == [b], "start is i32[B]")?;
@@ -623,6 +628,8 @@ fn attention_masks(cx: &RuleCx, mut i: usize, b: Dim, s: Dim, t: Dim) -> Result<
         cx.check(both, "segments are i32[B, S] and i32[B, T]")?;
         i += 2;
     }
+    // Looked at for their positions.
+    i += usize::from(cx.flag("pages"));
     cx.check(i == cx.operands.len(), "too many operands for the attributes")
 }
 
@@ -684,16 +691,6 @@ pub fn assign(cx: &RuleCx) -> Types {
     let (s, x) = (state(cx, 0)?, cx.value(1)?);
     cx.check(s.dtype == x.dtype && s.dims == x.dims, "the state and the value differ in type")?;
     one(s.clone())
-}
-
-pub fn cache_append(cx: &RuleCx) -> Types {
-    let (cache, x, start) = (state(cx, 0)?, cx.value(1)?, cx.ids(2)?);
-    cx.check(cache.dtype == x.dtype, "the cache and the value have different element types")?;
-    cx.check(x.rank() >= 2 && cache.rank() == x.rank(), "both are [B, positions, ..]")?;
-    let fits = cache.dims[0] == x.dims[0] && cache.dims[2..] == x.dims[2..];
-    cx.check(fits, "the cache and the value differ in more than positions")?;
-    cx.check(start.dims == [x.dims[0]], "start is i32[B]")?;
-    Ok(vec![cache.as_value(), cache.clone()])
 }
 
 pub fn adamw(cx: &RuleCx) -> Types {

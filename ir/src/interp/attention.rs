@@ -3,11 +3,15 @@
 //! B batch, S queries, T keys, H query heads; a part of the score has width D and its keys have
 //! heads of their own.
 
+use std::borrow::Cow;
+
+use super::pages::Pages;
 use super::{Cx, Fault, Tensor};
 
 /// A tensor `[B, rows, heads, width]`.
+#[derive(Clone)]
 struct Heads<'a> {
-    data: &'a [f64],
+    data: Cow<'a, [f64]>,
     rows: usize,
     heads: usize,
     width: usize,
@@ -16,7 +20,27 @@ struct Heads<'a> {
 impl<'a> Heads<'a> {
     fn of(x: &'a Tensor) -> Result<Heads<'a>, Fault> {
         let [_, rows, heads, width] = x.dims[..] else { return Err("needs four dims".into()) };
-        Ok(Heads { data: x.floats()?, rows, heads, width })
+        Ok(Heads { data: x.floats()?.into(), rows, heads, width })
+    }
+
+    /// The rows of all requests in the order of their positions, from the pages of a pool. `sees`
+    /// says which count: others, which may have no page, are zeros.
+    fn in_order(
+        self,
+        pages: &Pages,
+        batch: usize,
+        sees: impl Fn(usize, usize) -> bool,
+    ) -> Result<Heads<'a>, Fault> {
+        let (rows, each) = (pages.positions(), self.heads * self.width);
+        let mut data = vec![0.0; batch * rows * each];
+        for b in 0..batch {
+            for t in (0..rows).filter(|t| sees(b, *t)) {
+                let from = pages.row(b, t)? * each;
+                let to = (b * rows + t) * each;
+                data[to..to + each].copy_from_slice(&self.data[from..from + each]);
+            }
+        }
+        Ok(Heads { data: data.into(), rows, ..self })
     }
 
     /// Where the vector that query head `h` of `n_heads` reads starts.
@@ -24,7 +48,7 @@ impl<'a> Heads<'a> {
         ((b * self.rows + row) * self.heads + h * self.heads / n_heads) * self.width
     }
 
-    fn vector(&self, b: usize, row: usize, h: usize, n_heads: usize) -> &'a [f64] {
+    fn vector(&self, b: usize, row: usize, h: usize, n_heads: usize) -> &[f64] {
         let at = self.at(b, row, h, n_heads);
         &self.data[at..at + self.width]
     }
@@ -49,7 +73,7 @@ impl<'a> Operands<'a> {
         let mut ids = || rest.next().ok_or("too few operands")?.ints();
         let start = if cx.flag("offset") { Some(ids()?) } else { None };
         let segments = if cx.flag("segments") { Some((ids()?, ids()?)) } else { None };
-        Ok(Operands {
+        let mut at = Operands {
             q: xs[..n].iter().map(|x| Heads::of(x)).collect::<Result<_, _>>()?,
             k: xs[n..2 * n].iter().map(|x| Heads::of(x)).collect::<Result<_, _>>()?,
             v: Heads::of(xs[2 * n])?,
@@ -58,7 +82,17 @@ impl<'a> Operands<'a> {
             causal: cx.flag("causal"),
             start,
             segments,
-        })
+        };
+        if cx.flag("pages") {
+            let pages = Pages::of(xs[xs.len() - 1], xs[2 * n])?;
+            at.v.rows = pages.positions();
+            let seen = |b: usize, t: usize| (0..at.q[0].rows).any(|s| at.visible(b, s, t));
+            let in_order = |x: &Heads<'a>| x.clone().in_order(&pages, at.batch, seen);
+            let k = at.k.iter().map(in_order).collect::<Result<_, _>>()?;
+            let v = in_order(&at.v)?;
+            (at.k, at.v) = (k, v);
+        }
+        Ok(at)
     }
 
     fn heads(&self) -> usize {

@@ -1,13 +1,16 @@
 //! States: caches and the optimizer's step. A state's value is the tensor it holds.
 
+use super::pages::Pages;
 use super::{Cx, Data, Fault, Tensor};
 
 pub(super) fn cache_append(cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
     let (cache, x) = (xs[0], xs[1]);
-    let (positions, s_len) = (cache.dims[1], x.dims[1]);
+    let pages = xs.get(3).map(|pages| Pages::of(pages, cache)).transpose()?;
+    let positions = pages.as_ref().map_or(cache.dims[1], Pages::positions);
+    let s_len = x.dims[1];
     let width: usize = x.dims[2..].iter().product();
-    // For each row [b, t] of the cache, the row of x that is written there.
-    let mut source: Vec<Option<usize>> = vec![None; cache.dims[0] * positions];
+    // For each row of the cache, [b, t] or [page, row], the row of x that is written there.
+    let mut source: Vec<Option<usize>> = vec![None; cache.dims[0] * cache.dims[1]];
     for (b, start) in xs[2].ints()?.iter().enumerate() {
         for s in 0..s_len {
             let at =
@@ -15,7 +18,12 @@ pub(super) fn cache_append(cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault
             let Some(t) = at else {
                 return Err(format!("position {start} + {s} is not within 0..{positions}"));
             };
-            source[b * positions + t] = Some(b * s_len + s);
+            let row = match &pages {
+                None => b * positions + t,
+                Some(pages) if pages.page(b, t) < 0 => continue,
+                Some(pages) => pages.row(b, t)?,
+            };
+            source[row] = Some(b * s_len + s);
         }
     }
     let mut data = cache.data.none();

@@ -1,9 +1,9 @@
 //! Attention by hand: widths of one make scores plain products, and logarithms make weights plain
 //! numbers.
 
-use crate::one_op::{close, f, i, run};
+use crate::one_op::{close, f, i, run, try_run};
 use weft_ir::attr::Attrs;
-use weft_ir::interp::Tensor;
+use weft_ir::interp::{Precision, Tensor};
 use weft_ir::op::Op;
 
 fn attrs(parts: i64) -> Attrs {
@@ -38,6 +38,29 @@ fn an_offset_moves_the_diagonal_of_each_batch() {
     let xs = [f(&[2, 1, 1, 1], &[1.0, 1.0]), two(&k), two(&v), i(&[2], &[0, 1])];
     let ys = run(Op::Attention, &xs, attrs(1).flag("causal", true).flag("offset", true));
     close(&ys[0], &[8.0, 14.0]);
+}
+
+#[test]
+fn keys_lie_where_the_pages_of_a_request_are() {
+    let (seen, other) = (ln(1.0), ln(100.0));
+    // Pages 0 to 3; request 0 has pages 2 and 1, request 1 page 3.
+    let k = [other, other, ln(4.0), other, seen, ln(3.0), ln(3.0), other];
+    let v = [-1.0, -1.0, 32.0, -1.0, 8.0, 16.0, 10.0, -1.0];
+    let pool = |x: &[f64]| f(&[4, 2, 1, 1], x);
+    let attrs = attrs(1).flag("causal", true).flag("offset", true).flag("pages", true);
+    let pages = |table: &[i64]| {
+        let q = f(&[2, 1, 1, 1], &[1.0, 1.0]);
+        let xs = [q, pool(&k), pool(&v), i(&[2], &[2, 0]), i(&[2, 2], table)];
+        try_run(Op::Attention, 0, &xs, &attrs, Precision::F64)
+    };
+    let ys = pages(&[2, 1, 3, -1]).unwrap();
+    close(&ys[0], &[23.0, 10.0]);
+    close(&ys[1], &[ln(8.0), ln(3.0)]);
+    // What is seen has a page; what is not need have none.
+    let none = pages(&[2, -1, 3, -1]).unwrap_err();
+    assert_eq!(none.why, "position 2 of request 0 is of page -1, and the pool has 4");
+    let far = pages(&[2, 1, 4, -1]).unwrap_err();
+    assert_eq!(far.why, "position 0 of request 1 is of page 4, and the pool has 4");
 }
 
 #[test]

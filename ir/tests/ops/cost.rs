@@ -93,6 +93,21 @@ fn causal_attention_counts_half() {
 }
 
 #[test]
+fn attention_reads_the_pages_of_its_requests_alone() {
+    // Two requests have three pages of six positions each, of a hundred.
+    let pages = |pool: u64| {
+        let mut types = vec![f32(&[2, 1, 4, 3]), f32(&[pool, 6, 1, 3]), f32(&[pool, 6, 1, 5])];
+        types.push(Type::i32(dims(&[2, 3])));
+        let attrs = Attrs::new().int("parts", 1).float("scale", 1.0).flag("pages", true);
+        cost(Op::Attention, &types, attrs)
+    };
+    let rows = 2 * 18;
+    assert_eq!(pages(100).bytes_read, 4 * (2 * 4 * 3 + rows * (3 + 5) + 2 * 3));
+    assert_eq!(pages(100).flops, 2 * rows * 4 * (3 + 5));
+    assert_eq!(pages(7), pages(100));
+}
+
+#[test]
 fn the_gradient_of_attention_counts_twice_and_runs_the_scores_again() {
     let pairs = 2 * 2 * 4 * 36;
     let c = attention_cost(Op::AttentionGrad, 6, 6, Attrs::new());

@@ -167,6 +167,25 @@ fn attention_and_its_gradient() {
 }
 
 #[test]
+fn attention_over_pages() {
+    for bits in 0..8 {
+        let (causal, offset, segments) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        let attrs = Attrs::new().int("parts", 2).float("scale", 0.3).flag("pages", true);
+        let attrs = attrs.flag("causal", causal).flag("offset", offset).flag("segments", segments);
+        // Four pages of five positions for two requests of two.
+        let mut all = attention_operands(false, offset, segments);
+        for pool in &mut all[2..5] {
+            pool.0.dims[0] = 4.into();
+        }
+        if segments {
+            *all.last_mut().unwrap() = ids(&[2, 10], 0, 2);
+        }
+        all.push(ids(&[2, 2], 0, 3));
+        check(Op::Attention, &all, attrs);
+    }
+}
+
+#[test]
 fn cross_entropy() {
     let operands = [x(&[2, 3, 7]), ids(&[2, 3], -2, 7)];
     check(Op::CrossEntropy, &operands, Attrs::new());

@@ -29,6 +29,26 @@ fn cache_append_writes_at_each_rows_own_position() {
     assert!(append(&[-1, 0]).is_err());
 }
 
+#[test]
+fn cache_append_writes_into_the_pages_of_each_row() {
+    // Three pages of two positions; row 0 has pages 2 and 0, row 1 page 1.
+    let pool = f(&[3, 2, 1], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let x = f(&[2, 2, 1], &[-1.0, -2.0, -3.0, -4.0]);
+    let append = |start: &[i64], pages: &[i64]| {
+        let xs = [pool.clone(), x.clone(), i(&[2], start), i(&[2, 2], pages)];
+        try_run(Op::CacheAppend, 1, &xs, &Attrs::new(), Precision::F64)
+    };
+    let want = f(&[3, 2, 1], &[-2.0, 2.0, -3.0, -4.0, 5.0, -1.0]);
+    assert_eq!(append(&[1, 0], &[2, 0, 1, -1]).unwrap(), [want.clone(), want]);
+    // A row without a page is written nowhere.
+    let want = f(&[3, 2, 1], &[-2.0, 2.0, 3.0, 4.0, 5.0, -1.0]);
+    assert_eq!(append(&[1, 0], &[2, 0, -1, -1]).unwrap(), [want.clone(), want]);
+    let full = append(&[3, 0], &[2, 0, 1, -1]).unwrap_err();
+    assert_eq!(full.why, "position 3 + 1 is not within 0..4");
+    let far = append(&[1, 0], &[3, 0, 1, -1]).unwrap_err();
+    assert_eq!(far.why, "position 1 of request 0 is of page 3, and the pool has 3");
+}
+
 /// AdamW for one weight, in the order the paper writes it.
 fn scalar_steps(grads: &[f64]) -> [f64; 3] {
     let (beta1, beta2, eps, decay, lr) = (0.9, 0.95, 1e-8, 0.1, 0.01);
