@@ -17,6 +17,10 @@
 //! that a tile's rows see are not touched; keys before it that a row may not see must be finite,
 //! since they are weighed with 0.
 //!
+//! Keys and values in pages of a pool are read where they lie, too: for each block of keys their
+//! rows in the pool are looked up once, and broadcasts begin there. Blocks are as long as without
+//! pages, whatever a page has, so sums run in one order and results have the same bits.
+//!
 //! Where rows of o are wanted as codes (`codes.rs`), a block does as many heads as share a group of
 //! codes, keeps their o and encodes it at its end.
 //!
@@ -75,6 +79,8 @@ pub(crate) struct Shape {
     pub causal: bool,
     pub offset: bool,
     pub segments: bool,
+    /// Positions of a page, where keys and values lie in pages.
+    pub page: Option<i64>,
     /// Query rows of a block: `group` for each query.
     pub block_rows: u32,
     /// Groups of heads that a block of the forward pass does, one after the other.

@@ -271,6 +271,7 @@ impl Case {
             causal: self.causal,
             offset: self.start.is_some(),
             segments: self.segments.is_some(),
+            pages: None,
             aligned: true,
         };
         let gradients = Gradients {

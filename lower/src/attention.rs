@@ -2,14 +2,14 @@
 
 mod codes;
 
-use weft_graph::{Arg, DType, Role};
+use weft_graph::{Arg, DType, DimExpr, Role};
 use weft_ir::module::{OpData, ValueId};
 use weft_ir::op::Op;
 use weft_ir::ty;
 
 use super::contract::is_aligned;
 use super::{Fault, Frame, Lower, TempInfo, Work, dims};
-use crate::describe::attention::{Attention, Buffer, Gradients, Heads, Part};
+use crate::describe::attention::{Attention, Buffer, Gradients, Heads, Pages, Part};
 
 /// An op's operands by what they are.
 struct Operands<'o> {
@@ -96,11 +96,15 @@ impl<'a> Lower<'a> {
         x: &Operands,
     ) -> Result<Attention, Fault> {
         let (q, k) = (f.func.ty(x.q[0]).clone(), f.func.ty(x.k[0]).clone());
+        let pages = match x.masks.last().filter(|_| op.attrs.get_flag("pages")) {
+            Some(pages) => Some(self.pages(f, x.v, *pages)?),
+            None => None,
+        };
         let mut parts = vec![];
         for (q, k) in x.q.iter().zip(x.k) {
-            parts.push(Part { q: self.heads(f, *q)?, k: self.heads(f, *k)? });
+            parts.push(Part { q: self.heads(f, *q)?, k: self.keys(f, *k, &pages)? });
         }
-        let v = self.heads(f, x.v)?;
+        let v = self.keys(f, x.v, &pages)?;
         let o = match op.op {
             Op::Attention => self.heads_of_result(f, op.results[0])?,
             _ => self.heads(f, x.saved[0])?,
@@ -109,7 +113,10 @@ impl<'a> Lower<'a> {
             dtype: dims::dtype(f.func.ty(x.v).dtype),
             batch: self.dims.expr(q.dims[0]),
             queries: self.dims.expr(q.dims[1]),
-            keys: self.dims.expr(k.dims[1]),
+            keys: match &pages {
+                Some(pages) => pages.of_request.clone() * pages.size,
+                None => self.dims.expr(k.dims[1]),
+            },
             parts,
             v,
             v_is_k: x.v == x.k[0],
@@ -118,6 +125,7 @@ impl<'a> Lower<'a> {
             causal: op.attrs.get_flag("causal"),
             offset: op.attrs.get_flag("offset"),
             segments: op.attrs.get_flag("segments"),
+            pages,
             codes: vec![],
             keeps_o: true,
             // Known when there is room for the results.
@@ -158,6 +166,33 @@ impl<'a> Lower<'a> {
         Ok(Heads { heads, width, strides })
     }
 
+    /// The same of keys or values, which may be a pool of pages.
+    fn keys(
+        &mut self,
+        f: &mut Frame<'a>,
+        v: ValueId,
+        pages: &Option<Pages>,
+    ) -> Result<Heads, Fault> {
+        let mut heads = self.heads(f, v)?;
+        if let Some(pages) = pages {
+            if heads.strides[0] != heads.strides[1].clone() * pages.size {
+                return Err("has a pool whose pages do not lie one after the other".into());
+            }
+            heads.strides[0] = DimExpr::zero();
+        }
+        Ok(heads)
+    }
+
+    fn pages(&mut self, f: &Frame<'a>, pool: ValueId, pages: ValueId) -> Result<Pages, Fault> {
+        let (of_pool, of_pages) = (&f.func.ty(pool).dims, &f.func.ty(pages).dims);
+        let size = of_pool[1].as_fixed().and_then(|n| i64::try_from(n).ok());
+        Ok(Pages {
+            size: size.ok_or("the positions of a page must be a number")?,
+            of_request: self.dims.expr(of_pages[1]),
+            pool: self.dims.expr(of_pool[0]),
+        })
+    }
+
     fn heads_of_result(&mut self, f: &mut Frame<'a>, v: ValueId) -> Result<Heads, Fault> {
         let dims = f.func.ty(v).dims.clone();
         let fixed = |d: usize| dims[d].as_fixed().and_then(|n| i64::try_from(n).ok());
@@ -189,6 +224,7 @@ impl<'a> Lower<'a> {
             Buffer::Start => self.plain(f, x.masks[0])?,
             Buffer::QuerySegments => self.plain(f, x.masks[offset])?,
             Buffer::KeySegments => self.plain(f, x.masks[offset + 1])?,
+            Buffer::Pages => self.plain(f, *x.masks.last().ok_or("has no pages")?)?,
             Buffer::DO => self.view(f, x.saved[2])?.at,
             Buffer::DQ(i) => return Ok(made[i].clone()),
             Buffer::DK(i) => return Ok(made[n + i].clone()),

@@ -1,8 +1,9 @@
 //! The arguments of the kernels by name, and what one kv head of one batch sees of them.
 //!
 //! Buffers: q, k (one for each part), v, o if it is written or read; backward do, dq, dk, dv; then
-//! lse, the masks' operands, and for each of o's codes those and their scales. Scalars: queries,
-//! keys, blocks in a unit, scale, then three strides for each buffer up to lse.
+//! lse, the masks' operands, pages, and for each of o's codes those and their scales. Scalars:
+//! queries, keys, blocks in a unit, scale, with pages those of a request and of the pool, then
+//! three strides for each buffer up to lse.
 
 use weft_codegen::emit::{Cg, Elem, Kernel, Ty, Val};
 
@@ -45,6 +46,16 @@ pub struct Args<'c> {
     pub start: Option<Val<'c>>,
     pub query_segments: Option<Val<'c>>,
     pub key_segments: Option<Val<'c>>,
+    pub pages: Option<PagesArgs<'c>>,
+}
+
+/// The pages of all requests.
+#[derive(Clone, Copy)]
+pub struct PagesArgs<'c> {
+    pub table: Val<'c>,
+    /// Of a request.
+    pub n: Val<'c>,
+    pub pool: Val<'c>,
 }
 
 pub struct GradientArgs<'c> {
@@ -55,8 +66,8 @@ pub struct GradientArgs<'c> {
     pub dv: View<'c>,
 }
 
-/// Scalars before the strides.
-pub const FIXED_SCALARS: usize = 4;
+/// Scalars before the strides, and before those of pages.
+const FIXED_SCALARS: usize = 4;
 const SCALE: usize = 3;
 
 impl Shape {
@@ -75,7 +86,8 @@ impl Shape {
     ) {
         let n_views = self.n_views(gradients);
         let masks = usize::from(self.offset) + 2 * usize::from(self.segments);
-        let n_scalars = FIXED_SCALARS + 3 * n_views;
+        let masks = masks + usize::from(self.page.is_some());
+        let n_scalars = self.first_stride() + 3 * n_views;
         let n_buffers = n_views + 1 + masks + 2 * self.codes.len();
         cg.kernel(name, n_buffers, n_scalars, |k| {
             let args = self.args(cg, k, gradients);
@@ -83,10 +95,15 @@ impl Shape {
         });
     }
 
+    /// The scalar that is the first stride.
+    fn first_stride(&self) -> usize {
+        FIXED_SCALARS + 2 * usize::from(self.page.is_some())
+    }
+
     fn args<'c>(&self, cg: &Cg<'c>, k: &Kernel<'c>, gradients: bool) -> Args<'c> {
         let n = self.parts.len();
         let of = |i: usize, elem: Elem| {
-            let s = &k.scalars[FIXED_SCALARS + 3 * i..];
+            let s = &k.scalars[self.first_stride() + 3 * i..];
             View { ptr: k.buffers[i], elem, batch: s[0], row: s[1], head: s[2] }
         };
         let view = |i: usize| of(i, self.elem);
@@ -123,6 +140,10 @@ impl Shape {
             start: if self.offset { rest.next() } else { None },
             query_segments: if self.segments { rest.next() } else { None },
             key_segments: if self.segments { rest.next() } else { None },
+            pages: self.page.and_then(|_| rest.next()).map(|table| {
+                let s = &k.scalars[FIXED_SCALARS..];
+                PagesArgs { table, n: s[0], pool: s[1] }
+            }),
         }
     }
 }
@@ -134,12 +155,23 @@ pub struct Source<'c> {
     pub elem: Elem,
     pub row: Val<'c>,
     pub width: u32,
+    /// i64, the rows of a pool that the keys are, where they are not one after the other.
+    pub rows: Option<Val<'c>>,
 }
 
 impl<'c> Source<'c> {
-    /// The same from row `t0` on.
+    /// The same from row `t0` on, of rows one after the other.
     pub fn from(&self, cg: &Cg<'c>, t0: Val<'c>) -> Source<'c> {
         Source { ptr: cg.at(self.ptr, self.elem, cg.mul(t0, self.row)), ..*self }
+    }
+
+    /// How many elements behind `ptr` key `t` begins.
+    pub fn behind(&self, cg: &Cg<'c>, t: Val<'c>) -> Val<'c> {
+        let row = match self.rows {
+            Some(rows) => cg.load(Ty::I64, cg.at(rows, Elem::I64, t)),
+            None => t,
+        };
+        cg.mul(row, self.row)
     }
 }
 
@@ -169,7 +201,7 @@ impl Shape {
         let source = |view: &View<'c>, keys: &super::Keys| {
             let head = cg.div(first_head, self.heads / keys.heads);
             let ptr = view.of(cg, batch, head);
-            Source { ptr, elem: view.elem, row: view.row, width: keys.width }
+            Source { ptr, elem: view.elem, row: view.row, width: keys.width, rows: None }
         };
         let start = args.start.map_or(cg.i64(0), |start| {
             cg.cast(cg.load(Ty::I32, cg.at(start, Elem::I32, batch)), Elem::I64)

@@ -101,6 +101,7 @@ pub fn emit<'c>(cg: &Cg<'c>, name: &str, shape: &Shape) {
             elem: view.elem,
             row: view.row,
             width,
+            rows: None,
         };
         let dk = gradients.dk.iter().zip(&shape.parts).map(|(dk, k)| target(dk, k.width)).collect();
         let dv = target(&gradients.dv, shape.v.width);
@@ -147,7 +148,7 @@ impl<'c> Block<'_, 'c> {
         cg.for_each(cg.i64(0), sight.end, i64::from(BLOCK_KEYS), |t0| {
             let n = cg.min(cg.sub(sight.end, t0), i64::from(BLOCK_KEYS));
             let room = (self.place(cg, layout.keys), BLOCK_KEYS);
-            let (keys, v) = rows::keys_and_values(cg, shape, unit, (t0, n), room);
+            let (keys, v) = rows::keys_and_values(cg, shape, unit, (t0, n), room, None);
             let terms: Vec<_> = keys.iter().copied().zip(q.iter().copied()).collect();
             block_scores(cg, tile, &terms, &sight, (t0, n), p);
             block_products(cg, tile, &[(v, d_o)], n, ds);

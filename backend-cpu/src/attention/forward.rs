@@ -28,6 +28,8 @@ struct Layout {
     sight: u32,
     /// Keys and values of a block, where they are not f32.
     keys: u32,
+    /// Rows of a block's keys in the pool, where they lie in pages.
+    paged: u32,
     /// Rows of o, where they end as codes.
     kept: u32,
     end: u32,
@@ -44,9 +46,10 @@ impl Layout {
         let lse = scores + (BLOCK_KEYS + ROW_STEP) * TILE_ROWS_MAX;
         let sight = lse + TILE_ROWS_MAX;
         let keys = sight + SIGHT_ARRAYS * TILE_ROWS_MAX;
-        let kept = keys + rows::widened_words(shape, BLOCK_KEYS);
+        let paged = keys + rows::widened_words(shape, BLOCK_KEYS);
+        let kept = paged + rows::paged_words(shape, BLOCK_KEYS);
         let end = kept + shape.codes_words();
-        Layout { rows: 0, row, q, o, scores, lse, sight, keys, kept, end }
+        Layout { rows: 0, row, q, o, scores, lse, sight, keys, paged, kept, end }
     }
 }
 
@@ -113,7 +116,10 @@ fn tile_of_rows<'c>(
         let (top, sum) = carried.split_at(n_vectors);
         let n = cg.min(cg.sub(sight.end, t0), i64::from(BLOCK_KEYS));
         let room = (place(layout.keys), BLOCK_KEYS);
-        let (k, v) = rows::keys_and_values(cg, shape, unit, (t0, n), room);
+        let pages = args.pages.as_ref().zip(shape.page);
+        let paged = pages
+            .map(|pages| rows::rows_of_pages(cg, pages, unit.batch, (t0, n), place(layout.paged)));
+        let (k, v) = rows::keys_and_values(cg, shape, unit, (t0, n), room, paged);
         let terms: Vec<_> = k.into_iter().zip(q.iter().copied()).collect();
         let largest = block_scores(cg, tile, &terms, &sight, (t0, n), scores);
         let next: Vec<Val> = top.iter().zip(&largest).map(|(a, b)| cg.max(*b, *a)).collect();

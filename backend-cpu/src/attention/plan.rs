@@ -168,6 +168,7 @@ fn plain_shape(attention: &Attention, dims: &[DimDecl]) -> Shape {
         causal: attention.causal,
         offset: attention.offset,
         segments: attention.segments,
+        page: attention.pages.as_ref().map(|p| p.size),
         // A vector of AVX2, a vector of AVX-512, or two.
         block_rows: match rows {
             ..=8 => 8,
@@ -197,13 +198,18 @@ fn operands(attention: &Attention) -> Vec<&Heads> {
 fn masks(attention: &Attention) -> Vec<Buffer> {
     let start = attention.offset.then_some(Buffer::Start);
     let segments = [Buffer::QuerySegments, Buffer::KeySegments];
-    start.into_iter().chain(segments.into_iter().filter(|_| attention.segments)).collect()
+    let segments = segments.into_iter().filter(|_| attention.segments);
+    let pages = attention.pages.as_ref().map(|_| Buffer::Pages);
+    start.into_iter().chain(segments).chain(pages).collect()
 }
 
 fn scalars(attention: &Attention, blocks: &DimExpr, views: &[&Heads]) -> Vec<Scalar> {
     let sizes = [attention.queries.clone(), attention.keys.clone(), blocks.clone()];
     let mut scalars: Vec<Scalar> = sizes.into_iter().map(Scalar::Dim).collect();
     scalars.push(Scalar::F32((attention.scale as f32).to_bits()));
+    if let Some(pages) = &attention.pages {
+        scalars.extend([pages.of_request.clone(), pages.pool.clone()].map(Scalar::Dim));
+    }
     scalars.extend(views.iter().flat_map(|v| v.strides.clone()).map(Scalar::Dim));
     scalars
 }
@@ -241,8 +247,8 @@ fn element(elem: Elem) -> &'static str {
 }
 
 /// `f32_attention_h8_k8x32r256_k1x16r16_v8x32r256_causal_m32`: heads, then heads, width and row
-/// stride of the keys, masks, rows of a block; and where o ends as codes, groups of heads of a
-/// block, the codes, and whether there is nothing else.
+/// stride of the keys, masks, positions of a page where there are pages, rows of a block; and where
+/// o ends as codes, groups of heads of a block, the codes, and whether there is nothing else.
 fn name(op: &str, shape: &Shape) -> String {
     let keys = |letter: char, k: &Keys| {
         let stride = k.row_stride.map_or("s".into(), |r| format!("r{r}"));
@@ -253,6 +259,7 @@ fn name(op: &str, shape: &Shape) -> String {
     parts.push(keys('v', &shape.v));
     let flags = [("causal", shape.causal), ("offset", shape.offset), ("segments", shape.segments)];
     parts.extend(flags.iter().filter(|(_, on)| *on).map(|(word, _)| word.to_string()));
+    parts.extend(shape.page.map(|page| format!("pages{page}")));
     parts.push(format!("m{}", shape.block_rows));
     if !shape.codes.is_empty() {
         parts.push(format!("u{}", shape.block_units));

@@ -1,9 +1,9 @@
 //! Query rows between where they lie and a tile's lanes.
 
-use weft_codegen::emit::{Cg, Elem, Val};
+use weft_codegen::emit::{Cg, Elem, Ty, Val};
 
 use super::Shape;
-use super::args::{Args, Source, Unit, View};
+use super::args::{Args, PagesArgs, Source, Unit, View};
 use super::tile::{Tile, at, padded};
 
 /// A tile of the unit's rows. Lanes beyond the last row repeat it.
@@ -124,17 +124,22 @@ pub fn store_row<'c>(cg: &Cg<'c>, lanes: u32, from: Val<'c>, to: Line<'c>, width
     }
 }
 
-/// Keys `t0..t0 + n` and their values, in f32: where they lie, or widened at `scratch`.
+/// Keys `t0..t0 + n` and their values, in f32: where they lie, or widened at `scratch`. `paged` are
+/// their rows in a pool, where they lie in pages.
 pub fn keys_and_values<'c>(
     cg: &Cg<'c>,
     shape: &Shape,
     unit: &Unit<'c>,
     (t0, n): (Val<'c>, Val<'c>),
     (scratch, keys_max): (Val<'c>, u32),
+    paged: Option<Val<'c>>,
 ) -> (Vec<Source<'c>>, Source<'c>) {
     let mut used = 0;
     let mut block = |source: &Source<'c>| {
-        let source = source.from(cg, t0);
+        let source = match paged {
+            Some(_) => Source { rows: paged, ..*source },
+            None => source.from(cg, t0),
+        };
         if !shape.is_narrow() {
             return source;
         }
@@ -146,6 +151,32 @@ pub fn keys_and_values<'c>(
     (k, block(&unit.v))
 }
 
+/// The rows of the pool that keys `t0..t0 + n` of a batch are, as i64 at `to`. A page outside the
+/// pool counts as its nearest.
+pub fn rows_of_pages<'c>(
+    cg: &Cg<'c>,
+    (pages, page): (&PagesArgs<'c>, i64),
+    batch: Val<'c>,
+    (t0, n): (Val<'c>, Val<'c>),
+    to: Val<'c>,
+) -> Val<'c> {
+    let table = cg.at(pages.table, Elem::I32, cg.mul(batch, pages.n));
+    let last = cg.sub(pages.pool, 1);
+    cg.for_each(cg.i64(0), n, 1, |i| {
+        let t = cg.add(t0, i);
+        let id = cg.load(Ty::I32, cg.at(table, Elem::I32, cg.div(t, page)));
+        let id = cg.min(cg.max(cg.cast(id, Elem::I64), 0), last);
+        let row = cg.add(cg.mul(id, page), cg.rem(t, page));
+        cg.store(row, cg.at(to, Elem::I64, i));
+    });
+    to
+}
+
+/// f32 of scratch that [`rows_of_pages`] needs for `keys_max` keys.
+pub fn paged_words(shape: &Shape, keys_max: u32) -> u32 {
+    if shape.page.is_some() { 2 * padded(keys_max) } else { 0 }
+}
+
 /// f32 of scratch that [`keys_and_values`] needs.
 pub fn widened_words(shape: &Shape, keys_max: u32) -> u32 {
     if shape.is_narrow() { keys_max * (shape.q_width() + padded(shape.v.width)) } else { 0 }
@@ -154,11 +185,12 @@ pub fn widened_words(shape: &Shape, keys_max: u32) -> u32 {
 fn widened<'c>(cg: &Cg<'c>, from: &Source<'c>, n: Val<'c>, to: Val<'c>) -> Source<'c> {
     let row = cg.i64(padded(from.width).into());
     cg.for_each(cg.i64(0), n, 1, |t| {
-        let line = Line { ptr: from.from(cg, t).ptr, elem: from.elem };
+        let at = cg.at(from.ptr, from.elem, from.behind(cg, t));
+        let line = Line { ptr: at, elem: from.elem };
         let to = cg.at(to, Elem::F32, cg.mul(t, row));
         load_row(cg, cg.target.lanes, line, to, from.width);
     });
-    Source { ptr: to, elem: Elem::F32, row, width: from.width }
+    Source { ptr: to, elem: Elem::F32, row, width: from.width, rows: None }
 }
 
 /// `to[d, lane] = factor · from[lane, d]`, both in scratch; `from` has rows `stride` apart, and the

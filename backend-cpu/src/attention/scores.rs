@@ -132,9 +132,16 @@ fn products<'c>(
     let zero = cg.zero(Elem::F32.x(tile.lanes));
     let acc = vec![zero; keys.behind.len() * tile.vectors as usize];
     terms.iter().fold(acc, |acc, (source, lanes)| {
-        let first = cg.mul(keys.first, source.row);
-        let a = cg.at(source.ptr, Elem::F32, first);
-        let offsets: Vec<Val> = keys.behind.iter().map(|r| cg.mul(*r, source.row)).collect();
+        let (a, offsets): (Val, Vec<Val>) = match source.rows {
+            None => {
+                let a = source.from(cg, keys.first).ptr;
+                (a, keys.behind.iter().map(|r| cg.mul(*r, source.row)).collect())
+            }
+            Some(_) => {
+                let key = |r: &Val<'c>| source.behind(cg, cg.add(keys.first, *r));
+                (source.ptr, keys.behind.iter().map(key).collect())
+            }
+        };
         let b = Matrix { ptr: *lanes, stride: tile.width(), vectors: tile.vectors };
         dots(cg, tile, a, &offsets, b, source.width, &acc)
     })

@@ -135,7 +135,7 @@ pub fn mix<'c>(
             let mut acc = acc.to_vec();
             for u in 0..steps {
                 let t = cg.add(t, i64::from(u));
-                let a = cg.at(a_at, Elem::F32, cg.mul(t, a.row));
+                let a = cg.at(a_at, Elem::F32, a.behind(cg, t));
                 let b = tile.load(cg, cg.at(b, Elem::F32, cg.mul(t, i64::from(stride))));
                 for x in 0..elements {
                     let word = cg.splat(cg.load(Elem::F32.x(1), at(cg, a, x)), tile.lanes);

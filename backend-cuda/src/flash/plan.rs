@@ -1,7 +1,7 @@
 //! From attention as lowering describes it to a launch on tensor cores, where they can do it.
 //!
-//! They take bf16 that TMA can read. Few queries (decoding) would leave most of a tile empty:
-//! those, and all else, are `None`, for plain threads.
+//! They take bf16 that TMA can read. Few queries (decoding) would leave most of a tile empty, and
+//! keys in pages are those of decoding: those, and all else, are `None`, for plain threads.
 
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::attention::{self, Buffer, Heads, Planned};
@@ -19,6 +19,9 @@ const BF16_BYTES: i64 = 2;
 pub fn shape(of: &attention::Attention, dims: &[DimDecl]) -> Option<Attention> {
     let most = of.queries.range(dims).map_or(i64::MAX, |(_, most)| most);
     if of.dtype != DType::Bf16 || !of.aligned || of.scale <= 0.0 || most < QUERIES_MIN {
+        return None;
+    }
+    if of.pages.is_some() {
         return None;
     }
     let q = of.parts.iter().map(|p| &p.q);

@@ -30,6 +30,8 @@ struct Shape {
     causal: bool,
     offset: bool,
     segments: bool,
+    /// Positions of a page, where keys and values lie in pages.
+    page: Option<i64>,
 }
 
 /// What a kernel computes.
@@ -92,6 +94,7 @@ fn shape(attention: &Attention) -> Shape {
         causal: attention.causal,
         offset: attention.offset,
         segments: attention.segments,
+        page: attention.pages.as_ref().map(|p| p.size),
     }
 }
 
@@ -119,10 +122,16 @@ fn launch(
     if shape.segments {
         buffers.extend([Buffer::QuerySegments, Buffer::KeySegments]);
     }
+    if shape.page.is_some() {
+        buffers.push(Buffer::Pages);
+    }
     let q = attention.parts.iter().map(|p| &p.q);
     let operands = q.chain(attention.parts.iter().map(|p| &p.k)).chain([&attention.v]);
     let mut sizes =
         vec![attention.batch.clone(), attention.queries.clone(), attention.keys.clone()];
+    if let Some(pages) = &attention.pages {
+        sizes.extend([pages.of_request.clone(), pages.pool.clone()]);
+    }
     for heads in operands.chain(&places) {
         sizes.extend(heads.strides.iter().cloned());
     }
@@ -165,6 +174,7 @@ fn name(shape: &Shape, kind: Kind) -> String {
     parts.push(format!("v{}x{}", shape.v.0, shape.v.1));
     let masks = [(shape.causal, "causal"), (shape.offset, "offset"), (shape.segments, "segments")];
     parts.extend(masks.iter().filter(|(on, _)| *on).map(|(_, name)| name.to_string()));
+    parts.extend(shape.page.map(|page| format!("pages{page}")));
     parts.push(format!("{:x}", (shape.scale as f32).to_bits()));
     named(&parts.join("_"))
 }

@@ -106,7 +106,7 @@ pub enum Whole {
     Pack12,
     /// Codes of e5m6 in memory → their values as bf16.
     Unpack12,
-    /// The cache (a parameter), x, start → the cache's value and the cache, in place.
+    /// The cache (a parameter), x, start, pages if any → the cache's value and the cache, in place.
     CacheAppend,
 }
 

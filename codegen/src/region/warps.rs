@@ -4,6 +4,7 @@
 use weft_ir::ty::DType;
 
 use super::scalar;
+use super::whole::Cache;
 use crate::emit::{Cg, Cmp, Elem, Kernel, Ty, Val, WARP};
 
 const STEP: i64 = WARP as i64;
@@ -96,24 +97,15 @@ pub fn segment_sum<'c>(
 }
 
 /// A row of `x` to its place in the cache, if it has one.
-pub fn append<'c>(
-    cg: &Cg<'c>,
-    k: &Kernel<'c>,
-    [s, positions, width]: [Val<'c>; 3],
-    dtype: DType,
-    (row, lane): (Val<'c>, Val<'c>),
-) {
-    let (x, start, cache) = (k.buffers[0], k.buffers[1], k.buffers[2]);
-    let (b, at) = (cg.div(row, s), cg.rem(row, s));
-    let position = cg.add(load_i32(cg, start, b), at);
-    let inside = cg.and(cg.cmp(Cmp::Ge, position, 0), cg.cmp(Cmp::Lt, position, positions));
-    cg.when(inside, || {
-        let to = cg.mul(cg.add(cg.mul(b, positions), position), width);
+pub fn append<'c>(cg: &Cg<'c>, k: &Kernel<'c>, cache: &Cache<'c>, (row, lane): (Val<'c>, Val<'c>)) {
+    let (x, width) = (k.buffers[0], cache.width);
+    cache.place(cg, k, row, |to, cache_at| {
+        let to = cg.mul(to, width);
         let from = cg.mul(row, width);
-        let elem = scalar::memory(dtype);
+        let elem = scalar::memory(cache.dtype);
         cg.for_each(lane, width, STEP, |i| {
             let v = cg.load(elem.x(1), cg.at(x, elem, cg.add(from, i)));
-            cg.store(v, cg.at(cache, elem, cg.add(to, i)));
+            cg.store(v, cg.at(cache_at, elem, cg.add(to, i)));
         });
     });
 }

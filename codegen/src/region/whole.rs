@@ -40,14 +40,24 @@ pub enum WholeKernel {
         groups: Option<Groups>,
         dtype: DType,
     },
-    /// The buffers are x, start and the cache.
+    /// The buffers are x, start, the pages if there are any, and the cache.
     CacheAppend {
         rows: Dim,
         s: Dim,
+        /// Those of a row of the cache, or of a page.
         positions: Dim,
         width: Dim,
         dtype: DType,
+        pages: Option<Pages>,
     },
+}
+
+/// The pages of a cache that is a pool of them.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Pages {
+    /// Those of a request.
+    pub of_request: Dim,
+    pub pool: Dim,
 }
 
 /// Rows or places of a block.
@@ -73,9 +83,8 @@ impl WholeKernel {
 
     pub fn n_buffers(&self) -> usize {
         match self {
-            WholeKernel::Sort { .. }
-            | WholeKernel::CacheAppend { .. }
-            | WholeKernel::EncodeColumns(_) => 3,
+            WholeKernel::Sort { .. } | WholeKernel::EncodeColumns(_) => 3,
+            WholeKernel::CacheAppend { pages, .. } => 3 + usize::from(pages.is_some()),
             WholeKernel::Invert { .. }
             | WholeKernel::Topk { .. }
             | WholeKernel::Pack12 { .. }
@@ -94,8 +103,9 @@ impl WholeKernel {
             WholeKernel::SegmentSum { groups, width, .. } => vec![*groups, *width],
             WholeKernel::Topk { rows, .. } => vec![*rows],
             WholeKernel::EncodeColumns(e) => vec![e.lead],
-            WholeKernel::CacheAppend { rows, s, positions, width, .. } => {
-                vec![*rows, *s, *positions, *width]
+            WholeKernel::CacheAppend { rows, s, positions, width, pages, .. } => {
+                let of_pages = pages.iter().flat_map(|p| [p.of_request, p.pool]);
+                [*rows, *s, *positions, *width].into_iter().chain(of_pages).collect()
             }
         }
     }
@@ -225,11 +235,9 @@ impl WholeKernel {
                     let top = Topk { cg, kernel: k, n: *n, k: *count, dtype: *dtype };
                     units(cg, k, size(*rows), per, |r| top.row(r, *groups));
                 }
-                WholeKernel::CacheAppend { rows, s, positions, width, dtype } => {
-                    let [s, positions, width] = [s, positions, width].map(|d| size(*d));
-                    units(cg, k, size(*rows), per, |r| {
-                        append(cg, k, r, [s, positions, width], *dtype);
-                    });
+                WholeKernel::CacheAppend { rows, .. } => {
+                    let cache = self.cache(&size);
+                    units(cg, k, size(*rows), per, |r| append(cg, k, r, &cache));
                 }
             }
         });
@@ -253,14 +261,67 @@ impl WholeKernel {
             WholeKernel::SegmentSum { width, dtype, .. } => {
                 warps::segment_sum(cg, k, size(*width), *dtype, at);
             }
-            WholeKernel::CacheAppend { s, positions, width, dtype, .. } => {
-                warps::append(cg, k, [s, positions, width].map(|d| size(*d)), *dtype, at);
-            }
+            WholeKernel::CacheAppend { .. } => warps::append(cg, k, &self.cache(size), at),
             WholeKernel::Invert { .. }
             | WholeKernel::Pack12 { .. }
             | WholeKernel::Unpack12 { .. }
             | WholeKernel::Topk { .. } => unreachable!("a thread does a unit of {}", self.name()),
         }
+    }
+}
+
+/// The sizes of an append.
+pub(super) struct Cache<'c> {
+    s: Val<'c>,
+    positions: Val<'c>,
+    pub width: Val<'c>,
+    pub dtype: DType,
+    /// Of a request, and of the pool.
+    pages: Option<[Val<'c>; 2]>,
+}
+
+impl WholeKernel {
+    fn cache<'c>(&self, size: &dyn Fn(Dim) -> Val<'c>) -> Cache<'c> {
+        let WholeKernel::CacheAppend { s, positions, width, dtype, pages, .. } = self else {
+            unreachable!("{} appends to no cache", self.name())
+        };
+        Cache {
+            s: size(*s),
+            positions: size(*positions),
+            width: size(*width),
+            dtype: *dtype,
+            pages: pages.map(|p| [size(p.of_request), size(p.pool)]),
+        }
+    }
+}
+
+impl<'c> Cache<'c> {
+    /// What `row` of x becomes, where it has a place: `write` gets the row of the cache, and the
+    /// cache itself.
+    pub fn place(
+        &self,
+        cg: &Cg<'c>,
+        k: &Kernel<'c>,
+        row: Val<'c>,
+        write: impl FnOnce(Val<'c>, Val<'c>),
+    ) {
+        let start = k.buffers[1];
+        let (b, at) = (cg.div(row, self.s), cg.rem(row, self.s));
+        let position = cg.add(load_i32(cg, start, b), at);
+        let Some([of_request, pool]) = self.pages else {
+            return cg.when(within(cg, position, self.positions), || {
+                write(cg.add(cg.mul(b, self.positions), position), k.buffers[2]);
+            });
+        };
+        let (table, cache) = (k.buffers[2], k.buffers[3]);
+        cg.when(within(cg, position, cg.mul(of_request, self.positions)), || {
+            let nth = cg.div(position, self.positions);
+            let page = load_i32(cg, table, cg.add(cg.mul(b, of_request), nth));
+            cg.when(within(cg, page, pool), || {
+                let first = cg.mul(page, self.positions);
+                write(cg.add(first, cg.rem(position, self.positions)), cache);
+            });
+        });
     }
 }
 
@@ -342,25 +403,16 @@ fn segment_sum<'c>(cg: &Cg<'c>, k: &Kernel<'c>, cols: Val<'c>, dtype: DType, gro
     });
 }
 
-fn append<'c>(
-    cg: &Cg<'c>,
-    k: &Kernel<'c>,
-    row: Val<'c>,
-    [s, positions, width]: [Val<'c>; 3],
-    dtype: DType,
-) {
-    let (x, start, cache) = (k.buffers[0], k.buffers[1], k.buffers[2]);
-    let (b, at) = (cg.div(row, s), cg.rem(row, s));
-    let position = cg.add(load_i32(cg, start, b), at);
-    cg.when(within(cg, position, positions), || {
-        let to = cg.add(cg.mul(b, positions), position);
+fn append<'c>(cg: &Cg<'c>, k: &Kernel<'c>, row: Val<'c>, cache: &Cache<'c>) {
+    let (x, width) = (k.buffers[0], cache.width);
+    cache.place(cg, k, row, |to, cache_at| {
         // Moved as bits.
-        let elem = match scalar::memory(dtype) {
+        let elem = match scalar::memory(cache.dtype) {
             Elem::BF16 => Elem::I16,
             elem => elem,
         };
         let from = cg.at(x, elem, cg.mul(row, width));
-        let to = cg.at(cache, elem, cg.mul(to, width));
+        let to = cg.at(cache_at, elem, cg.mul(to, width));
         let lanes = cg.target.lanes;
         let whole = cg.sub(width, cg.and(width, i64::from(lanes) - 1));
         let ty = elem.x(lanes);

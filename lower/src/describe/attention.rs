@@ -52,9 +52,22 @@ pub struct Attention {
     pub causal: bool,
     pub offset: bool,
     pub segments: bool,
+    /// Keys and values lie in pages of a pool: their strides from one batch to the next are 0, and
+    /// the pool's rows, pages one after the other, are a row's stride apart.
+    pub pages: Option<Pages>,
     /// Every q, k and v, and o of the forward pass, begins at a multiple of 16 bytes; of the
     /// derivative all operands and results but the statistics.
     pub aligned: bool,
+}
+
+/// Pages of a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pages {
+    /// Positions of a page.
+    pub size: i64,
+    /// Pages that a request has at most.
+    pub of_request: DimExpr,
+    pub pool: DimExpr,
 }
 
 /// Where the derivatives lie.
@@ -81,6 +94,8 @@ pub enum Buffer {
     QuerySegments,
     /// i32 `[B, T]`, contiguous.
     KeySegments,
+    /// i32 `[B, pages of a request]`, contiguous.
+    Pages,
     DO,
     DQ(usize),
     DK(usize),
@@ -97,7 +112,7 @@ impl Buffer {
     pub fn is_made(self, forward: bool) -> bool {
         match self {
             Buffer::Q(_) | Buffer::K(_) | Buffer::V | Buffer::DO => false,
-            Buffer::Start | Buffer::QuerySegments | Buffer::KeySegments => false,
+            Buffer::Start | Buffer::QuerySegments | Buffer::KeySegments | Buffer::Pages => false,
             Buffer::O | Buffer::Lse => forward,
             Buffer::DQ(_) | Buffer::DK(_) | Buffer::DV => true,
             Buffer::Codes(_) | Buffer::Scales(_) | Buffer::Workspace(_) => true,

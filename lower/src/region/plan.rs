@@ -13,7 +13,7 @@ use weft_codegen::object::KernelSource;
 use weft_codegen::region::emit::{self, Signature};
 use weft_codegen::region::graph::{Buf, Graph, Kind, NodeId, Whole};
 use weft_codegen::region::trace::{self, Expr, Nest, Request};
-use weft_codegen::region::whole::WholeKernel;
+use weft_codegen::region::whole::{Pages, WholeKernel};
 use weft_codegen::region::{Unsupported, lower};
 use weft_graph::{DimExpr, Scalar};
 use weft_ir::dim::{Dim, SymId, product};
@@ -414,7 +414,11 @@ impl Planner<'_> {
                 let x = dims(self, op.operands[1]);
                 let rows = all(&x[..2])?;
                 let (s, positions, width) = (x[1], first[1], all(&x[2..])?);
-                WholeKernel::CacheAppend { rows, s, positions, width, dtype }
+                let pages = op.operands.get(3).map(|pages| {
+                    let of_request = dims(self, *pages)[1];
+                    Pages { of_request, pool: first[0] }
+                });
+                WholeKernel::CacheAppend { rows, s, positions, width, dtype, pages }
             }
         };
         let mut args = vec![];

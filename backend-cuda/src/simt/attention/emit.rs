@@ -7,6 +7,9 @@ use weft_codegen::region::scalar;
 use super::super::{Warp, warp_kernel};
 use super::{Kind, Shape};
 
+/// Scalars before those of pages and the strides: batch, queries, keys.
+const SIZES: usize = 3;
+
 pub fn emit(cg: &Cg, name: &str, shape: &Shape, kind: Kind) {
     let n = shape.parts.len();
     let backward = kind != Kind::Forward;
@@ -18,11 +21,13 @@ pub fn emit(cg: &Cg, name: &str, shape: &Shape, kind: Kind) {
     // o and lse; then do and `do . o`.
     let saved = if backward { 4 } else { 2 };
     let masks = usize::from(shape.offset) + 2 * usize::from(shape.segments);
-    let n_buffers = 2 * n + 1 + saved + made + masks;
+    let paged = usize::from(shape.page.is_some());
+    let n_buffers = 2 * n + 1 + saved + made + masks + paged;
     let n_places = 2 * n + 1 + saved / 2 + made;
-    warp_kernel(cg, name, n_buffers, 3 + 3 * n_places, |k, warp| {
+    let sizes = SIZES + 2 * paged;
+    warp_kernel(cg, name, n_buffers, sizes + 3 * n_places, |k, warp| {
         let place = |buffer: usize, place: usize| {
-            let s = &k.scalars[3 + 3 * place..];
+            let s = &k.scalars[sizes + 3 * place..];
             Place { ptr: k.buffers[buffer], strides: [s[0], s[1], s[2]] }
         };
         let first = 2 * n + 1;
@@ -48,6 +53,7 @@ pub fn emit(cg: &Cg, name: &str, shape: &Shape, kind: Kind) {
             start: mask(shape.offset),
             query_segments: mask(shape.segments),
             key_segments: mask(shape.segments),
+            pages: mask(shape.page.is_some()),
         };
         work.run(warp, kind);
     });
@@ -76,6 +82,8 @@ struct Work<'s, 'c> {
     start: Option<Val<'c>>,
     query_segments: Option<Val<'c>>,
     key_segments: Option<Val<'c>>,
+    /// Those of all requests.
+    pages: Option<Val<'c>>,
 }
 
 /// A row of a head: of the warp's, or of each lane's own.
@@ -130,7 +138,20 @@ impl<'c> Work<'_, 'c> {
 
     /// The row of a key in an operand of `heads` heads, for a head of q.
     fn key_row(&self, q: Row<'c>, key: Val<'c>, heads: i64) -> Row<'c> {
-        Row { head: self.cg.div(q.head, self.shape.heads / heads), row: key, ..q }
+        let row = self.pool_row(q.batch, key);
+        Row { head: self.cg.div(q.head, self.shape.heads / heads), row, ..q }
+    }
+
+    /// The row where a key lies: its own, or that in a pool of pages. A page outside the pool
+    /// counts as its nearest.
+    fn pool_row(&self, batch: Val<'c>, key: Val<'c>) -> Val<'c> {
+        let (Some(table), Some(page)) = (self.pages, self.shape.page) else { return key };
+        let (cg, s) = (self.cg, &self.k.scalars[SIZES..]);
+        let (of_request, last) = (s[0], cg.sub(s[1], 1));
+        let place = cg.add(cg.mul(batch, of_request), cg.div(key, page));
+        let id = cg.cast(self.load_i32(table, place), Elem::I64);
+        let id = cg.min(cg.max(id, 0), last);
+        cg.add(cg.mul(id, page), cg.rem(key, page))
     }
 
     fn load(&self, x: Place<'c>, row: Val<'c>, i: Val<'c>) -> Val<'c> {
