@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use weft_ir::text;
-use weft_lang::elaborate::Overrides;
+use weft_lang::elaborate::{Overrides, Tree};
 use weft_lang::lower::{Purpose, Settings, Size};
-use weft_passes::{Copies, Mesh, PassCx};
+use weft_passes::{Copies, Mesh, Pages, PassCx};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::gpu::GpuArgs;
@@ -14,6 +14,7 @@ use crate::graphs::{self, Taken, Target};
 use crate::mesh::MeshArgs;
 use crate::pipeline::{self, Recorder, ShowArgs, Start, Way};
 use crate::policy;
+use crate::serve::{BATCH, ServeArgs};
 use crate::verify_passes;
 
 /// Compile a model; with --stop-after, print the IR there
@@ -24,9 +25,10 @@ pub struct Args {
     /// What the graph is for
     #[arg(long = "for", value_enum, default_value = "train")]
     purpose: For,
-    /// Sequences in a batch
-    #[arg(long, default_value_t = 8)]
-    batch: u64,
+    /// Sequences in a batch; of a graph that continues texts (-o) those at once [default: 8, or 1
+    /// where caches are in one piece]
+    #[arg(long)]
+    batch: Option<u64>,
     /// Tokens in a sequence (of a cache: positions kept)
     #[arg(long, default_value_t = 256)]
     sequence: u64,
@@ -57,6 +59,8 @@ pub struct Args {
     /// The last pass that has run on the IR of --from, where no manifest.json beside it says so
     #[arg(long, value_name = "PASS", requires = "from")]
     after: Option<String>,
+    #[command(flatten)]
+    serve: ServeArgs,
     #[command(flatten)]
     mesh: MeshArgs,
     /// The rank whose program it is, where they differ: those along pipeline
@@ -90,6 +94,9 @@ impl Args {
 
 pub fn run(args: Args) -> Result<()> {
     let serves = !matches!(args.purpose, For::Train);
+    if let Some((option, _)) = args.serve.given().iter().find(|(_, given)| *given && !serves) {
+        bail!("{option} is for what continues texts: give --for decode");
+    }
     if let Some(path) = &args.output {
         return write_graph(&args, path);
     }
@@ -104,15 +111,19 @@ pub fn run(args: Args) -> Result<()> {
     };
     let cx = serving.unwrap_or_default().cx(matches!(args.purpose, For::Decode));
     let mesh = cx.mesh;
+    let n = args.batch.unwrap_or(BATCH);
     // Ranks take their batch in two halves.
     let batch = match mesh {
-        Some(_) if args.batch % 2 == 1 => bail!(
-            "--batch {}: ranks take a batch in two halves, so it is even; the nearest is {}",
-            args.batch,
-            args.batch + 1
+        Some(_) if n % 2 == 1 => bail!(
+            "--batch {n}: ranks take a batch in two halves, so it is even; the nearest is {}",
+            n + 1
         ),
-        Some(_) => Size::Fixed(args.batch / 2),
-        None => Size::Fixed(args.batch),
+        Some(_) => Size::Fixed(n / 2),
+        None => Size::Fixed(n),
+    };
+    let pages = match serves {
+        true => args.serve.pools((&source, &tree), args.sequence, n)?,
+        false => None,
     };
     let (purpose, settings) = match args.purpose {
         For::Train => {
@@ -129,7 +140,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let gradients = purpose == Purpose::Train;
-    let cx = PassCx { gradients, ..cx };
+    let cx = PassCx { gradients, pages, ..cx };
     if args.verify_passes {
         verify(&source, &args.model, purpose, &settings, &cx)?;
     }
@@ -175,7 +186,10 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
         )?,
         For::Prefill | For::Decode => {
             let ranks = (&args.mesh, None);
-            graphs::for_generation(&args.model, checkpoint, args.sequence, ranks, target, &way)?
+            let caches = |source: &Source, tree: &Tree| {
+                args.serve.caches((source, tree), args.sequence, args.batch, None)
+            };
+            graphs::for_generation(&args.model, checkpoint, caches, ranks, target, &way)?
         }
     };
     if let Some(start) = &way.from {
@@ -214,6 +228,7 @@ fn verify(
         policy: policy::policy(&lowered),
         mesh: cx.mesh.map(two),
         copies: cx.copies.as_ref().map(|_| Copies { redundant: 2, lines: vec![] }),
+        pages: cx.pages.map(|_| Pages { size: 4, count: 5 }),
         ..cx.clone()
     };
     let mut module = lowered.module;

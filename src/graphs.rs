@@ -22,10 +22,10 @@ use weft_lang::settings::{self, Recompute, TrainSettings};
 use weft_lower::cache::Cache;
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
-use weft_passes::{Mesh, PassCx, Pipeline, Save, Train};
+use weft_passes::{Mesh, Pages, PassCx, Pipeline, Save, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::device::DeviceKind;
-use weft_runtime::generate::{self, CONTEXT, RANKS};
+use weft_runtime::generate::{self, CONTEXT, PAGE, POOL, RANKS};
 use weft_runtime::train::run::{LOSS, MICRO_BATCHES, STEP};
 use weft_runtime::train::settings::{CONFIG, MESH, MODEL, PIPELINE, TRAIN, VOCAB};
 
@@ -34,6 +34,7 @@ use crate::kernel_dump;
 use crate::mesh::{self, MeshArgs};
 use crate::pipeline::{self, Recorder, Way};
 use crate::policy;
+use crate::serve::Caches;
 use crate::stages::Stages;
 use crate::weights;
 
@@ -221,11 +222,11 @@ pub fn first_of_stages(graph: &Graph) -> Result<Vec<usize>> {
     Ok((0..n_ranks).step_by(n_ranks / n_places).collect())
 }
 
-/// Reading a prompt and continuing it, over a cache of `context` positions.
+/// Reading a prompt and continuing it, over caches that `caches` chooses for a model.
 pub fn for_generation(
     model: &ModelArgs,
     checkpoint: Option<&Path>,
-    context: u64,
+    caches: impl FnOnce(&Source, &Tree) -> Result<Caches>,
     (ranks, n_ranks): (&MeshArgs, Option<usize>),
     target: Target,
     way: &Way,
@@ -238,24 +239,26 @@ pub fn for_generation(
     settings::check(&tree, &mut diags);
     frontend::show(&source.map, &diags)?;
     let serving = ranks.serving(n_ranks, &source, &tree)?.unwrap_or_default();
+    let Caches { context, batch, pages } = caches(&source, &tree)?;
+    if pages.is_some() && serving.mesh.n_ranks() > 1 {
+        bail!("not available yet: caches in pages on several ranks; leave --page out");
+    }
+    let batch = if batch > 1 { Size::Bounded(batch) } else { Size::Fixed(1) };
     let mut recorder = Recorder::new(&way.show)?;
     let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);
-    for (name, seq) in
-        [(generate::PREFILL, Size::Bounded(context)), (generate::DECODE, Size::Fixed(1))]
-    {
-        let settings = Settings {
-            batch: Size::Fixed(1),
-            seq,
-            segments: false,
-            cache: Some(Size::Fixed(context)),
-        };
+    // Prompts are read one by one.
+    for (name, batch, seq) in [
+        (generate::PREFILL, Size::Fixed(1), Size::Bounded(context)),
+        (generate::DECODE, batch, Size::Fixed(1)),
+    ] {
+        let settings = Settings { batch, seq, segments: false, cache: Some(Size::Fixed(context)) };
         let lowered = source.lower(&tree, Purpose::Infer, settings)?;
         ranks.check_model(&source, &tree, &lowered.module, "forward")?;
-        let cx =
-            PassCx { policy: policy::policy(&lowered), ..serving.cx(name == generate::DECODE) };
+        let policy = policy::policy(&lowered);
+        let cx = PassCx { policy, pages, ..serving.cx(name == generate::DECODE) };
         let mut module = lowered.module;
         let entry = module.find("forward").context("the module has no @forward")?;
-        let caches = caches(&module, entry);
+        let caches = self::caches(&module, entry);
         if caches.is_empty() {
             bail!(
                 "{} marks nothing with `cache`, so a text cannot be continued token by token",
@@ -272,7 +275,11 @@ pub fn for_generation(
         recorder.input(name, &module)?;
         pipeline::run(&mut module, &cx, None, (way.from.as_ref(), &[name]), &mut recorder)?;
         forget_caches(&mut module, name);
-        let command = command(model, "decode", None) + &format!(" --sequence {context}");
+        let mut command = command(model, "decode", None) + &format!(" --sequence {context}");
+        if let Some(Pages { size, count }) = pages {
+            let requests = format!(" --page {size} --pages {count} --batch {}", most(batch));
+            command += &requests;
+        }
         let mut graph = compile(&module, &[name], model, command, target, way, &mut recorder)?;
         if let Some(dir) = &way.show.dump {
             kernel_dump::write(dir, &module, &[name], &graph, target)?;
@@ -280,6 +287,10 @@ pub fn for_generation(
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
             entry.meta.insert(CONTEXT.into(), context.into());
+            if let Some(Pages { size, count }) = pages {
+                entry.meta.insert(PAGE.into(), size.into());
+                entry.meta.insert(POOL.into(), count.into());
+            }
             if let Some(mesh) = &cx.mesh {
                 entry.meta.insert(RANKS.into(), mesh.n_ranks().into());
             }
@@ -298,6 +309,12 @@ pub fn for_generation(
         recorder.finish(module)?;
     }
     whole.context("a graph has entries")
+}
+
+fn most(size: Size) -> u64 {
+    match size {
+        Size::Fixed(n) | Size::Bounded(n) => n,
+    }
 }
 
 /// What the backward pass finds saved, if it computes this again.

@@ -26,6 +26,7 @@ mod policy;
 mod precision_table;
 mod published;
 mod schedule;
+mod serve;
 mod stages;
 mod train;
 mod verify_passes;

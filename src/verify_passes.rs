@@ -6,6 +6,7 @@
 //! sums; `TOLERANCE` is far above that and far below an error. Where several ranks serve, every
 //! request's answers are compared (`unit`).
 
+mod paged;
 mod unit;
 
 use std::cell::RefCell;
@@ -19,8 +20,10 @@ use weft_ir::module::{Func, FuncId, Module, Part};
 use weft_ir::op::Op;
 use weft_ir::text;
 use weft_ir::ty::{DType, Quant, Type};
+use weft_passes::page_caches::TABLE;
 use weft_passes::{Pass, PassCx};
 
+use paged::{Table, levels};
 use unit::Unit;
 
 /// ‖after − before‖ / ‖before‖ of a value, in f64.
@@ -68,9 +71,17 @@ fn outcomes(module: &Module, unit: Option<Unit>) -> Result<IndexMap<String, Outc
 
 fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
     let func = module.func(id);
+    let table = Table::of(func);
     let args = func.params.iter().map(|p| {
         let data = func.value(*p);
-        drawn(module, data.name.as_deref().unwrap_or(""), &data.ty)
+        let name = data.name.as_deref().unwrap_or("");
+        match &table {
+            Some(table) if name == TABLE => Ok(table.tensor()),
+            Some(table) if data.ty.state => {
+                table.pool(&data.ty, levels(module, name), |whole| drawn(module, name, whole))
+            }
+            _ => drawn(module, name, &data.ty),
+        }
     });
     let args: Result<Vec<Tensor>> = args.collect();
     let seen: RefCell<Seen> = RefCell::default();
@@ -81,7 +92,13 @@ fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
         }
     };
     let results = Interp::new(module, Precision::F64).watched(&watch).run(id, args?)?;
-    let results = func.result_names.iter().cloned().zip(results).collect();
+    let results = func.results.iter().zip(&func.result_names).zip(results);
+    let results = results.map(|((r, name), value)| {
+        let pool = table.as_ref().filter(|_| func.ty(*r).state);
+        let whole = pool.map(|table| table.in_order(&value, levels(module, name)));
+        (name.clone(), whole.unwrap_or(value))
+    });
+    let results = results.collect();
     Ok(Outcome { results, seen: seen.into_inner() })
 }
 

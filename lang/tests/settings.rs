@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use weft_lang::diag::Diag;
 use weft_lang::elaborate::{Overrides, Tree, elaborate};
 use weft_lang::lower::{Purpose, Settings, Size, lower};
-use weft_lang::settings::{self, Recompute, Schedule, TrainSettings, published_config, split_sets};
+use weft_lang::settings::{
+    self, Recompute, Schedule, Serve, TrainSettings, published_config, split_sets,
+};
 
 fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
@@ -42,14 +44,19 @@ fn shipped(model: &str, sets: &[(&str, &str)]) -> (Option<TrainSettings>, Vec<St
     })
 }
 
-/// What is said about a small model with `blocks`.
-fn said(blocks: &str) -> Vec<String> {
-    let text = format!(
+/// A small model with `blocks`.
+fn small(blocks: &str) -> String {
+    format!(
         "weft 1\nmodule One(n) {{\n  schedule gamma = 0\n  weight w : [n] = 1\n  \
          forward(x: [.., n]) -> [.., n] {{ x * w * gamma }}\n}}\n\
          model M {{\n  n = 4\n  one : One(n)\n  \
          forward(x: [B, S, n]) -> [B, S, n] {{ one(x) }}\n{blocks}\n}}\n"
-    );
+    )
+}
+
+/// What is said about a small model with `blocks`.
+fn said(blocks: &str) -> Vec<String> {
+    let text = small(blocks);
     let check = |tree: &Tree, diags: &mut Vec<Diag>| settings::check(tree, diags);
     with_tree(Path::new("test.model"), Some(&text), &Overrides::default(), check).1
 }
@@ -211,6 +218,41 @@ fn what_later_versions_bring_is_refused() {
         said(&format!("train t {{\n{muon}batch = 4\n}}")),
         ["not available yet: optimizer `muon`; there is adamw(beta1, beta2, eps, decay)"]
     );
+}
+
+#[test]
+fn how_requests_are_served_is_read_as_data() {
+    let text =
+        small("serve pages { batch = 2 * n  paged = 64  pages = 40 }\nserve one { batch = 1 }");
+    let read = |name: &'static str| {
+        let read = move |tree: &Tree, diags: &mut Vec<Diag>| settings::serve(tree, name, diags);
+        with_tree(Path::new("test.model"), Some(&text), &Overrides::default(), read)
+    };
+    let pages = Serve { batch: Some(8), page: Some(64), pages: Some(40) };
+    assert_eq!(read("pages"), (Some(pages), vec![]));
+    assert_eq!(read("one"), (Some(Serve { batch: Some(1), ..Serve::default() }), vec![]));
+    let want = "`M` has no serve block `page`; did you mean `pages`?";
+    assert_eq!(read("page"), (None, vec![want.to_string()]));
+}
+
+#[test]
+fn wrong_ways_to_serve_are_explained() {
+    let serve = |keys: &str| said(&format!("serve s {{ {keys} }}"));
+    let needs_pages = "add `paged = 64`, the positions of a page";
+    assert_eq!(
+        serve("batch = 4"),
+        [format!("several requests at once have their caches in pages; {needs_pages}")]
+    );
+    assert_eq!(
+        serve("pages = 4"),
+        [format!("there are no pages without their size; {needs_pages}")]
+    );
+    assert_eq!(serve("paged = 0"), ["`paged` takes a whole number from 1, found 0"]);
+    assert_eq!(serve("pagd = 4"), ["a serve block has no key `pagd`; did you mean `paged`?"]);
+    let other = "not available yet: a cache of another type than f32; \
+                 a precision block says what caches are stored as";
+    assert_eq!(serve("cache = bf16"), [other]);
+    assert_eq!(serve("cache = f32\nspeculative = 0\nbatch = 4\npaged = 1"), [""; 0]);
 }
 
 #[test]

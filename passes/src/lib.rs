@@ -20,6 +20,7 @@ pub mod hoist;
 pub mod inline;
 pub mod keep_results;
 pub mod overlap;
+pub mod page_caches;
 pub mod policy;
 pub mod quantize;
 pub mod rewrite;
@@ -94,6 +95,17 @@ pub struct PassCx {
     pub two_batches: bool,
     /// The second half of a batch is half a layer behind the first, as in decoding.
     pub staggered: bool,
+    /// Caches lie in pages.
+    pub pages: Option<Pages>,
+}
+
+/// The pools that caches become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pages {
+    /// Positions of a page.
+    pub size: u64,
+    /// Pages of a pool.
+    pub count: u64,
 }
 
 /// Copies of experts, beyond one of each.
@@ -309,6 +321,7 @@ pub const PIPELINE: &[Pass] = &[
     schedule_pipeline::PASS, // after `shard`: what it left of the loops is this rank's
     zero::PASS,     // after `shard`: it scatters the sums over ranks
     absorb::PASS,   // before `fuse`: the products it makes are there to be fused
+    page_caches::PASS, // after `absorb`: what is left of caches is read in order or by attention
     save_codes::PASS, // before `inline`: what is saved is what functions return
     quantize::PASS, // on the differentiated graph: all three products of a map are there
     watch::PASS,    // before `hoist` and `inline`: operands stand beside their products

@@ -5,7 +5,8 @@
 //! Options: `gradients`, `apart`, `two_batches`, `staggered`, `everything`, `no_wide` (saved),
 //! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `sequence` (those divide
 //! tokens), `zero`, `watch=SITE`, `communication_sms=N`, `redundant=N` (copies of experts),
-//! `exchange_capacity=N`. If the last pass must refuse the input, the expectation is `error: ..`.
+//! `exchange_capacity=N`, `pages=PAGESxPOSITIONS`. If the last pass must refuse the input, the
+//! expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};
@@ -15,7 +16,7 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{Copies, Mesh, PassCx, Pipeline, Save, Train, by_name, run_pass};
+use weft_passes::{Copies, Mesh, Pages, PassCx, Pipeline, Save, Train, by_name, run_pass};
 use weft_schedule::{Name, Size, generate};
 
 use crate::case::{Case, Outcome, all, without_places};
@@ -53,6 +54,13 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("exchange_capacity", n) => {
                 let capacity = n.parse().map_err(|_| "exchange_capacity is a number")?;
                 cx.exchange_capacity = Some(capacity);
+            }
+            // As `pages=PAGESxPOSITIONS`.
+            ("pages", pool) => {
+                let size = pool.split_once('x');
+                let size = size.and_then(|(p, n)| Some((p.parse().ok()?, n.parse().ok()?)));
+                let (count, size) = size.ok_or("pages are PAGESxPOSITIONS")?;
+                cx.pages = Some(Pages { count, size });
             }
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,

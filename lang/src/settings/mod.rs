@@ -1,7 +1,7 @@
 //! What the blocks `train`, `precision`, `parallel` and `serve` say, typed and checked.
 //!
 //! `train` is one block's settings, `precision` another's, with the `selector`s of its rules,
-//! `parallel` a third's; `available` checks `serve` and refuses what this version does not do,
+//! `parallel` a third's, `serve` the last's, which refuses what this version does not do;
 //! `published` writes the model's constants as a `config.json`. The structs here serialize to the
 //! form that the runtime reads back from an executable graph.
 //!
@@ -9,7 +9,6 @@
 //! the train block. So `--set depth=4 --set steps=20` changes one of each, and a model with a
 //! constant `steps` keeps it to itself.
 
-mod available;
 pub mod gemm;
 mod keys;
 pub mod parallel;
@@ -18,6 +17,7 @@ mod published;
 pub mod recipe;
 mod schedule;
 mod selector;
+mod serve;
 mod train;
 
 pub use parallel::{Order, Parallel, parallel};
@@ -25,6 +25,7 @@ pub use precision::{Precision, choose as choose_precision};
 pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};
 pub use selector::Selector;
+pub use serve::{Serve, serve};
 pub use train::{AdamW, Recompute, TrainSettings, train};
 
 use crate::ast;
@@ -55,7 +56,9 @@ pub fn check(tree: &Tree, diags: &mut Vec<Diag>) {
             ast::BlockKind::Parallel => {
                 parallel::read(tree, block, diags);
             }
-            ast::BlockKind::Serve => available::check(tree, block, diags),
+            ast::BlockKind::Serve => {
+                serve::read(tree, block, diags);
+            }
         }
     }
 }
@@ -125,8 +128,42 @@ fn schedule_names(program: &ast::Program) -> Vec<&str> {
         .collect()
 }
 
+/// The block of a kind that is called `name`.
+fn named<'a>(
+    tree: &Tree<'a>,
+    of: ast::BlockKind,
+    name: &str,
+    diags: &mut Vec<Diag>,
+) -> Option<&'a ast::Block> {
+    let blocks: Vec<&'a ast::Block> =
+        tree.blocks.iter().copied().filter(|b| b.kind == of).collect();
+    if let Some(block) = blocks.iter().find(|b| b.name.text == name) {
+        return Some(block);
+    }
+    let here = match tree.root().body {
+        Body::Model(m) => m.name.span,
+        Body::Module(m) => m.name.span,
+    };
+    let kind = kind_name(of);
+    let why = format!("`{}` has no {kind} block `{name}`", tree.name);
+    let names: Vec<&str> = blocks.iter().map(|b| b.name.text.as_str()).collect();
+    let mut diag = Diag::error(here, why).did_you_mean(name, names.iter().copied());
+    if diag.hint.is_none() {
+        diag = diag.hint(match names.len() {
+            0 => format!("add `{kind} {name} {{ ... }}`"),
+            _ => format!("there are: {}", names.join(", ")),
+        });
+    }
+    diags.push(diag);
+    None
+}
+
 fn kind(block: &ast::Block) -> &'static str {
-    match block.kind {
+    kind_name(block.kind)
+}
+
+fn kind_name(kind: ast::BlockKind) -> &'static str {
+    match kind {
         ast::BlockKind::Precision => "precision",
         ast::BlockKind::Parallel => "parallel",
         ast::BlockKind::Train => "train",

@@ -12,6 +12,7 @@ use weft_ir::op::Op;
 use weft_schedule::generate::{self, Name, Size};
 
 use super::keys::Keys;
+use super::named;
 use crate::ast::{self, BlockKind, EntryValue, ExprKind};
 use crate::diag::Diag;
 use crate::elaborate::Tree;
@@ -139,25 +140,8 @@ impl Parallel {
 
 /// The parallel block called `name`.
 pub fn parallel(tree: &Tree, name: &str, diags: &mut Vec<Diag>) -> Option<Parallel> {
-    let blocks = || tree.blocks.iter().filter(|b| b.kind == BlockKind::Parallel);
-    if let Some(block) = blocks().find(|b| b.name.text == name) {
-        return read(tree, block, diags);
-    }
-    let here = match tree.root().body {
-        Body::Model(m) => m.name.span,
-        Body::Module(m) => m.name.span,
-    };
-    let why = format!("`{}` has no parallel block `{name}`", tree.name);
-    let names: Vec<&str> = blocks().map(|b| b.name.text.as_str()).collect();
-    let mut diag = Diag::error(here, why).did_you_mean(name, names.iter().copied());
-    if diag.hint.is_none() {
-        diag = diag.hint(match names.len() {
-            0 => format!("add `parallel {name} {{ ... }}`"),
-            _ => format!("there are: {}", names.join(", ")),
-        });
-    }
-    diags.push(diag);
-    None
+    let block = named(tree, BlockKind::Parallel, name, diags)?;
+    read(tree, block, diags)
 }
 
 /// One block; `None` if anything is wrong with it.

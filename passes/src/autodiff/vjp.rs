@@ -481,6 +481,9 @@ impl Cx<'_> {
         if dys[1].is_some() {
             return self.refuse("no derivative for the log of its denominator");
         }
+        if self.o.attrs.get_flag("pages") {
+            return self.refuse("no derivative flows into caches in pages");
+        }
         let n = 2 * self.ints(&["parts"])[0] as usize + 1;
         let dy = dys[0].ok_or_else(|| TypeError("no derivative to go on with".into()))?;
         let mut xs = self.o.operands[..n].to_vec();

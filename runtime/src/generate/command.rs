@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use weft_graph::Graph;
 
+use super::batch::Batch;
 use super::unit::{Unit, Work};
-use super::{DECODE, GenerateError, Generator, RANKS, Sampling, tokenizer};
+use super::{DECODE, GenerateError, Generated, Generator, RANKS, Sampling, tokenizer};
 use crate::checkpoint::reader::CheckpointReader;
 use crate::checkpoint::{CONFIG, run_folder};
 use crate::data::tokenizer::Tokenizer;
@@ -124,6 +126,9 @@ pub fn generate(graph: Graph, args: &TextArgs) -> Result<(), GenerateError> {
     let threads = args.threads.unwrap_or_else(Cpu::threads_here).max(1);
     let device = args.device.open(threads).map_err(ExecError::from)?;
     let program = Program::load(graph, device)?;
+    if Batch::takes(&program) {
+        return at_once(&program, args, &checkpoint);
+    }
     let mut generator = Generator::load(&program, &checkpoint)?;
     let prompts = args.prompt_ids(&folder)?;
     if args.prompt.is_empty() {
@@ -180,17 +185,7 @@ fn n_ranks(graph: &Graph) -> usize {
 /// their prompts.
 fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<(), GenerateError> {
     let checkpoint = CheckpointReader::open(folder)?;
-    let prompts = args.prompt_ids(folder)?;
-    let tokenizer = match args.prompt.is_empty() {
-        true => None,
-        false => Some(tokenizer(args.tokenizer.as_deref(), folder)?),
-    };
-    let work = Work {
-        prompts,
-        max_new: args.max_new,
-        sampling: args.sampling(),
-        end: tokenizer.as_ref().and_then(|t| end(t, &checkpoint)),
-    };
+    let (work, tokenizer) = work(args, &checkpoint)?;
     let threads = (args.threads.unwrap_or_else(Cpu::threads_here) / n).max(1);
     let (limit, stop) = (args.ranks.limit()?, work.end);
     let (device, transport, of) = (args.device, args.ranks.transport, folder.to_owned());
@@ -212,9 +207,49 @@ fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<()
     }
     // Every rank has the texts of all.
     let made = all.into_iter().next().unwrap_or_default();
+    let made: Vec<Generated> = made.into_iter().map(|(_, made)| made).collect();
+    show(&made, args, tokenizer.as_ref(), stop);
+    Ok(())
+}
+
+/// Several requests over caches in pages; texts are shown when all are there.
+fn at_once(
+    program: &Arc<Program>,
+    args: &TextArgs,
+    checkpoint: &CheckpointReader,
+) -> Result<(), GenerateError> {
+    let (work, tokenizer) = work(args, checkpoint)?;
+    let (made, report) = Batch::load(program, checkpoint)?.run(&work)?;
+    show(&made, args, tokenizer.as_ref(), work.end);
+    eprintln!("{report}");
+    Ok(())
+}
+
+/// What is asked for, and the tokenizer that texts need.
+fn work(
+    args: &TextArgs,
+    checkpoint: &CheckpointReader,
+) -> Result<(Work, Option<Tokenizer>), GenerateError> {
+    let folder = checkpoint.folder();
+    let prompts = args.prompt_ids(folder)?;
+    let tokenizer = match args.prompt.is_empty() {
+        true => None,
+        false => Some(tokenizer(args.tokenizer.as_deref(), folder)?),
+    };
+    let work = Work {
+        prompts,
+        max_new: args.max_new,
+        sampling: args.sampling(),
+        end: tokenizer.as_ref().and_then(|t| end(t, checkpoint)),
+    };
+    Ok((work, tokenizer))
+}
+
+/// Prints what came of each prompt, in their order.
+fn show(made: &[Generated], args: &TextArgs, tokenizer: Option<&Tokenizer>, stop: Option<u32>) {
     let mut out = std::io::stdout().lock();
-    for (number, made) in made {
-        let line = match &tokenizer {
+    for (number, made) in made.iter().enumerate() {
+        let line = match tokenizer {
             None => list(&made.ids),
             Some(tokenizer) => {
                 let mut decoder = tokenizer.decoder();
@@ -229,5 +264,4 @@ fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<()
         }
         eprintln!("{made}");
     }
-    Ok(())
 }

@@ -3,9 +3,12 @@
 //!
 //! `prefill` reads up to as many tokens as the cache holds and leaves what `cache` marks; `decode`
 //! reads one and gives its logits too. Both take `start`, the place of their first token. The last
-//! token of a prompt is decoded, since the logits of those before are of no use.
+//! token of a prompt is decoded, since the logits of those before are of no use. Where caches lie
+//! in pages, both take those of each request, and `decode` a token of several requests (`batch`).
 
+pub mod batch;
 pub mod command;
+pub mod pages;
 mod sample;
 pub mod unit;
 
@@ -31,6 +34,9 @@ pub const PREFILL: &str = "prefill";
 pub const DECODE: &str = "decode";
 /// Key of an entry's meta: positions the cache holds.
 pub const CONTEXT: &str = "context";
+/// Keys of an entry's meta: positions of a page, and pages of a pool, where caches lie in pages.
+pub const PAGE: &str = "page";
+pub const POOL: &str = "pool";
 /// Key of an entry's meta: the ranks that generate together.
 pub const RANKS: &str = "ranks";
 /// Key of an entry's meta: the dims that `config.json` gave when the graph was compiled.
@@ -69,6 +75,23 @@ pub enum GenerateError {
     Start(#[from] StartError),
     #[error("{0}")]
     Fault(String),
+    #[error(
+        "request {request} needs {needed} pages of {size} positions to reach position {position}, \
+             and none is left: the pool has {n_pages}, and {open} requests are open; \
+             give more --pages, a smaller --batch or fewer tokens (--max-new)"
+    )]
+    NoPage {
+        /// Its place among the prompts, from 1 on.
+        request: usize,
+        /// The position that it has no page for, from 1 on, and the pages it would then have.
+        position: usize,
+        needed: usize,
+        size: usize,
+        n_pages: usize,
+        open: usize,
+    },
+    #[error("the graph has caches in pages, which several requests share; run it as a `Batch`")]
+    Paged,
     #[error(transparent)]
     Rank(#[from] Box<crate::ranks::RankError>),
     #[error("{name}: expected {expected}, found {found}")]
@@ -155,6 +178,9 @@ impl Generator {
         program: &Arc<Program>,
         checkpoint: &CheckpointReader,
     ) -> Result<Generator, GenerateError> {
+        if batch::Batch::takes(program) {
+            return Err(GenerateError::Paged);
+        }
         let store = Store::new(Arc::clone(program.device()));
         Ok(Generator { entries: Entries::load(program, checkpoint, &store, "logits")? })
     }

@@ -1,0 +1,250 @@
+//! Caches in pages through the command line: requests of all lengths share a pool and go on with
+//! the tokens that caches in one piece give; a table that points elsewhere is noticed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use weft_graph::Graph;
+use weft_runtime::checkpoint::reader::CheckpointReader;
+use weft_runtime::device::Cpu;
+use weft_runtime::exec::{Program, Session, Store};
+use weft_runtime::generate::batch::PAGES;
+use weft_runtime::weights;
+
+/// Prompts of unlike lengths.
+const PROMPTS: [&str; 5] = ["5,6,7,8,9", "1,2,3", "9,4", "11", "3,2,1,7"];
+/// A model and a reference case: latents that all heads share, and keys and values of groups.
+const MODELS: [(&str, &str); 2] = [("deepseek_v3.model", "v3-grouped"), ("llama.model", "llama")];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn checkpoint(case: &str) -> String {
+    root().join("tests/golden").join(case).display().to_string()
+}
+
+fn model(name: &str) -> String {
+    root().join("models").join(name).display().to_string()
+}
+
+/// What it prints, and what it says.
+fn weft(args: &[&str]) -> Result<(String, String), String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_weft")).args(args).output().expect("weft runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints text");
+    match output.status.success() {
+        true => Ok((text(output.stdout), text(output.stderr))),
+        false => Err(text(output.stderr)),
+    }
+}
+
+/// How `model` goes on after each prompt, with 12 tokens.
+fn generate(model: &str, case: &str, more: &[&str]) -> Result<(String, String), String> {
+    continued(model, case, (&PROMPTS, "12"), more)
+}
+
+fn continued(
+    model: &str,
+    case: &str,
+    (prompts, max_new): (&[&str], &str),
+    more: &[&str],
+) -> Result<(String, String), String> {
+    let checkpoint = checkpoint(case);
+    let mut args = vec!["generate", model, "--checkpoint", &checkpoint, "--greedy"];
+    args.extend(prompts.iter().flat_map(|ids| ["--token-ids", ids]));
+    args.extend(["--max-new", max_new]);
+    weft(&[&args, more].concat())
+}
+
+const CONTEXT: [&str; 2] = ["--context", "32"];
+
+/// The report's numbers by the words behind them.
+fn report(said: &str) -> (u64, u64, u64) {
+    let line = said.lines().find(|l| l.starts_with("caches: ")).expect("a report");
+    let numbers = line.split([' ', ',']).filter_map(|word| word.parse().ok());
+    let numbers: Vec<f64> = numbers.collect();
+    // Used, of the pool, positions of a page, MiB, MiB, handed out.
+    (numbers[0] as u64, numbers[1] as u64, numbers[5] as u64)
+}
+
+#[test]
+fn tokens_are_those_of_caches_in_one_piece() {
+    for (name, case) in MODELS {
+        let model = model(name);
+        let run = |more: &[&str]| generate(&model, case, &[&CONTEXT, more].concat());
+        for precision in ["f32", "bf16"] {
+            let precision = ["--precision", precision];
+            let (whole, _) = run(&precision).expect("in one piece");
+            assert_eq!(whole.lines().count(), PROMPTS.len());
+            // All at once; two at a time, in pages that others have had; pages that a context is
+            // no multiple of; one page for each.
+            for pages in [
+                &["--page", "4"][..],
+                &["--page", "4", "--batch", "2", "--pages", "8"],
+                &["--page", "5", "--batch", "3"],
+                &["--page", "32", "--batch", "1"],
+            ] {
+                let (paged, said) = run(&[&precision, pages].concat()).expect("in pages");
+                assert_eq!(paged, whole, "{name}, {precision:?}, {pages:?}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn on_gpus_kernels_read_and_write_through_the_table() {
+    for ((name, case), precision) in MODELS.into_iter().zip(["bf16", "f32"]) {
+        let model = model(name);
+        let few = (&PROMPTS[..3], "6");
+        let given = [&CONTEXT[..], &["--device", "ptx", "--precision", precision]].concat();
+        let (whole, _) = continued(&model, case, few, &given).expect("in one piece");
+        let pages = [&given[..], &["--page", "4", "--batch", "2"]].concat();
+        let (paged, said) = continued(&model, case, few, &pages).expect("in pages");
+        assert_eq!(paged, whole, "{name} in {precision}: {said}");
+    }
+}
+
+#[test]
+fn a_pool_holds_what_is_used_and_pages_are_used_again() {
+    let model = model("deepseek_v3.model");
+    let given = ["--context", "32", "--page", "4", "--batch", "2", "--pages", "8"];
+    let (_, said) = generate(&model, "v3-grouped", &given).expect("in pages");
+    // Prompts and tokens but the last fill 16, 14, 13, 12 and 15 positions.
+    assert_eq!(report(&said), (8, 8, 4 + 4 + 4 + 3 + 4), "{said}");
+    assert!(said.contains("in one piece, 2 of 32 positions, they would take"), "{said}");
+}
+
+#[test]
+fn a_pool_without_a_page_names_request_pages_and_remedy() {
+    let model = model("deepseek_v3.model");
+    let run = |more: &[&str]| {
+        let given = ["--context", "32", "--page", "4"];
+        generate(&model, "v3-grouped", &[&given, more].concat()).expect_err("no page is left")
+    };
+    let growing = run(&["--batch", "2", "--pages", "6"]);
+    let why = "request 1 needs 4 pages of 4 positions to reach position 13, and none is left: the \
+               pool has 6, and 2 requests are open; give more --pages, a smaller --batch or fewer \
+               tokens (--max-new)";
+    assert!(growing.contains(why), "{growing}");
+    let first = run(&["--pages", "1"]);
+    assert!(first.contains("request 1 needs 2 pages of 4 positions"), "{first}");
+    assert!(first.contains("the pool has 1, and 0 requests are open"), "{first}");
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let model = model("deepseek_v3.model");
+    let refused = |more: &[&str]| generate(&model, "v3-grouped", more).expect_err("it is refused");
+    let batch = refused(&["--batch", "4"]);
+    assert!(batch.contains("several requests at once have their caches in pages"), "{batch}");
+    let pages = refused(&["--pages", "4"]);
+    assert!(pages.contains("give --page 64 too"), "{pages}");
+    let ranks = refused(&["--page", "4", "--ranks", "2"]);
+    assert!(ranks.contains("not available yet: caches in pages on several ranks"), "{ranks}");
+}
+
+/// A graph that was written, with what a serve block says.
+fn written(dir: &Path) -> PathBuf {
+    let path = dir.join("served.model");
+    let text = format!(
+        "weft 1\nuse \"{}\"\nmodel Served from DeepSeekV3 {{\n\
+         serve pages {{ batch = 2  paged = 4  pages = 20 }}\n}}\n",
+        model("deepseek_v3.model")
+    );
+    std::fs::write(&path, text).expect("a file");
+    let graph = dir.join("served.weft");
+    let (from, to) = (path.display().to_string(), graph.display().to_string());
+    let checkpoint = checkpoint("v3-grouped");
+    let compile = ["compile", &from, "--for", "decode", "--serve", "pages", "--sequence", "32"];
+    weft(&[&compile[..], &["--checkpoint", &checkpoint, "-o", &to]].concat()).expect("a graph");
+    graph
+}
+
+#[test]
+fn a_graph_keeps_what_a_serve_block_says() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let graph = written(dir.path()).display().to_string();
+    let (whole, _) = generate(&model("deepseek_v3.model"), "v3-grouped", &CONTEXT).expect("tokens");
+    let (paged, said) = generate(&graph, "v3-grouped", &[]).expect("tokens");
+    assert_eq!(paged, whole);
+    assert_eq!(report(&said).1, 20, "{said}");
+    let why = generate(&graph, "v3-grouped", &["--page", "8"]).expect_err("it has its own");
+    assert!(why.contains("--page changes what is compiled"), "{why}");
+}
+
+/// The entries of a graph over one store, with the weights of its model.
+struct Model {
+    prefill: Session,
+    decode: Session,
+    store: Arc<Store>,
+}
+
+impl Model {
+    fn open(path: &Path) -> Model {
+        let device = Arc::new(Cpu::new(2).expect("threads"));
+        let graph = Graph::open(path).expect("a graph");
+        let program = Program::load(graph, device.clone()).expect("it loads");
+        let store = Store::new(device);
+        let session = |name| Session::new(&program, name, &store).expect("an entry");
+        let (prefill, decode) = (session("prefill"), session("decode"));
+        let from = CheckpointReader::open(Path::new(&checkpoint("v3-grouped"))).expect("weights");
+        weights::load(&store, &from).expect("they fit");
+        Model { prefill, decode, store }
+    }
+
+    fn read(&mut self, tokens: &[i32], pages: [i32; 8]) {
+        self.prefill.set_dim("S", tokens.len() as i64).expect("a dim");
+        self.prefill.write_input("tokens", tokens).expect("tokens");
+        self.prefill.write_input("start", &[0i32]).expect("a start");
+        self.prefill.write_input(PAGES, &pages).expect("pages");
+        self.prefill.run().expect("it runs");
+    }
+
+    /// The logits after token 5 at position 10.
+    fn next(&mut self, pages: [i32; 8]) -> Vec<f32> {
+        self.decode.set_dim("B", 1).expect("a dim");
+        self.decode.write_input("tokens", &[5i32]).expect("a token");
+        self.decode.write_input("start", &[10i32]).expect("a start");
+        self.decode.write_input(PAGES, &pages).expect("pages");
+        self.decode.run().expect("it runs");
+        self.decode.read_output("logits").expect("logits")
+    }
+
+    /// Copies a page of every layer of every cache.
+    fn copy_page(&self, from: usize, to: usize) {
+        let entry = self.decode.entry();
+        for cache in entry.buffers.iter().filter_map(|b| b.alias).map(|id| entry.buffer(id)) {
+            let dims: Vec<i64> = cache.dims.iter().map(|d| d.eval(&[])).collect();
+            let (layers, pages) = (dims[0] as usize, dims[1] as usize);
+            let kept = self.store.get(&cache.name).expect("a cache");
+            let page_bytes = kept.size_bytes() / layers / pages;
+            for layer in 0..layers {
+                let at = |page: usize| (layer * pages + page) * page_bytes;
+                let mut bytes = vec![0u8; page_bytes];
+                self.store.read_bytes(&cache.name, at(from), &mut bytes).expect("a page");
+                self.store.write_bytes(&cache.name, at(to), &bytes).expect("a page");
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_follow_from_the_pages_that_the_table_names() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut model = Model::open(&written(dir.path()));
+    model.read(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [3, 7, 1, -1, -1, -1, -1, -1]);
+    let expected = model.next([3, 7, 1, -1, -1, -1, -1, -1]);
+    assert!(expected.iter().any(|x| *x != 0.0));
+    // Pages in another order, and one that holds nothing of the request.
+    assert_ne!(model.next([7, 3, 1, -1, -1, -1, -1, -1]), expected);
+    assert_ne!(model.next([3, 12, 1, -1, -1, -1, -1, -1]), expected);
+    // The same pages elsewhere, to the bit; a page behind the last position is not looked at.
+    for (from, to) in [(3, 19), (7, 0), (1, 5)] {
+        model.copy_page(from, to);
+    }
+    assert_eq!(model.next([19, 0, 5, -1, -1, -1, -1, -1]), expected);
+    assert_eq!(model.next([19, 0, 5, 12, -1, -1, -1, -1]), expected);
+    // A table that names pages of no pool reads nothing outside it.
+    model.next([3, 700, 1, -1, -1, -1, -1, -1]);
+}
