@@ -312,7 +312,7 @@ ops! {
     {; ty: Bool, dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints,
      site: Name, role: ROLES} grouped_matmul [Pure Contraction] CostRule::GroupedMatmul;
   /// Its weight derivative: `z[e, m, n] = Σ_(r in segment e) x[r, m] y[r, n]`; zero for an empty
-  /// segment. `dtype` as in `matmul`.
+  /// segment. Rows behind the last segment are left out. `dtype` as in `matmul`.
   GroupedOuter "grouped_outer" ("x" "y" "offsets" "..")
     {; dtype: DType, promote: Int, accumulate: SUMS, x_group: Ints, y_group: Ints, site: Name,
      role: ROLES} grouped_outer [Pure Contraction] CostRule::GroupedMatmul;

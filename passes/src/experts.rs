@@ -26,39 +26,49 @@
 //! since both halves of a layer's backward share what is sent; whole quantized values, so before
 //! `split_quantized`.
 
+mod gradients;
+mod own;
 mod rows;
 
 use std::collections::BTreeMap;
 
 use weft_ir::attr::{Attr, Attrs};
 use weft_ir::dim::{Dim, SymId, SymKind};
-use weft_ir::module::{Func, Module, OpData, OpId, ValueId};
+use weft_ir::module::{Func, FuncId, Module, OpData, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::{AxisId, Type};
 
 use crate::hoist::store_narrow;
 use crate::rewrite::{Copier, callee, carry, stacked};
 use crate::shard::experts::{EXPERTS, before, expert_dims};
-use crate::{Pass, PassCx, PassError, Stats};
+use crate::{ExpertGradients, Pass, PassCx, PassError, Stats};
+use gradients::Gradients;
 use rows::Groups;
 
 pub const PASS: Pass = Pass { name: "experts", requires: &[], establishes: &[], run };
 
-pub fn run(module: &mut Module, _: &PassCx) -> Result<Stats, PassError> {
+pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let Some(axis) = module.find_axis(EXPERTS) else { return Ok(Stats::default()) };
     let n = module.axes[axis.0 as usize].size;
     let params = expert_dims(module);
+    let gradients = match cx.mesh.map(|m| m.expert_gradients) {
+        Some(ExpertGradients::AtExperts) => Gradients::find(module, axis)?,
+        _ => Gradients::none(module, axis),
+    };
     let mut n_exchanges = 0;
     for i in 0..module.funcs.len() {
-        let func = module.funcs[i].clone();
-        let weights = weights(&func, &params, axis).map_err(|e| e.within(&func))?;
+        let (id, func) = (FuncId(i as u32), module.funcs[i].clone());
+        let mut weights = weights(&func, &params, axis).map_err(|e| e.within(&func))?;
+        weights.extend(gradients.of(id));
         let groups = Groups::of(module, &func).map_err(|e| e.within(&func))?;
         let mut send = Send {
             module,
+            id,
             func: &func,
             axis,
             n,
             weights,
+            gradients: &gradients,
             groups,
             there: BTreeMap::new(),
             offsets: BTreeMap::new(),
@@ -137,10 +147,13 @@ fn is_gather(op: &OpData, axis: AxisId) -> bool {
 /// A function whose rows are sent.
 struct Send<'a> {
     module: &'a Module,
+    id: FuncId,
     func: &'a Func,
     axis: AxisId,
     n: u64,
+    /// What a rank has of its experts alone, with their dim: weights, and gradients that stay.
     weights: BTreeMap<ValueId, usize>,
+    gradients: &'a Gradients,
     groups: Groups,
     /// Rows as they lie with the experts, so far; the copy's own map has them where they come from.
     there: BTreeMap<ValueId, ValueId>,
@@ -184,7 +197,8 @@ impl Send<'_> {
     }
 
     fn op(&mut self, copy: &mut Copier, id: OpId, op: &OpData) -> Result<(), PassError> {
-        if is_gather(op, self.axis) && self.weights.contains_key(&op.results[0]) {
+        let gathers = is_gather(op, self.axis) && self.weights.contains_key(&op.results[0]);
+        if gathers || self.gradients.ends(self.id, op) {
             copy.set(op.results[0], copy.get(op.operands[0]));
             return Ok(());
         }
@@ -198,6 +212,9 @@ impl Send<'_> {
         if self.groups.makes(op) {
             return Ok(());
         }
+        if self.contracts(op) {
+            return self.contract(copy, op);
+        }
         let gone = op.operands.iter().any(|x| self.there.contains_key(x));
         if gone && rows::one_by_one(self.func, op) {
             let made = self.emit_there(copy, op)?;
@@ -210,7 +227,7 @@ impl Send<'_> {
         for x in &op.operands {
             self.here(copy, *x)?;
         }
-        if op.op.has(Trait::State) || op.op.has(Trait::Collective) || !self.touches(op) {
+        if op.op.has(Trait::State) || !self.touches(op) {
             copy.op(id);
             return Ok(());
         }
@@ -223,13 +240,7 @@ impl Send<'_> {
     }
 
     fn emit_here(&self, copy: &mut Copier, op: &OpData) -> Result<(), PassError> {
-        let xs: Vec<ValueId> = op.operands.iter().map(|x| copy.get(*x)).collect();
-        let mut attrs = op.attrs.clone();
-        if let (Op::Reshape, Some(dim)) = (op.op, self.weights.get(&op.results[0])) {
-            let own = self.own(self.func.ty(op.results[0]), *dim)?;
-            attrs = attrs.with("shape", Attr::Dims(own.dims));
-        }
-        let made = copy.to.emit_all(op.op, &xs, attrs)?;
+        let made = self.emit_own(copy, op)?;
         op.results.iter().zip(made).for_each(|(r, made)| copy.bind(*r, made));
         Ok(())
     }
@@ -266,10 +277,11 @@ impl Send<'_> {
 
     fn call(&mut self, copy: &mut Copier, op: &OpData) -> Result<(), PassError> {
         let mut xs = vec![];
-        for x in &op.operands {
+        for (i, x) in op.operands.iter().enumerate() {
+            let dim = self.gradients.handed(op, i);
             xs.push(match self.groups.is_rows(*x) {
                 true => self.there(copy, *x)?,
-                false => copy.get(*x),
+                false => self.own_operand(copy, *x, dim)?,
             });
         }
         let made = copy.to.emit_calling(self.module, op.op, &xs, op.attrs.clone())?;

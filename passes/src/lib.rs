@@ -108,6 +108,14 @@ pub struct Pages {
     pub count: u64,
 }
 
+impl PassCx {
+    /// Are rows that were sent to experts kept there for the derivative, and not sent again?
+    fn keeps_rows(&self) -> bool {
+        let at_experts = |m: &Mesh| m.expert_gradients == ExpertGradients::AtExperts;
+        self.mesh.as_ref().is_some_and(|m| m.experts > 1 && at_experts(m))
+    }
+}
+
 /// Copies of experts, beyond one of each.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Copies {
@@ -158,10 +166,24 @@ pub struct Mesh {
     pub sequence: bool,
     /// Neighbours along `data` that have the experts of a layer between them; divides `data`.
     pub experts: u64,
+    /// Where gradients of these experts' weights are contracted.
+    pub expert_gradients: ExpertGradients,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
     /// Multiprocessors that carry what ranks send each other; 0 where nothing is said.
     pub communication_sms: u64,
+}
+
+/// Where the rows are from which gradients of experts' weights are contracted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ExpertGradients {
+    /// Where they come from, as one rank has them: its bits, and on each rank the gradients of all
+    /// experts until the end of a step.
+    #[default]
+    AtSource,
+    /// With the experts: a rank has the gradients of its own. Rows of a micro-batch come from all
+    /// sources at once, which is another order of sums than that of one rank.
+    AtExperts,
 }
 
 impl Default for Mesh {
@@ -178,6 +200,7 @@ impl Mesh {
         tensor: 1,
         sequence: false,
         experts: 1,
+        expert_gradients: ExpertGradients::AtSource,
         zero: false,
         communication_sms: 0,
     };

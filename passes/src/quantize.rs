@@ -67,13 +67,18 @@ fn recipe<'a>(cx: &'a PassCx, op: &OpData) -> Result<Option<&'a Recipe>, PassErr
 /// Rows that come to `op` from other tokens' places travel as codes.
 fn dispatched(b: &mut Builder, op: &mut OpData, format: &Format) -> Result<(), PassError> {
     for x in &mut op.operands {
-        let Some(mut dispatch) = made_by(b, *x, Op::Dispatch) else { continue };
-        let codes = quantize(b, dispatch.operands[0], format)?;
-        let to = Attrs::new().with("dtype", Attr::DType(b.ty(*x).dtype));
-        dispatch.operands[0] = b.emit(Op::Dequantize, &[codes], to)?;
-        *x = b.emit(Op::Dispatch, &dispatch.operands, dispatch.attrs)?;
+        *x = rounded_rows(b, *x, format)?;
     }
     Ok(())
+}
+
+/// Rows that `dispatch` makes, of tokens rounded to `format`; any other value as it is.
+pub fn rounded_rows(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
+    let Some(mut dispatch) = made_by(b, x, Op::Dispatch) else { return Ok(x) };
+    let codes = quantize(b, dispatch.operands[0], format)?;
+    let to = Attrs::new().with("dtype", Attr::DType(b.ty(x).dtype));
+    dispatch.operands[0] = b.emit(Op::Dequantize, &[codes], to)?;
+    Ok(b.emit(Op::Dispatch, &dispatch.operands, dispatch.attrs)?)
 }
 
 fn made_by(b: &Builder, x: ValueId, op: Op) -> Option<OpData> {

@@ -12,7 +12,8 @@
 //! what the backward pass computes from them has their rounding, and what lies in memory their
 //! size: bf16 takes 2 bytes, e4m3 with an f32 for 128 1.03, e5m6 with a power of two 1.51.
 //! Backward functions begin with `dequantize`. Where a product reads codes of the same format,
-//! `cse` makes both one. Cost: three walks over the functions of derivatives and their callers.
+//! `cse` makes both one. Rows that experts keep (`ExpertGradients::AtExperts`) are kept as they are
+//! sent: what `bwd_input` hands on of them is the codes that its product reads. Cost: three walks over the functions of derivatives and their callers.
 //! Requires: derivatives; before `inline`, while what is saved is what functions return.
 
 mod across;
@@ -27,7 +28,7 @@ use weft_ir::op::{Op, Trait};
 use weft_ir::ty::DType;
 
 use crate::policy::{Format, Policy};
-use crate::quantize::quantize;
+use crate::quantize::{quantize, rounded_rows};
 use crate::rewrite::Copier;
 use crate::{Pass, PassCx, PassError, Stats};
 
@@ -36,9 +37,12 @@ pub const PASS: Pass = Pass { name: "save_codes", requires: &[], establishes: &[
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let mut saved = 0;
     for i in 0..module.funcs.len() {
-        let Some(n_own) = own_results(module, &module.funcs[i]) else { continue };
         let func = &module.funcs[i];
-        let formats = saved_values(&cx.policy, func, n_own);
+        let (n_own, formats) = match own_results(module, func) {
+            Some(n_own) => (n_own, saved_values(&cx.policy, func, n_own)),
+            None if cx.keeps_rows() => (0, kept_rows(&cx.policy, func)),
+            None => continue,
+        };
         if formats.is_empty() {
             continue;
         }
@@ -62,6 +66,8 @@ fn own_results(module: &Module, func: &Func) -> Option<usize> {
 #[derive(Clone, Debug)]
 struct Saved {
     format: Format,
+    /// What rows are on their way to their experts.
+    sent: Option<Format>,
     /// The product that asks for it.
     product: OpId,
     /// The dims in which the product reads or makes it: groups run over the last two.
@@ -119,6 +125,10 @@ fn with_rounded(
 /// `x` as its codes have it.
 fn through_codes(b: &mut Builder, x: ValueId, saved: &Saved) -> Result<ValueId, PassError> {
     let (dtype, dims) = (b.ty(x).dtype, b.dims(x));
+    let x = match &saved.sent {
+        Some(sent) => rounded_rows(b, x, sent)?,
+        None => x,
+    };
     let rows = b.reshape(x, &saved.dims)?;
     let codes = quantize(b, rows, &saved.format)?;
     let attrs = Attrs::new().with("dtype", Attr::DType(dtype));
@@ -132,6 +142,7 @@ struct Asked<'a> {
     product: OpId,
     value: ValueId,
     format: Format,
+    sent: Option<Format>,
     output: bool,
 }
 
@@ -143,7 +154,8 @@ fn asked<'a>(policy: &Policy, func: &'a Func) -> Vec<Asked<'a>> {
         let Some(recipe) = policy.get(site) else { continue };
         let ends = [(op.operands[0], recipe.saved_input), (op.results[0], recipe.saved_output)];
         for (output, (value, format)) in [false, true].into_iter().zip(ends) {
-            all.extend(format.map(|format| Asked { site, product, value, format, output }));
+            let sent = recipe.dispatched.filter(|_| !output);
+            all.extend(format.map(|format| Asked { site, product, value, format, sent, output }));
         }
     }
     all
@@ -157,12 +169,31 @@ fn is_saved(func: &Func, n_own: usize, v: ValueId) -> bool {
 /// The values that are saved. A product's operand or result may be a reshape of what is saved.
 fn saved_values(policy: &Policy, func: &Func, n_own: usize) -> BTreeMap<ValueId, Saved> {
     let mut formats: BTreeMap<ValueId, Saved> = BTreeMap::new();
-    for Asked { product, value, format, .. } in asked(policy, func) {
+    for Asked { product, value, format, sent, .. } in asked(policy, func) {
         for same in reshapes(func, value).into_iter().filter(|v| is_saved(func, n_own, *v)) {
             // A value that keeps its rows keeps its dims: nothing is moved to save it.
             let own = func.ty(same).last() == func.ty(value).last() && func.ty(same).rank() >= 2;
             let dims = func.ty(if own { same } else { value }).dims.clone();
-            formats.entry(same).or_insert(Saved { format, product, dims });
+            formats.entry(same).or_insert(Saved { format, sent, product, dims });
+        }
+    }
+    formats
+}
+
+/// The rows that `func` sends to their experts for an input gradient, and hands on: as the product
+/// reads them.
+fn kept_rows(policy: &Policy, func: &Func) -> BTreeMap<ValueId, Saved> {
+    let mut formats = BTreeMap::new();
+    for (product, op) in func.body_ops().filter(|(_, op)| op.op == Op::GroupedMatmul) {
+        let rows = op.operands[0];
+        let sent = func.def_op(rows).is_some_and(|id| func.op(id).op == Op::Dispatch);
+        let site = op.attrs.get_word("site").filter(|_| sent && func.results.contains(&rows));
+        let Some(recipe) = site.and_then(|site| policy.get(site)) else { continue };
+        let operands = recipe.product(op.attrs.get_word("role")).operands;
+        if let Some([format, _]) = operands.filter(|[rows, _]| rows.group[0] == 1) {
+            let dims = func.ty(rows).dims.clone();
+            let saved = Saved { format, sent: recipe.dispatched, product, dims };
+            formats.insert(rows, saved);
         }
     }
     formats

@@ -9,7 +9,7 @@ use support::{Draw, TRAIN, apply, arguments, module, recipe};
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::{Module, Placed};
 use weft_ir::op::Op;
-use weft_passes::{Copies, Mesh, PIPELINE, PassCx, Train};
+use weft_passes::{Copies, ExpertGradients, Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers of four experts, two for each of eight tokens.
 const MODEL: &str = r#"
@@ -71,7 +71,24 @@ fn exchanges(op: Op) -> bool {
     op.started().unwrap_or(op) == Op::Exchange
 }
 
-fn check(fp8: bool, mesh: Mesh) {
+/// What one rank and what several make of the same step; `several` is their program.
+struct Outcome {
+    several: Module,
+    names: Vec<String>,
+    one: Vec<Tensor>,
+    /// By rank.
+    found: Vec<Vec<Tensor>>,
+}
+
+impl Outcome {
+    /// The results of one rank, as far as `rank` of several has them.
+    fn expected(&self, rank: usize) -> Vec<Tensor> {
+        let all = self.names.iter().zip(&self.one);
+        all.map(|(n, x)| cut_for(&self.several, n, x, rank)).collect()
+    }
+}
+
+fn step(fp8: bool, mesh: Mesh) -> Outcome {
     let one = compiled(fp8, None);
     let entry = one.find("train_step").expect("the step was made");
     let draw = Draw { low: 0.1, high: 0.9, ints: 4.0 };
@@ -81,16 +98,6 @@ fn check(fp8: bool, mesh: Mesh) {
     let all: BTreeMap<String, Tensor> = names(&one).into_iter().zip(all).collect();
 
     let several = compiled(fp8, Some(mesh));
-    let sends = |f: &weft_ir::module::Func| f.body_ops().any(|(_, op)| exchanges(op.op));
-    assert!(several.funcs.iter().any(sends), "rows are sent");
-    let gathers = |f: &weft_ir::module::Func| {
-        let n = f.body_ops().filter(|(_, op)| op.op == Op::AllGather);
-        n.filter(|(_, op)| op.attrs.get_axis("axis") == several.find_axis("experts"))
-            .filter(|(_, op)| f.ty(op.results[0]).rank() == 4)
-            .count()
-    };
-    let gathered: usize = several.funcs.iter().map(gathers).sum();
-    assert!(gathered <= 2, "{gathered} gathers: squares of gradients may be, weights may not");
     let entry = several.find("train_step").expect("the step was made");
     let n = mesh.data as usize;
     let args = (0..n).map(|rank| {
@@ -103,12 +110,64 @@ fn check(fp8: bool, mesh: Mesh) {
     let interp = Interp::new(&several, Precision::Stated);
     let found = interp.run_ranks(entry, args.collect(), &Default::default());
     let found = found.unwrap_or_else(|e| panic!("{e}"));
-    let results = &several.func(entry).result_names;
-    for (rank, found) in found.iter().enumerate() {
-        let own = results.iter().zip(&expected);
-        let own: Vec<Tensor> = own.map(|(n, x)| cut_for(&several, n, x, rank)).collect();
-        for (i, name) in results.iter().enumerate() {
+    let names = several.func(entry).result_names.clone();
+    Outcome { several, names, one: expected, found }
+}
+
+fn check(fp8: bool, mesh: Mesh) {
+    let outcome = step(fp8, mesh);
+    let several = &outcome.several;
+    assert!(n_exchanges(several) > 0, "rows are sent");
+    let gathers = |f: &weft_ir::module::Func| {
+        let n = f.body_ops().filter(|(_, op)| op.op == Op::AllGather);
+        n.filter(|(_, op)| op.attrs.get_axis("axis") == several.find_axis("experts"))
+            .filter(|(_, op)| f.ty(op.results[0]).rank() == 4)
+            .count()
+    };
+    let gathered: usize = several.funcs.iter().map(gathers).sum();
+    assert!(gathered <= 2, "{gathered} gathers: squares of gradients may be, weights may not");
+    for (rank, found) in outcome.found.iter().enumerate() {
+        let own = outcome.expected(rank);
+        for (i, name) in outcome.names.iter().enumerate() {
             assert_eq!(bits(&found[i..=i]), bits(&own[i..=i]), "{name}, rank {rank}, {mesh:?}");
+        }
+    }
+}
+
+fn n_exchanges(m: &Module) -> usize {
+    m.funcs.iter().map(|f| f.body_ops().filter(|(_, op)| exchanges(op.op)).count()).sum()
+}
+
+/// |a - b| / |a|.
+fn apart(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.numbers(), b.numbers());
+    let square: f64 = a.iter().map(|x| x * x).sum();
+    let apart: f64 = a.iter().zip(b.iter()).map(|(x, y)| (x - y) * (x - y)).sum();
+    (apart / square.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// Gradients contracted at the experts: rows go there and back once forward and once backward, no
+/// rank makes a gradient of others' experts, and moments, which are sums of gradients, are within
+/// `most` of one rank's.
+fn check_at_experts(fp8: bool, mesh: Mesh, most: f64) {
+    let at_source = n_exchanges(&compiled(fp8, Some(mesh)));
+    let outcome = step(fp8, Mesh { expert_gradients: ExpertGradients::AtExperts, ..mesh });
+    let several = &outcome.several;
+    let n = n_exchanges(several);
+    assert!(n < at_source, "{n} exchanges, {at_source} where rows are contracted at their source");
+    let n_own = 4 / mesh.experts;
+    for func in &several.funcs {
+        for (_, op) in func.body_ops().filter(|(_, op)| op.op == Op::GroupedOuter) {
+            let n = func.ty(op.results[0]).dims[0].as_fixed();
+            assert_eq!(n, Some(n_own), "gradients are of a rank's own experts");
+        }
+    }
+    for (rank, found) in outcome.found.iter().enumerate() {
+        let own = outcome.expected(rank);
+        for (name, (own, found)) in outcome.names.iter().zip(own.iter().zip(found)) {
+            let apart = apart(own, found);
+            let most = if name.ends_with(".v") { 2.0 * most } else { most };
+            assert!(apart <= most, "{name}, rank {rank}, {mesh:?}: {apart:e} from one rank's");
         }
     }
 }
@@ -127,6 +186,18 @@ fn ranks_that_send_rows_compute_the_bits_of_one() {
 #[test]
 fn so_they_do_in_codes() {
     MESHES.into_iter().for_each(|mesh| check(true, mesh));
+}
+
+#[test]
+fn gradients_of_experts_are_contracted_where_the_experts_are() {
+    MESHES.into_iter().for_each(|mesh| check_at_experts(false, mesh, 1e-6));
+}
+
+/// Rows have scales along them in groups of 128, which are others where other rows lie: that is as
+/// far from one rank as 8 bits are from its numbers.
+#[test]
+fn so_they_are_of_codes() {
+    MESHES.into_iter().for_each(|mesh| check_at_experts(true, mesh, 0.03));
 }
 
 /// The layers of `MODEL` with an expert for every token and a cache, as they serve.

@@ -68,18 +68,10 @@ pub(super) fn matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
 }
 
 /// The segments' rows: `offsets` ascends from 0 to the number of rows, or some are left.
-fn some_segments(offsets: &Tensor, rows: usize) -> Result<Vec<(usize, usize)>, Fault> {
-    match offsets.ints()?.last() {
-        Some(last) if (0..rows as i64).contains(last) => segments(offsets, *last as usize),
-        _ => segments(offsets, rows),
-    }
-}
-
-/// The segments' rows: `offsets` ascends from 0 to the number of rows.
 fn segments(offsets: &Tensor, rows: usize) -> Result<Vec<(usize, usize)>, Fault> {
     let o = offsets.ints()?;
     let ascends = o.windows(2).all(|w| w[0] <= w[1]);
-    if o.first() != Some(&0) || o.last() != Some(&(rows as i64)) || !ascends {
+    if o.first() != Some(&0) || o.last().is_none_or(|last| *last > rows as i64) || !ascends {
         return Err(format!("offsets do not ascend from 0 to the {rows} rows"));
     }
     Ok(o.windows(2).map(|w| (w[0] as usize, w[1] as usize)).collect())
@@ -97,7 +89,7 @@ pub(super) fn grouped_matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
         let (w_rows, x_grid) = (xs[1].dims[1], k_len.div_ceil(x_group[1] as usize));
         let w_grid = scales_len(w_rows, w_cols, w_group);
         let mut out = vec![];
-        for (e, (from, to)) in some_segments(xs[2], rows)?.into_iter().enumerate() {
+        for (e, (from, to)) in segments(xs[2], rows)?.into_iter().enumerate() {
             // A row's place among groups of rows is that in the whole array.
             for row in from..to {
                 let scales = &xs_of[row / x_group[0] as usize * x_grid..];
@@ -113,7 +105,7 @@ pub(super) fn grouped_matmul(cx: &Cx, xs: &[&Tensor]) -> Result<Tensor, Fault> {
         return cx.floats(0, out);
     }
     let mut out = vec![];
-    for (e, (from, to)) in some_segments(xs[2], rows)?.into_iter().enumerate() {
+    for (e, (from, to)) in segments(xs[2], rows)?.into_iter().enumerate() {
         let w = matrix(&w[e * k_len * n_len..(e + 1) * k_len * n_len], w_cols, ty);
         out.extend(product(&x[from * k_len..to * k_len], &w, k_len, n_len));
     }

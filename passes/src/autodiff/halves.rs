@@ -117,6 +117,8 @@ struct Tape {
     weight_grads: Vec<(usize, ValueId)>,
     /// Derivatives of values that are not weights: what `bwd_input` computes.
     roots: Vec<ValueId>,
+    /// Rows in their experts' order are sent there, which is not done twice.
+    keeps_rows: bool,
 }
 
 fn record(
@@ -222,6 +224,7 @@ fn record(
         input_grads,
         weight_grads,
         roots,
+        keeps_rows: cx.keeps_rows(),
     })
 }
 
@@ -367,7 +370,8 @@ impl Tape {
     }
 
     /// Made from nothing, or from one value whose elements are all there, perhaps in fewer bits.
-    /// Rows in their experts' order are copies of tokens, several of each.
+    /// Rows in their experts' order are copies of tokens, several of each: made again rather than
+    /// kept, unless each of them has to be sent.
     fn is_moved(&self, v: ValueId) -> bool {
         let Some(op) = self.func.def_op(v).map(|op| self.func.op(op)) else { return false };
         let source = op.operands.is_empty();
@@ -376,7 +380,7 @@ impl Tape {
             let (from, to) = (self.func.ty(op.operands[0]).dtype, self.func.ty(v).dtype);
             from.is_float() && to.is_float() && from.bits() < to.bits()
         };
-        let rows = op.op == Op::Dispatch && op.operands.len() == 2;
+        let rows = op.op == Op::Dispatch && op.operands.len() == 2 && !self.keeps_rows;
         source || one || widened || rows
     }
 
@@ -427,7 +431,9 @@ impl Tape {
         let op = self.func.op(id);
         // Behind the first result stand an op's small ones, such as the factor of a norm: better
         // saved.
-        if idx > 0 || !(is_cheap(op.op, save) || self.widens(op, save)) || *budget == 0 {
+        let sent = self.keeps_rows && op.op == Op::Dispatch;
+        let cheap = is_cheap(op.op, save) && !sent;
+        if idx > 0 || !(cheap || self.widens(op, save)) || *budget == 0 {
             return false;
         }
         *budget -= 1;
