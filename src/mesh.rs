@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
 use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
-use weft_lang::settings::{self, Parallel, TrainSettings};
-use weft_passes::{Copies, Mesh, PassCx};
+use weft_lang::settings::{self, ExpertGradients, Parallel, TrainSettings};
+use weft_passes::{self as passes, Copies, Mesh, PassCx};
 
 use crate::frontend::{self, Source};
 use crate::placement;
@@ -31,13 +32,19 @@ pub struct AxesArgs {
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero", "expert_gradients"])]
     parallel: Option<String>,
     /// What ranks along data divide: 0 nothing; 1 weights and the optimizer's states, gathered for
     /// each step (ZeRO-1)
     #[arg(long, value_name = "STAGE", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=1))]
     zero: u8,
+    /// Where ranks along experts contract rows to gradients of experts' weights: where the rows
+    /// come from, which gives the bits of one rank; or with the experts, which takes less memory
+    /// and fewer transfers [default: at_source]
+    #[arg(long, value_name = "PLACE",
+          value_parser = PossibleValuesParser::new(ExpertGradients::WORDS.map(|w| w.0)))]
+    expert_gradients: Option<String>,
 }
 
 const AXES: &[&str] = &["data", "experts", "tensor", "sequence", "pipeline"];
@@ -177,6 +184,16 @@ impl AxesArgs {
             }
             mesh.sequence = true;
         }
+        if let Some(place) = &self.expert_gradients {
+            let experts = ExpertGradients::WORDS.iter().find(|w| w.0 == place);
+            mesh.expert_gradients = contracted(experts.map_or(Default::default(), |w| w.1));
+            if mesh.experts == 1 {
+                bail!(
+                    "--expert-gradients {place}: no ranks have the experts between them; give \
+                     --mesh data=N,experts=N, or leave it out"
+                );
+            }
+        }
         Ok(())
     }
 
@@ -256,6 +273,14 @@ fn serves(layout: &Parallel) -> Result<Serving> {
     })
 }
 
+/// What the passes call the place where gradients of experts are contracted.
+pub fn contracted(place: ExpertGradients) -> passes::ExpertGradients {
+    match place {
+        ExpertGradients::AtSource => passes::ExpertGradients::AtSource,
+        ExpertGradients::AtExperts => passes::ExpertGradients::AtExperts,
+    }
+}
+
 /// The number that an axis of `--mesh` is given.
 fn number(text: &str, n: &str) -> Result<u64> {
     match n.parse::<u64>() {
@@ -308,6 +333,7 @@ fn divided(layout: &Parallel) -> Result<Mesh> {
         tensor: layout.tensor,
         sequence: layout.sequence > 1,
         experts: layout.experts,
+        expert_gradients: contracted(layout.expert_gradients),
         zero: layout.zero > 0,
         communication_sms: layout.communication_sms,
     })

@@ -9,7 +9,7 @@ use weft_ir::op::Op;
 use weft_lang::elaborate::Tree;
 use weft_lang::lower::{Purpose, Settings, Size};
 use weft_lang::settings::{self, Order, Parallel, Recompute, TrainSettings};
-use weft_passes::PassCx;
+use weft_passes::{Mesh, PassCx};
 use weft_plan::rounds::Rounds;
 use weft_plan::search::{self, Space};
 use weft_plan::serve::{self, Serving};
@@ -18,7 +18,7 @@ use weft_schedule::{Table, UnitCosts, check, csv, generate, picture};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::policy;
-use crate::{eplb, graphs, placement};
+use crate::{eplb, graphs, mesh, placement};
 
 /// Simulate a training step of a parallel block on a cluster
 #[derive(clap::Args)]
@@ -350,9 +350,16 @@ fn planned(args: &Args, recompute: Option<Recompute>) -> Result<Planned> {
     };
     let lowered = source.lower(&tree, Purpose::Train, settings)?;
     agrees(&source, &tree, &lowered.module, &parallel)?;
+    // One rank's module, which saves what a rank among those of the experts saves.
+    let mesh = Mesh {
+        experts: parallel.experts,
+        expert_gradients: mesh::contracted(parallel.expert_gradients),
+        ..Mesh::ONE
+    };
     let cx = PassCx {
         gradients: true,
         apart: true,
+        mesh: Some(mesh),
         save: graphs::saved(recompute.unwrap_or(train.recompute)),
         policy: policy::policy(&lowered),
         ..PassCx::default()

@@ -26,6 +26,7 @@ const KEYS: &[&str] = &[
     "sequence",
     "context",
     "experts",
+    "expert_gradients",
     "mesh",
     "node",
     "nodes_per_token",
@@ -60,6 +61,8 @@ pub struct Parallel {
     pub context: u64,
     /// Ranks that share the experts of a layer; they divide the ranks of a stage.
     pub experts: u64,
+    /// Where gradients of these experts' weights are contracted.
+    pub expert_gradients: ExpertGradients,
     /// The axes, outermost first.
     pub mesh: Vec<String>,
     /// Ranks in a node.
@@ -85,6 +88,24 @@ pub struct Parallel {
     /// Rows that a rank takes in one round of an exchange, as a multiple of the even share; there
     /// is room for all where nothing is said.
     pub exchange_capacity: Option<f64>,
+}
+
+/// Where rows are contracted to gradients of experts' weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertGradients {
+    /// Where the rows come from: the bits of one rank, for more memory and transfers.
+    #[default]
+    AtSource,
+    /// With the experts.
+    AtExperts,
+}
+
+impl ExpertGradients {
+    pub const WORDS: [(&str, ExpertGradients); 2] = [
+        ("at_source", ExpertGradients::AtSource),
+        ("at_experts", ExpertGradients::AtExperts),
+    ];
 }
 
 /// The order of a pipeline.
@@ -172,6 +193,7 @@ impl Reader<'_, '_> {
             sequence: 1,
             context: 1,
             experts: 1,
+            expert_gradients: ExpertGradients::default(),
             mesh: AXES.iter().map(|a| a.to_string()).collect(),
             node: 8,
             nodes_per_token: None,
@@ -211,6 +233,10 @@ impl Reader<'_, '_> {
                 }
                 "zero" => {
                     p.zero = keys.within(entry, 0.0, 1.0).map_or(0, |n| n as u64);
+                    continue;
+                }
+                "expert_gradients" => {
+                    p.expert_gradients = expert_gradients(keys, entry).unwrap_or_default();
                     continue;
                 }
                 "communication_sms" => {
@@ -278,6 +304,10 @@ impl Reader<'_, '_> {
             let near =
                 format!("the nearest is experts = {}", divisors_near(stage_ranks, p.experts));
             self.say("experts", why, near);
+        }
+        if p.experts == 1 && p.expert_gradients == ExpertGradients::AtExperts {
+            let why = "no ranks have the experts between them: experts = 1".to_string();
+            self.say("expert_gradients", why, "give experts = 2, or leave it out".into());
         }
         if p.sequence > 1 && p.sequence != p.tensor {
             let why = format!(
@@ -373,6 +403,12 @@ fn mesh(keys: &mut Keys, entry: &ast::Entry) -> Option<Vec<String>> {
         return keys.error(e.span, why);
     }
     Some(words)
+}
+
+fn expert_gradients(keys: &mut Keys, entry: &ast::Entry) -> Option<ExpertGradients> {
+    let words = ExpertGradients::WORDS.map(|w| w.0);
+    let word = keys.word(entry, &words)?;
+    ExpertGradients::WORDS.iter().find(|w| w.0 == word).map(|w| w.1)
 }
 
 fn file(keys: &mut Keys, entry: &ast::Entry) -> Option<String> {
