@@ -1,6 +1,8 @@
 //! Training on ranks that have the experts between them, through the command line: the files of one
 //! rank.
 
+#[path = "ranked/losses.rs"]
+mod losses;
 mod ranked;
 mod tiny;
 
@@ -42,6 +44,25 @@ fn so_they_do_in_fp8() {
     writes_what_one_writes(&MESHES[1..2], &["--precision", "deepseek_fp8"]);
 }
 
+/// Other sums than one rank's: losses are near it, and the run goes on as one rank.
+#[test]
+fn gradients_may_be_summed_where_the_experts_are() {
+    for (precision, most) in [("f32", 1e-6), ("deepseek_fp8", 1e-3)] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (one, several) = (dir.path().join("one"), dir.path().join("several"));
+        let of = ["--precision", precision];
+        let given: &[&str] = if precision == "f32" { &[] } else { &of };
+        let mesh = ["--ranks", "4", "--mesh", "data=4,experts=2", "--zero", "1"];
+        let at = ["--expert-gradients", "at_experts"];
+        done(train(&one, 4, &[&["--ranks", "1"], given].concat()));
+        done(train(&several, 4, &[&mesh, &at[..], given].concat()));
+        for (a, b) in losses::of(&one).into_iter().zip(losses::of(&several)) {
+            assert!((a - b).abs() <= most * a, "{precision}: {a} on one rank, {b} on four");
+        }
+        done(train(&several, 5, &[&["--resume", "--ranks", "1"], given].concat()));
+    }
+}
+
 #[test]
 fn a_run_goes_on_under_another_layout_of_the_experts() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -65,6 +86,9 @@ fn ranks_that_cannot_divide_the_experts_are_refused_with_the_nearest_that_can() 
     let of = why(&["--ranks", "8", "--mesh", "data=8,experts=8"]);
     assert!(of.contains("8 ranks along experts do not divide the 4 experts of"), "{of}");
     assert!(of.contains("the nearest is experts = 4"), "{of}");
+    let none = why(&["--ranks", "2", "--expert-gradients", "at_experts"]);
+    assert!(none.contains("no ranks have the experts between them"), "{none}");
+    assert!(none.contains("give --mesh data=N,experts=N"), "{none}");
 }
 
 #[test]

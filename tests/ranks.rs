@@ -1,6 +1,8 @@
 //! Training on several ranks, through the command line: the files of one rank, and an end to every
 //! failure.
 
+#[path = "ranked/losses.rs"]
+mod losses;
 mod ranked;
 mod tiny;
 
@@ -43,11 +45,6 @@ const WIDE: &[&str] =
 
 /// The losses of a run, and all numbers of a file of its checkpoint.
 fn outcome(run: &Path, step: &str, file: &str) -> (Vec<f64>, Vec<f32>) {
-    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("the run's metrics");
-    let loss = |line: &str| {
-        let rest = line.split_once("\"loss\":").expect("a loss").1;
-        rest[..rest.find(',').expect("more follows")].parse().expect("a number")
-    };
     let checkpoint = CheckpointReader::open(&run.join(step)).expect("a checkpoint");
     let mut all = vec![];
     match file {
@@ -63,7 +60,7 @@ fn outcome(run: &Path, step: &str, file: &str) -> (Vec<f64>, Vec<f32>) {
             checkpoint.tensors().for_each(|t| all.extend(read(&t.name, &t.shape)));
         }
     }
-    (metrics.lines().map(loss).collect(), all)
+    (losses::of(run), all)
 }
 
 /// `‖a - b‖ / ‖b‖`.

@@ -38,7 +38,7 @@ pub fn decompose(b: &mut Builder, op: Op, xs: &[ValueId], attrs: &Attrs) -> Valu
         | Op::Exp | Op::Log | Op::Sqrt | Op::Rsqrt | Op::Sigmoid | Op::Tanh | Op::Sin | Op::Cos
         | Op::Erf | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Max | Op::Min | Op::Eq | Op::Lt
         | Op::Le | Op::And | Op::Or | Op::Not | Op::Select | Op::Convert | Op::Quantize
-        | Op::Encode | Op::Dequantize | Op::StopGradient
+        | Op::Encode | Op::Recode | Op::Dequantize | Op::StopGradient
         | Op::Reshape | Op::Transpose | Op::Broadcast | Op::Slice | Op::Pad | Op::Concat
         | Op::Shift | Op::ReduceSum | Op::ReduceMax | Op::BatchSum | Op::Matmul
         | Op::GroupedMatmul | Op::GroupedOuter | Op::Gather | Op::ScatterAdd | Op::Take | Op::Put

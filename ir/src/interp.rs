@@ -472,6 +472,7 @@ fn eval(op: Op, cx: &Cx, xs: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
         Op::Convert => pointwise::convert(cx, xs),
         Op::Quantize => scaled::quantize(cx, xs[0]),
         Op::Encode => return scaled::encode(cx, xs[0]),
+        Op::Recode => return scaled::recode(cx, xs[0], xs[1]),
         Op::Dequantize => scaled::dequantize(cx, xs[0]),
         Op::StopGradient => Ok(xs[0].clone()),
 

@@ -257,6 +257,12 @@ ops! {
   /// What `quantize` makes as two values, codes and scales. Made by `split_quantized`.
   Encode "encode" ("x") {dtype: DType, group: Ints, scale: DType; floor: Float} encode
     [Pure Blocks] CostRule::PerElement(4);
+  /// What `encode` makes of the value that codes and scales stand for, `code scale` rounded to
+  /// `through`: other groups of the same value, which itself is nowhere in memory. The operand's
+  /// groups are `x_group`. Made by `split_quantized`.
+  Recode "recode" ("codes" "scales")
+    {dtype: DType, group: Ints, scale: DType, x_group: Ints, through: DType; floor: Float} recode
+    [Pure Blocks] CostRule::PerElement(5);
   /// `code scale`, in `dtype`.
   Dequantize "dequantize" ("x") {dtype: DType} dequantize [Pure Blocks] CostRule::PerElement(1);
   /// `x`, with no derivative.

@@ -2,9 +2,11 @@
 //! or one sentence saying which rule is broken. The rows of the op table name them.
 
 mod caches;
+mod codes;
 mod ranks;
 
 pub use caches::cache_append;
+pub use codes::{dequantize, encode, quantize, recode};
 pub use ranks::{
     all_gather, all_reduce, done, exchange, exchange_offsets, part, recv, reduce_scatter, send,
     spread, started,
@@ -14,7 +16,7 @@ use crate::attr::Attrs;
 use crate::dim::{Dim, product};
 use crate::module::{Func, Module};
 use crate::op::Op;
-use crate::ty::{DType, Quant, ScaleLayout, Type};
+use crate::ty::{DType, Type};
 use caches::paged_positions;
 
 /// Why an op cannot be typed, in a sentence without the op's place.
@@ -370,49 +372,6 @@ fn sum(cx: &RuleCx, x: &Type) -> Result<Type, TypeError> {
     let wide = dtype == x.dtype || matches!(dtype, DType::F32 | DType::Bf16);
     cx.check(wide, "sums are f32 or bf16, or of the operands' type")?;
     Ok(x.with_dtype(dtype))
-}
-
-pub fn quantize(cx: &RuleCx) -> Types {
-    let x = cx.float(0)?;
-    let dtype = cx.attrs.get_dtype("dtype").expect("required by the row");
-    let scale = cx.attrs.get_dtype("scale").expect("required by the row");
-    let small = matches!(dtype, DType::E4m3 | DType::E5m2 | DType::E5m6);
-    cx.check(small, "codes are e4m3, e5m2 or e5m6")?;
-    cx.check(matches!(scale, DType::F32 | DType::Ue8m0), "scales are f32 or ue8m0")?;
-    let sides: Option<Vec<u32>> = cx
-        .attrs
-        .get_ints("group")
-        .and_then(|g| g.iter().map(|n| u32::try_from(*n).ok().filter(|n| *n > 0)).collect());
-    let Some([rows, cols]) = sides.as_deref() else {
-        return cx.err("`group` has rows and columns");
-    };
-    cx.check(x.rank() >= 2, "a group has more sides than the value dims")?;
-    cx.check(cx.attrs.get_float("floor").unwrap_or(0.0) >= 0.0, "`floor` is at least 0")?;
-    let quant = Quant { group: [*rows, *cols], scale, layout: ScaleLayout::RowMajor };
-    one(Type { quant: Some(quant), ..x.with_dtype(dtype) })
-}
-
-pub fn encode(cx: &RuleCx) -> Types {
-    let whole = quantize(cx)?.remove(0);
-    let Some(quant) = &whole.quant else { return cx.err("codes have scales") };
-    let Some(dims) = grid(&whole.dims, quant.group.map(u64::from)) else {
-        let [rows, cols] = quant.group;
-        return cx.err(format!(
-            "groups of {rows}x{cols} cut a dim of no fixed size; give batch and sequence as \
-             numbers, or groups within what is fixed, such as 1x{}",
-            rows.max(cols)
-        ));
-    };
-    let scales = Type::new(quant.scale, dims);
-    Ok(vec![Type { quant: None, ..whole }, scales])
-}
-
-pub fn dequantize(cx: &RuleCx) -> Types {
-    let x = cx.factor(0)?;
-    let dtype = cx.attrs.get_dtype("dtype").expect("required by the row");
-    cx.check(x.quant.is_some(), "needs a quantized operand")?;
-    cx.check(matches!(dtype, DType::F32 | DType::Bf16), "codes are read as f32 or bf16")?;
-    one(x.with_dtype(dtype))
 }
 
 /// Checks `offsets: i32[segments + 1]`; returns the segments.

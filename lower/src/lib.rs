@@ -296,7 +296,7 @@ impl<'a> Lower<'a> {
             Op::Call => self.call(f, op),
             Op::Repeat => self.repeat(f, op),
             Op::Fused => self.fused(f, op),
-            Op::Pad | Op::Concat | Op::Shift => self.region(f, op),
+            Op::Pad | Op::Concat | Op::Shift | Op::Recode => self.region(f, op),
             Op::Neg
             | Op::Abs
             | Op::Sign

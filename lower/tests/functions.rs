@@ -325,14 +325,16 @@ fn experts() {
     agrees(
         "dims { S <= 8, R = ragged(3) 2*S }
         func @f(%x: f32[S, 4], %ids: i32[S, 2], %w: f32[3, 5, 4], %p: f32[S, 2], %dy: f32[S, 5])
-            -> (f32[S, 5], f32[3, 5, 4]) {
+            -> (f32[S, 5], f32[3, 5, 4], f32[2, 5, 4]) {
           %offsets, %order = route %ids {experts = 3, rows = R} : i32[4], i32[R]
           %rows = dispatch %x, %order {active = 2} : f32[R, 4]
           %z = grouped_matmul %rows, %w, %offsets {ty = true} : f32[R, 5]
           %y = combine %z, %order, %p {tokens = [S], active = 2} : f32[S, 5]
           %dz = dispatch %dy, %order, %p {active = 2} : f32[R, 5]
           %dw = grouped_outer %dz, %rows, %offsets : f32[3, 5, 4]
-          return %y, %dw
+          %first = slice %offsets {dim = 0, start = 0, len = 3} : i32[3]
+          %of_two = grouped_outer %dz, %rows, %first : f32[2, 5, 4]
+          return %y, %dw, %of_two
         }",
         &[("S", 5)],
     );

@@ -124,7 +124,8 @@ fn experts_forward_and_backward() {
     let of = |how: &str| {
         format!(
         "func @f(%x: f32[150, 140], %w: f32[4, 136, 140], %dy: f32[150, 136], %o: i32[5])
-            -> (y: f32[150, 136], dx: f32[150, 140], dw: f32[4, 136, 140]) {{
+            -> (y: f32[150, 136], dx: f32[150, 140], dw: f32[4, 136, 140],
+                some: f32[3, 136, 140]) {{
           %xq = {x}
           %wq = {w}
           %dyq = {dy}
@@ -133,7 +134,9 @@ fn experts_forward_and_backward() {
           %y = grouped_matmul %xq, %wq, %o {{ty = true, dtype = f32, promote = 128{how}}} : f32[150, 136]
           %dx = grouped_matmul %dyq, %wq, %o {{dtype = f32, promote = 128{how}}} : f32[150, 140]
           %dw = grouped_outer %dyt, %xt, %o {{dtype = f32, promote = 128{how}}} : f32[4, 136, 140]
-          return %y, %dx, %dw
+          %first = slice %o {{dim = 0, start = 0, len = 4}} : i32[4]
+          %some = grouped_outer %dyt, %xt, %first {{dtype = f32, promote = 128{how}}} : f32[3, 136, 140]
+          return %y, %dx, %dw, %some
         }}"
     )
     };

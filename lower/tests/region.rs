@@ -179,6 +179,38 @@ fn codes_and_scales_of_groups() {
     }
 }
 
+/// Codes with scales along rows in other groups: of columns, in one kernel where a vector of
+/// columns has one scale, and as a value in between where not.
+#[test]
+fn codes_of_other_codes() {
+    for (rows, cols, from, of, to, blocks) in [
+        ("200", "256", [1, 128], "200, 2", [128, 1], "2, 256"),
+        ("129", "300", [1, 128], "129, 3", [128, 1], "2, 300"),
+        ("130", "80", [1, 64], "130, 2", [128, 1], "2, 80"),
+        ("100", "77", [1, 32], "100, 3", [128, 1], "1, 77"),
+        ("B, 40", "130", [1, 64], "B, 40, 3", [16, 1], "B, 3, 130"),
+        ("40", "130", [16, 64], "3, 3", [16, 1], "3, 130"),
+        ("150", "130", [1, 128], "150, 2", [128, 128], "2, 2"),
+    ] {
+        for (x, x_scale, code, scale, through) in [
+            ("e4m3", "ue8m0", "e4m3", "ue8m0", "bf16"),
+            ("e4m3", "f32", "e4m3", "f32", "bf16"),
+            ("e5m2", "f32", "e4m3", "ue8m0", "f32"),
+        ] {
+            harness::ON_PTX.set(x_scale == "f32");
+            let [[fr, fc], [tr, tc]] = [from, to];
+            let body = format!(
+                "%c, %s = recode %x, %xs {{dtype = {code}, group = [{tr}, {tc}], scale = {scale}, \
+                 x_group = [{fr}, {fc}], through = {through}}}\nreturn %c, %s"
+            );
+            let params = format!("%x: {x}[{rows}, {cols}], %xs: {x_scale}[{of}]");
+            let results = format!("{code}[{rows}, {cols}], {scale}[{blocks}]");
+            let text = func(&params, &results, &body);
+            check_with(&text, &[("B", 3)], &floats(0.25, 3.0), harness::TIGHT);
+        }
+    }
+}
+
 #[test]
 fn sources() {
     let body = "%c = constant {value = 1.5, type = f32[B, 7]}\n\

@@ -26,6 +26,7 @@
 //! since both halves of a layer's backward share what is sent; whole quantized values, so before
 //! `split_quantized`.
 
+mod filled;
 mod gradients;
 mod own;
 mod rows;
@@ -42,6 +43,7 @@ use crate::hoist::store_narrow;
 use crate::rewrite::{Copier, callee, carry, stacked};
 use crate::shard::experts::{EXPERTS, before, expert_dims};
 use crate::{ExpertGradients, Pass, PassCx, PassError, Stats};
+use filled::Filled;
 use gradients::Gradients;
 use rows::Groups;
 
@@ -55,6 +57,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         Some(ExpertGradients::AtExperts) => Gradients::find(module, axis)?,
         _ => Gradients::none(module, axis),
     };
+    let filled = Filled::of(module);
     let mut n_exchanges = 0;
     for i in 0..module.funcs.len() {
         let (id, func) = (FuncId(i as u32), module.funcs[i].clone());
@@ -69,6 +72,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
             n,
             weights,
             gradients: &gradients,
+            filled: &filled,
             groups,
             there: BTreeMap::new(),
             offsets: BTreeMap::new(),
@@ -154,6 +158,7 @@ struct Send<'a> {
     /// What a rank has of its experts alone, with their dim: weights, and gradients that stay.
     weights: BTreeMap<ValueId, usize>,
     gradients: &'a Gradients,
+    filled: &'a Filled,
     groups: Groups,
     /// Rows as they lie with the experts, so far; the copy's own map has them where they come from.
     there: BTreeMap<ValueId, ValueId>,

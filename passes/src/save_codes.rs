@@ -12,9 +12,10 @@
 //! what the backward pass computes from them has their rounding, and what lies in memory their
 //! size: bf16 takes 2 bytes, e4m3 with an f32 for 128 1.03, e5m6 with a power of two 1.51.
 //! Backward functions begin with `dequantize`. Where a product reads codes of the same format,
-//! `cse` makes both one. Rows that experts keep (`ExpertGradients::AtExperts`) are kept as they are
-//! sent: what `bwd_input` hands on of them is the codes that its product reads. Cost: three walks over the functions of derivatives and their callers.
-//! Requires: derivatives; before `inline`, while what is saved is what functions return.
+//! `cse` makes both one. Rows that experts keep (`ExpertGradients::AtExperts`) are kept as sent:
+//! what `bwd_input` hands on of them is the codes that its product reads. Cost: three walks over
+//! the functions of derivatives and their callers. Requires: derivatives; before `inline`, while
+//! what is saved is what functions return.
 
 mod across;
 

@@ -12,9 +12,11 @@
 //! their source is made, and loops, calls and buffers need to know nothing of groups. Ragged dims
 //! whose total is a number become that number, since groups of rows count from the first. No
 //! machine multiplies codes of 12 bits: a product's are widened to bf16, which holds each of them.
+//! Codes of what was codes, in other groups, are made of those (`recode`): rows with scales of
+//! their own become columns with theirs without lying in memory as values.
 //! Cost: one walk. Requires: `quantize` has run.
 
-use weft_ir::attr::Attrs;
+use weft_ir::attr::{Attr, Attrs};
 use weft_ir::builder::Builder;
 use weft_ir::dim::{Dim, SymId, SymKind};
 use weft_ir::module::{Func, Module, OpData, Part, Store, ValueId};
@@ -150,8 +152,13 @@ impl<'a> Splitter<'a> {
         match op.op {
             Op::Quantize => {
                 *split += 1;
-                let (x, _) = self.get(op.operands[0]);
-                let parts = self.to.emit_all(Op::Encode, &[x], op.attrs.clone())?;
+                let parts = match self.recoded(op) {
+                    Some((xs, attrs)) => self.to.emit_all(Op::Recode, &xs, attrs)?,
+                    None => {
+                        let (x, _) = self.get(op.operands[0]);
+                        self.to.emit_all(Op::Encode, &[x], op.attrs.clone())?
+                    }
+                };
                 let [codes, scales] = parts[..] else {
                     return Err(PassError::new("it makes codes and scales"));
                 };
@@ -189,6 +196,28 @@ impl<'a> Splitter<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Other groups of what is codes already: those, with their scales, in place of the value.
+    /// Groups within rows are encoded where rows are made, and stay as they are.
+    fn recoded(&mut self, op: &OpData) -> Option<([ValueId; 2], Attrs)> {
+        let along_rows = matches!(op.attrs.get_ints("group"), Some([rows, _]) if *rows > 1);
+        let to = self.from.ty(op.operands[0]);
+        let decoded = self.from.past_reshapes(op.operands[0]);
+        let decoded = self.from.op(self.from.def_op(decoded)?);
+        let codes = *decoded.operands.first()?;
+        let ty = self.from.ty(codes);
+        let quant = ty.quant.as_ref().filter(|_| decoded.op == Op::Dequantize && along_rows)?;
+        let bytes = matches!(ty.dtype, DType::E4m3 | DType::E5m2);
+        let whole_rows = ty.dims == to.dims || quant.group[0] == 1 && ty.last() == to.last();
+        let (codes, Some(scales)) = self.get(codes) else { return None };
+        if !bytes || !whole_rows {
+            return None;
+        }
+        let codes = self.to.reshape(codes, &to.dims).ok()?;
+        let scales = self.to.reshape(scales, &grid(&to.dims, quant.group.map(u64::from))?).ok()?;
+        let attrs = op.attrs.clone().ints("x_group", quant.group.map(i64::from));
+        Some(([codes, scales], attrs.with("through", Attr::DType(to.dtype))))
     }
 
     fn contraction(&mut self, op: &OpData) -> Result<(), PassError> {

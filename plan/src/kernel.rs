@@ -215,7 +215,8 @@ fn one_of_op(module: &Module, f: &Func, op: &OpData) -> Result<Option<Kernel>, P
         _ => {
             let cost = cost::of_op(module, f, op, &|_| None).map_err(|e| PlanError(e.0))?;
             let bytes = cost.bytes() as f64;
-            let encode = (op.op == Op::Encode).then(|| match op.attrs.get_ints("group") {
+            let encodes = matches!(op.op, Op::Encode | Op::Recode);
+            let encode = encodes.then(|| match op.attrs.get_ints("group") {
                 Some([1, _]) => Encode::Rows,
                 _ => Encode::Columns,
             });

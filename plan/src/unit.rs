@@ -429,7 +429,8 @@ fn weight_half(
                     if gone.contains(&id) && used_once(f, id, &gone) => {}
                 _ => {
                     let late = matches!(kernel.work, Work::Product { .. })
-                        || op.op == Op::Encode && op.operands.iter().any(rows);
+                        || op.op == Op::Encode && op.operands.iter().any(rows)
+                        || op.op == Op::Recode;
                     let half = if late { &mut weight } else { &mut before };
                     match of.get(&id) {
                         Some(true) => half.mlp.push(kernel),

@@ -16,10 +16,20 @@ use crate::row_codes::{larger, scale_of};
 /// Vectors of a block of columns.
 const VECTORS: u32 = 4;
 /// Columns of a block on the target with the widest vectors; others do it in several steps.
-const COLUMNS: u64 = 64;
+pub(super) const COLUMNS: u64 = 64;
 
-/// `[lead, rows, cols]` in groups of `group` rows. Buffers: x, codes, scales `[lead, groups,
-/// cols]`.
+/// What x is the codes of: values with a scale for each group of a row.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Decoded {
+    /// Columns of a group, a multiple of `COLUMNS`.
+    pub group: u64,
+    pub scale: DType,
+    /// What values are rounded to.
+    pub through: DType,
+}
+
+/// `[lead, rows, cols]` in groups of `group` rows. Buffers: x, its scales if it is codes, codes,
+/// scales `[lead, groups, cols]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EncodeColumns {
     pub lead: Dim,
@@ -27,12 +37,18 @@ pub struct EncodeColumns {
     pub cols: u64,
     pub group: u64,
     pub x: DType,
+    pub decoded: Option<Decoded>,
     pub code: DType,
     pub scale: DType,
     pub floor: f64,
 }
 
 impl EncodeColumns {
+    /// x, and its scales if it is codes.
+    pub fn n_operands(&self) -> usize {
+        1 + usize::from(self.decoded.is_some())
+    }
+
     fn groups(&self) -> u64 {
         self.rows.div_ceil(self.group)
     }
@@ -95,7 +111,8 @@ impl EncodeColumns {
         col: Val<'c>,
         masks: &[Option<Val<'c>>],
     ) {
-        let (x, codes, scales_at) = (k.buffers[0], k.buffers[1], k.buffers[2]);
+        let out = self.n_operands();
+        let (x, codes, scales_at) = (k.buffers[0], k.buffers[out], k.buffers[out + 1]);
         let lanes = cg.target.lanes;
         let float = Elem::F32.x(lanes);
         let elem = scalar::memory(self.x);
@@ -104,7 +121,14 @@ impl EncodeColumns {
         };
         let load = |row: Val<'c>, v: usize| {
             let from = at(x, elem, cg.mul(row, self.cols as i64), v);
-            scalar::widen(cg, cg.load_tail(elem.x(lanes), from, masks[v]), self.x)
+            let value = scalar::widen(cg, cg.load_tail(elem.x(lanes), from, masks[v]), self.x);
+            match &self.decoded {
+                None => value,
+                Some(decoded) => {
+                    let col = cg.add(col, v as i64 * i64::from(lanes));
+                    decoded.value(cg, k.buffers[1], value, (row, col), self.cols)
+                }
+            }
         };
         let start = vec![cg.float(float, self.floor); masks.len()];
         let top = cg.for_(first, end, 1, &start, |row, top| {
@@ -126,5 +150,24 @@ impl EncodeColumns {
                 cg.store_tail(cg.cast(code, Elem::I8), to, masks[v]);
             }
         });
+    }
+}
+
+impl Decoded {
+    /// The values of `codes` that begin at a row and column; all are of one group.
+    fn value<'c>(
+        &self,
+        cg: &Cg<'c>,
+        scales: Val<'c>,
+        codes: Val<'c>,
+        (row, col): (Val<'c>, Val<'c>),
+        cols: u64,
+    ) -> Val<'c> {
+        let group = cg.div(col, self.group as i64);
+        let at = cg.add(cg.mul(row, cols.div_ceil(self.group) as i64), group);
+        let elem = scalar::memory(self.scale);
+        let scale = scalar::widen(cg, cg.load(elem.x(1), cg.at(scales, elem, at)), self.scale);
+        let value = cg.mul(codes, cg.splat(scale, cg.target.lanes));
+        scalar::round(cg, value, self.through)
     }
 }

@@ -11,7 +11,7 @@ use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
 
 use super::Unsupported;
-use super::columns::EncodeColumns;
+use super::columns::{COLUMNS, Decoded, EncodeColumns};
 use super::graph::{Kind, NodeId, Whole};
 use super::lower::{Lower, too_large};
 
@@ -101,7 +101,7 @@ impl Lower<'_> {
         types: &[Type],
     ) -> Result<Vec<NodeId>, Unsupported> {
         let [codes, scales] = types else { return Err(too_large()) };
-        if let Some(whole) = self.encode_columns(x, a, types) {
+        if let Some(whole) = self.encode_columns(x, None, a, types) {
             let outs = types.iter().map(|t| (t.dims.clone(), t.dtype)).collect::<Vec<_>>();
             return Ok(self.graph.push_whole(whole, vec![x], &outs));
         }
@@ -119,8 +119,49 @@ impl Lower<'_> {
         Ok(vec![y, scale])
     }
 
+    /// The same of what `codes` and `scales` stand for.
+    pub(super) fn recode(
+        &mut self,
+        codes: NodeId,
+        scales: NodeId,
+        a: &Attrs,
+        types: &[Type],
+    ) -> Result<Vec<NodeId>, Unsupported> {
+        let group = a.get_ints("x_group").unwrap_or(&[1, 1]).to_vec();
+        let through = a.get_dtype("through").unwrap_or(DType::F32);
+        let of_rows = match group[..] {
+            [1, side] if side > 0 && side as u64 % COLUMNS == 0 => {
+                Some(Decoded { group: side as u64, scale: self.dtype(scales), through })
+            }
+            _ => None,
+        };
+        if let Some(decoded) = of_rows
+            && let Some(whole) = self.encode_columns(codes, Some(decoded), a, types)
+        {
+            let outs = types.iter().map(|t| (t.dims.clone(), t.dtype)).collect::<Vec<_>>();
+            return Ok(self.graph.push_whole(whole, vec![codes, scales], &outs));
+        }
+        let dims = self.dims(codes);
+        let blocks = self.dims(scales);
+        let cut = Cut::of(&dims, &group, &blocks[blocks.len() - 2..])?;
+        let scales = self.round(scales, DType::F32);
+        let stretch = Kind::Broadcast(scales, cut.outer());
+        let each = self.graph.push(stretch, &cut.grouped, DType::F32);
+        let each = self.from_groups(each, &cut);
+        let codes = self.round(codes, DType::F32);
+        let value = self.f(Op::Mul, &[codes, each]);
+        let value = self.round(value, through);
+        self.encode(value, a, types)
+    }
+
     /// The kernel for groups of rows in columns, where sizes are known.
-    fn encode_columns(&self, x: NodeId, a: &Attrs, types: &[Type]) -> Option<Whole> {
+    fn encode_columns(
+        &self,
+        x: NodeId,
+        decoded: Option<Decoded>,
+        a: &Attrs,
+        types: &[Type],
+    ) -> Option<Whole> {
         let dims = self.dims(x);
         let [lead @ .., rows, cols] = &dims[..] else { return None };
         let [group, 1] = *a.get_ints("group")? else { return None };
@@ -133,6 +174,7 @@ impl Lower<'_> {
             cols,
             group: group as u64,
             x: self.dtype(x),
+            decoded,
             code: types[0].dtype,
             scale: types[1].dtype,
             floor: a.get_float("floor").unwrap_or(0.0),

@@ -15,7 +15,7 @@ pub fn supports(op: Op) -> bool {
         Op::Matmul | Op::GroupedMatmul | Op::GroupedOuter => false,
         Op::Attention | Op::AttentionGrad => false,
         Op::Quantize | Op::Dequantize => false,
-        Op::Encode => true,
+        Op::Encode | Op::Recode => true,
         Op::Call | Op::Repeat | Op::Fused => false,
         Op::AllReduce | Op::ReduceScatter | Op::AllGather | Op::Send | Op::Recv => false,
         Op::ExchangeOffsets | Op::Exchange | Op::Spread | Op::Part => false,
@@ -184,6 +184,7 @@ impl Lower<'_> {
             }
             Op::Assign => return Ok(vec![xs[1]]),
             Op::Encode => return self.encode(xs[0], a, &types),
+            Op::Recode => return self.recode(xs[0], xs[1], a, &types),
             Op::Gather => self.gather(xs[0], xs[1]),
             Op::Take => self.take(xs[0], xs[1]),
             Op::Put => return Ok(vec![self.put(xs[0], xs[1], &ty)]),

@@ -83,7 +83,8 @@ impl WholeKernel {
 
     pub fn n_buffers(&self) -> usize {
         match self {
-            WholeKernel::Sort { .. } | WholeKernel::EncodeColumns(_) => 3,
+            WholeKernel::Sort { .. } => 3,
+            WholeKernel::EncodeColumns(e) => e.n_operands() + 2,
             WholeKernel::CacheAppend { pages, .. } => 3 + usize::from(pages.is_some()),
             WholeKernel::Invert { .. }
             | WholeKernel::Topk { .. }

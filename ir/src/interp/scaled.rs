@@ -76,6 +76,20 @@ pub(super) fn encode(cx: &Cx, x: &Tensor) -> Result<Vec<Tensor>, Fault> {
     Ok(vec![codes, *scales])
 }
 
+/// Of what other codes stand for.
+pub(super) fn recode(cx: &Cx, codes: &Tensor, scales: &Tensor) -> Result<Vec<Tensor>, Fault> {
+    let [rows, cols] = *cx.ints("x_group") else { return Err("`x_group` has two sides".into()) };
+    let through = cx.attrs.get_dtype("through").ok_or("it says what codes are read as")?;
+    let places = scale_places(&codes.dims, [rows as u32, cols as u32]);
+    let (of, scales) = (codes.floats()?, scales.floats()?);
+    let value = |(c, p): (&f64, usize)| match cx.run.precision {
+        Precision::F64 => c * scales[p],
+        Precision::Stated => formats::round(through, (c * scales[p]) as f32) as f64,
+    };
+    let values = of.iter().zip(places).map(value).collect();
+    encode(cx, &Tensor::float(through, &codes.dims, values))
+}
+
 /// `amax / max`, or the power of two not below it; 1 of nothing.
 fn scale_of(cx: &Cx, amax: f64, max: f64, dtype: DType) -> f64 {
     if amax == 0.0 {

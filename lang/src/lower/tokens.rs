@@ -87,6 +87,7 @@ impl TokenDims {
             | Op::Convert
             | Op::Quantize
             | Op::Encode
+            | Op::Recode
             | Op::Dequantize
             | Op::StopGradient
             | Op::Concat => {

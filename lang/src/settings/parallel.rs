@@ -102,10 +102,8 @@ pub enum ExpertGradients {
 }
 
 impl ExpertGradients {
-    pub const WORDS: [(&str, ExpertGradients); 2] = [
-        ("at_source", ExpertGradients::AtSource),
-        ("at_experts", ExpertGradients::AtExperts),
-    ];
+    pub const WORDS: [(&str, ExpertGradients); 2] =
+        [("at_source", ExpertGradients::AtSource), ("at_experts", ExpertGradients::AtExperts)];
 }
 
 /// The order of a pipeline.

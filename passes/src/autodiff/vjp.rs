@@ -140,7 +140,7 @@ pub fn vjp(b: &mut Builder, o: &OpData, dys: &[Option<ValueId>], want: &[bool]) 
         }
         Op::Fused => c.refuse("derivatives are taken before ops are fused"),
 
-        Op::Quantize | Op::Encode | Op::Dequantize
+        Op::Quantize | Op::Encode | Op::Recode | Op::Dequantize
         | Op::Constant | Op::Iota | Op::Extent | Op::Sign | Op::Floor | Op::Eq | Op::Lt | Op::Le | Op::And | Op::Or
         | Op::Not | Op::StopGradient | Op::ReduceMax | Op::BatchSum | Op::OneHot | Op::Topk | Op::GroupedTopk
         | Op::Route => Ok(vec![None; want.len()]),

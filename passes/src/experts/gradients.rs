@@ -188,6 +188,7 @@ fn is_sliced(op: &OpData, i: usize) -> bool {
 /// The dim of a reshape's result that `dim` of its operand is.
 fn reshaped(from: &Type, to: &Type, dim: usize) -> Option<usize> {
     let outside = product(&from.dims[..dim])?;
-    let same = |d: &usize| to.dims[*d] == from.dims[dim] && product(&to.dims[..*d]) == Some(outside);
+    let same =
+        |d: &usize| to.dims[*d] == from.dims[dim] && product(&to.dims[..*d]) == Some(outside);
     (0..to.dims.len()).find(same)
 }

@@ -33,8 +33,8 @@ impl Send<'_> {
             return Ok(());
         }
         let mut x = self.there(copy, op.operands[0])?;
-        if op.op == Op::Quantize {
-            x = self.filled(copy, op.operands[0], x)?;
+        if op.op == Op::Quantize && !self.filled.has(self.id, op.operands[0]) {
+            x = self.filled_up(copy, op.operands[0], x)?;
         }
         let made = copy.to.emit(op.op, &[x], op.attrs.clone())?;
         self.there.insert(op.results[0], made);
@@ -43,16 +43,17 @@ impl Send<'_> {
     }
 
     /// Rows with zeros behind the last that came: a scale that several have is of those.
-    fn filled(&mut self, copy: &mut Copier, v: ValueId, x: ValueId) -> Result<ValueId, PassError> {
-        let made = copy.to.func.def_op(x).map(|id| copy.to.func.op(id).op);
-        if made == Some(Op::Exchange) {
-            return Ok(x);
-        }
+    fn filled_up(
+        &mut self,
+        copy: &mut Copier,
+        v: ValueId,
+        x: ValueId,
+    ) -> Result<ValueId, PassError> {
         let why = "no op here says how many rows come";
         let sent = self.groups.offsets(v).ok_or_else(|| PassError::new(why))?;
         let own = self.offsets(copy, sent)?.1;
         let b = &mut copy.to;
-        let (dims, dtype) = (b.dims(x), b.ty(x).dtype);
+        let dims = b.dims(x);
         let n_own = b.dims(own)[0].as_fixed().unwrap_or(1) - 1;
         let last = b.constant(n_own as f64, Type::i32([Dim::fixed(1)]))?;
         let n_rows = b.binary(Op::Take, own, last)?;
@@ -63,7 +64,6 @@ impl Send<'_> {
         let row = b.emit(Op::Iota, &[], attrs)?;
         let came = b.binary(Op::Lt, row, n_rows)?;
         let zeros = b.constant_like(0.0, x)?;
-        debug_assert_eq!(b.ty(zeros).dtype, dtype);
         Ok(b.emit(Op::Select, &[came, x, zeros], Attrs::new())?)
     }
 

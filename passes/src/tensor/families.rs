@@ -372,7 +372,7 @@ impl At<'_, '_> {
                 }
             }
 
-            Op::Route | Op::Quantize | Op::Encode | Op::Dequantize | Op::GroupedOuter
+            Op::Route | Op::Quantize | Op::Encode | Op::Recode | Op::Dequantize | Op::GroupedOuter
             | Op::ScatterAdd | Op::Put | Op::CombineDot | Op::RmsNormGrad | Op::AttentionGrad
             | Op::CrossEntropyGrad | Op::Assign | Op::CacheAppend | Op::AdamW | Op::ExchangeOffsets
             | Op::Exchange | Op::AllReduceStart | Op::ReduceScatterStart | Op::AllGatherStart

@@ -60,6 +60,7 @@ pub fn candidates() -> Vec<Op> {
         Op::Quantize,
         Op::Dequantize,
         Op::Encode,
+        Op::Recode,
         // Their indices would have to be in range.
         Op::Gather,
         Op::Take,
