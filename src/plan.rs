@@ -10,6 +10,7 @@ use weft_lang::elaborate::Tree;
 use weft_lang::lower::{Purpose, Settings, Size};
 use weft_lang::settings::{self, Order, Parallel, Recompute, TrainSettings};
 use weft_passes::{Mesh, PassCx};
+use weft_plan::compiled_step;
 use weft_plan::rounds::Rounds;
 use weft_plan::search::{self, Space};
 use weft_plan::serve::{self, Serving};
@@ -65,10 +66,11 @@ pub struct Args {
     /// Print JSON
     #[arg(long, conflicts_with = "what_ifs")]
     json: bool,
-    /// Time the cells of a rank's program, too: the last file of `weft compile --dump DIR` for the
-    /// same block
+    /// Time the cells of a rank's program, too, and the step with them: the last file of `weft
+    /// compile --dump DIR` for the same block. May be repeated: stages that none of the programs
+    /// has take what the nearest takes
     #[arg(long, value_name = "FILE.ir", conflicts_with_all = ["json", "search"])]
-    compiled: Option<PathBuf>,
+    compiled: Vec<PathBuf>,
     /// Draw the pipeline
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -120,15 +122,8 @@ pub fn run(args: Args) -> Result<()> {
         let all = WhatIf::ALL.into_iter().map(one).collect::<Result<Vec<(WhatIf, Plan)>>>()?;
         print!("\n{}", show::what_ifs(&plan, &all));
     }
-    if let Some(path) = &args.compiled {
-        let at = layout.place(&cluster, &what_if, true);
-        let cells = weft_plan::compiled::cells(
-            &program(path)?,
-            weft_runtime::train::run::STEP,
-            &cluster,
-            &at,
-        )?;
-        print!("\n{}", show::cells(&cells));
+    if !args.compiled.is_empty() {
+        compiled(&args.compiled, &cluster, &layout, &plan, &what_if)?;
     }
     if let Some(path) = &args.svg {
         let title = format!("{} on {}", args.parallel, cluster.name);
@@ -136,6 +131,33 @@ pub fn run(args: Args) -> Result<()> {
     }
     if let Some(path) = &args.trace {
         write(path, &serde_json::to_string(&show::trace(&plan, &layout.table))?)?;
+    }
+    Ok(())
+}
+
+/// Prints what cells of programs take, and the step with them.
+fn compiled(
+    paths: &[PathBuf],
+    cluster: &Cluster,
+    layout: &Layout,
+    plan: &Plan,
+    what_if: &[WhatIf],
+) -> Result<()> {
+    let at = layout.place(cluster, what_if, true);
+    let entry = weft_runtime::train::run::STEP;
+    let mut programs = vec![];
+    for path in paths {
+        let cells = weft_plan::compiled::cells(&program(path)?, entry, cluster, &at)
+            .with_context(|| path.display().to_string())?;
+        print!("\n{}", show::cells(&cells));
+        programs.push(cells);
+    }
+    let step = |sums| compiled_step::step(&programs, layout, plan, cluster, sums);
+    match (step(true)?, step(false)?) {
+        (Some(with_sums), Some(without)) => {
+            print!("\n{}", show::compiled_steps(&with_sums, &without, plan));
+        }
+        _ => println!("\nno cells of stages, so no step: the programs are of one stage"),
     }
     Ok(())
 }
@@ -175,7 +197,7 @@ fn serving(args: &Args, cluster: &Cluster) -> Result<()> {
         ("--search", args.search),
         ("--what-if", !args.what_if.is_empty() || args.what_ifs),
         ("--svg", args.svg.is_some()),
-        ("--compiled", args.compiled.is_some()),
+        ("--compiled", !args.compiled.is_empty()),
         ("--trace", args.trace.is_some()),
         ("--tokens", args.tokens.is_some()),
     ];

@@ -159,6 +159,37 @@ fn a_compiled_program_is_timed_beside_the_plan() {
     let said = text(&out.stdout);
     // 235 MB at 70 % of 3.35 TB/s, and a launch.
     assert!(said.contains("0.1      0.1      0.0            cell"), "{said}");
+    assert!(said.contains("no cells of stages, so no step"), "{said}");
+
+    // With cells of stages also the step: DualPipe's rank in the middle, 0.2 ms a row of cells.
+    let names = ["stage.8.fwd", "stage.8.bwd_input", "stage.8.bwd_weight"];
+    let cell = |name: &str| {
+        let rows = "f32[4096, 14336]";
+        format!(
+            "func @{name}(%x: {rows}) -> ({rows}) {{\n  %1 = exp %x : {rows}\n  return %1\n}}\n"
+        )
+    };
+    let call = |name: &str| format!("  %1 = call %x {{func = @{name}}} : f32[4096, 14336]\n");
+    let steps = names.map(|n| call(n).replace("%1", &format!("%{}", n.replace('.', "_"))));
+    let program = format!(
+        "{}func @train_step(%x: f32[4096, 14336]) -> (x: f32[4096, 14336]) {{\n{}  return %x\n}}",
+        names.map(cell).concat(),
+        steps.concat()
+    );
+    std::fs::write(&file, program).expect("it is written");
+    let out = weft(&[&V3[..], &["--compiled", &file, "--compiled", &file]].concat());
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let said = text(&out.stdout);
+    let row = |what: &str| -> Vec<f64> {
+        let line = said.lines().find(|l| l.starts_with(what)).unwrap_or_else(|| panic!("{said}"));
+        let words = line[what.len()..].split_whitespace();
+        words.filter_map(|w| w.parse().ok()).collect()
+    };
+    let (compiled, planned) = (row("as compiled"), row("as planned"));
+    assert_eq!(planned[0], 19.983, "{said}");
+    // Each rank is busy for 120 micro-batches of three times 0.2 ms.
+    assert!((compiled[1] - compiled[2] - 0.073).abs() < 2e-3, "{said}");
+    assert!((compiled[0] - compiled[1] - 0.584).abs() < 2e-3, "{said}");
 }
 
 #[test]

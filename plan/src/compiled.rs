@@ -22,6 +22,8 @@ use crate::streams::{Streams, Transfer};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
     pub name: String,
+    /// How often the step calls it.
+    pub n_calls: usize,
     pub streams: Streams,
 }
 
@@ -35,10 +37,11 @@ pub fn cells(
 ) -> Result<Vec<Cell>, PlanError> {
     let even = cost::evenly(module);
     let step = even.find(entry).ok_or(PlanError(format!("the program has no @{entry}")))?;
+    let calls = even.func(step).body_ops().filter(|(_, op)| op.op == Op::Call);
+    let called: Vec<FuncId> = calls.filter_map(|(_, op)| op.attrs.get_func("func")).collect();
     let mut seen = BTreeSet::new();
     let mut found = vec![];
-    for (_, op) in even.func(step).body_ops().filter(|(_, op)| op.op == Op::Call) {
-        let Some(id) = op.attrs.get_func("func").filter(|id| seen.insert(*id)) else { continue };
+    for id in called.iter().copied().filter(|id| seen.insert(*id)) {
         let alone = Place { sms: cluster.sms, beside_exchange: false, ..*at };
         let at = if exchanges(&even, id) { at } else { &alone };
         let walk = Walk { module: &even, cluster, at, active: active(&even) };
@@ -46,7 +49,8 @@ pub fn cells(
         let mut streams = Streams::default();
         walk.run(func, vec![0.0; func.params.len()], &mut streams)?;
         if streams.seconds() > 0.0 {
-            found.push(Cell { name: func.name.clone(), streams });
+            let n_calls = called.iter().filter(|f| **f == id).count();
+            found.push(Cell { name: func.name.clone(), n_calls, streams });
         }
     }
     Ok(found)

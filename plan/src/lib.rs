@@ -4,7 +4,8 @@
 //! quantized and fused IR ([`unit`], [`kernel`]), the order is the pipeline's table
 //! (`weft-schedule`), and a [`Cluster`] says how long a kernel of each kind takes. Two
 //! [`streams`] of a GPU are woven by [`weave`], the ranks of a pipeline run by [`step`]; [`show`]
-//! writes it down. [`compiled`] times the program of a rank as it stands.
+//! writes it down. [`compiled`] times the program of a rank as it stands, [`compiled_step`] the
+//! step of such programs.
 //! This crate does no IO.
 //!
 //! # What is assumed
@@ -21,6 +22,7 @@
 
 pub mod cluster;
 pub mod compiled;
+pub mod compiled_step;
 pub mod kernel;
 pub mod rounds;
 pub mod search;

@@ -7,6 +7,7 @@ use weft_schedule::{Cell, Table};
 
 use crate::cluster::{Cluster, WhatIf};
 use crate::compiled;
+use crate::compiled_step::Step;
 use crate::rounds::Rounds;
 use crate::search::Found;
 use crate::serve::{Served, Serving};
@@ -111,6 +112,38 @@ pub fn text(p: &Plan, cluster: &Cluster, layout: &Layout) -> String {
     ));
     if !p.fits {
         put(format_args!("it does not fit: see `too much` above"));
+    }
+    out
+}
+
+/// Steps of compiled programs, with what adds gradients up and without, beside the plan's.
+pub fn compiled_steps(with_sums: &Step, without: &Step, p: &Plan) -> String {
+    let planned = Step {
+        step_seconds: p.step_seconds,
+        pipeline_seconds: p.timeline.makespan(),
+        bubble_seconds: p.bubble_seconds,
+        tokens_per_s_per_gpu: p.tokens_per_s_per_gpu,
+        exchange_seconds: p.exchange_seconds,
+        covered_seconds: p.covered_seconds,
+    };
+    let head = "step (s)                        whole pipeline     idle exchange  covered  \
+                tokens/s on each GPU\n";
+    let mut out = head.to_string();
+    let rows = [
+        ("as compiled", with_sums),
+        ("  without adding gradients up", without),
+        ("as planned", &planned),
+    ];
+    for (what, s) in rows {
+        out += &format!(
+            "{what:29} {:7.3} {:8.3} {:8.3} {:8.3} {:6.1} % {:9.0}\n",
+            s.step_seconds,
+            s.pipeline_seconds,
+            s.bubble_seconds,
+            s.exchange_seconds,
+            percent(s.covered_seconds, s.exchange_seconds),
+            s.tokens_per_s_per_gpu
+        );
     }
     out
 }

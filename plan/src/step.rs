@@ -51,6 +51,11 @@ impl Layout {
         4.0 * self.message_bytes * (t - 1.0) / t / cluster.node_bytes_per_s
     }
 
+    /// What a stage's message is on its way.
+    pub fn message_seconds(&self, cluster: &Cluster) -> f64 {
+        self.message_bytes / self.tensor as f64 / cluster.network_bytes_per_s
+    }
+
     pub fn n_gpus(&self) -> u64 {
         self.data * self.tensor * self.table.n_ranks() as u64
     }
@@ -548,9 +553,7 @@ impl StageCosts {
             one: weaves.iter().map(|w| [0, 1, 2, 3].map(|i| w[i].seconds())).collect(),
             weaves,
             pairs,
-            message_seconds: layout.message_bytes
-                / layout.tensor as f64
-                / cluster.network_bytes_per_s,
+            message_seconds: layout.message_seconds(cluster),
         }
     }
 
