@@ -5,14 +5,18 @@
 //! Queries stay in shared memory, keys and values come in blocks through two rings:
 //!
 //! ```text
-//! S = q · k of the next block                 tensor cores, while
-//! O += P · v of the block before              P is still in registers, and
-//! P = 2^(S - largest), O = O · correction     when both are done
+//! S = q · k                     of the next block
+//! O = O · correction            of the block before, under the product of scores
+//! O += P · v                    of the block before; P is in registers
+//! P = 2^(S - largest)           when S is there, under the product of values
 //! ```
 //!
-//! so that a block's products hide behind the one before. Weights are rounded to bf16 before their
-//! product with v; the sum of the weights is of those before rounding. Blocks that no query of the
-//! tile sees are not visited; keys in a visited block that a query may not see weigh 0.
+//! so that a block's softmax lies under products of the one before. Of narrow heads, whose products
+//! are shorter than that, the warpgroups take turns (`turns`): one starts its products when the
+//! other has started its own and weighs, and O is corrected under the other's, behind P. Weights
+//! are rounded to bf16 before their product with v; the sum of the weights is of those before
+//! rounding. Blocks that no query of the tile sees are not visited; keys in a visited block that a
+//! query may not see weigh 0.
 //!
 //! Envelope: of 128 queries and 128 keys of widths 192 and 128 the products are `128 * 128 * 320`
 //! multiply-adds, 2560 cycles of a multiprocessor's tensor cores, and 16,384 exponentials, 16 a
@@ -29,6 +33,7 @@ mod sight;
 pub mod signature;
 mod softmax;
 pub mod template;
+mod turns;
 
 use crate::ptx::wgmma::Kind;
 use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, PERIOD_BYTES};

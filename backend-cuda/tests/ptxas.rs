@@ -75,6 +75,18 @@ impl Assembled {
         out
     }
 
+    /// Notes it if fewer than `n` exponentials lie under the products that are still under way
+    /// when one has been waited for.
+    fn expect_hidden(&self, n: u32, faults: &mut Vec<String>) {
+        let Some(sass) = &self.sass else { return };
+        let mut lines = sass.lines().skip_while(|l| !l.contains("DEPBAR.LE gsb0, 0x1"));
+        lines.next();
+        let under = lines.take_while(|l| !l.contains("DEPBAR"));
+        let got = under.filter(|l| l.contains("MUFU.EX2")).count();
+        let what = format!("{}: {got} exponentials under products, not {n}", self.name);
+        faults.extend((got < n as usize).then_some(what));
+    }
+
     /// Notes it if the machine code has another number of an instruction.
     fn expect(&self, opcode: &str, n: usize, faults: &mut Vec<String>) {
         let got = self.count(opcode).unwrap_or(n);
@@ -203,6 +215,7 @@ fn attention_of_every_form() {
             let scores: u32 = attention.parts.iter().map(|w| w.div_ceil(16)).sum();
             let block = attention.block_keys() / 16;
             assembled.expect("HGMMA", 2 * (scores + block) as usize, &mut faults);
+            assembled.expect_hidden(attention.block_keys() / 2, &mut faults);
             let lines = |w: &u32| w.div_ceil(64);
             let copies = 2 * attention.parts.iter().map(lines).sum::<u32>() + lines(&v_width);
             assembled.expect("UTMALDG", copies as usize, &mut faults);
@@ -233,6 +246,9 @@ fn derivatives_of_attention_of_every_form() {
                 let assembled = assemble(tools, backward.source("test"));
                 faults.extend(assembled.faults(REGISTERS_MAX));
                 assembled.expect("BRA.U.ANY", 0, &mut faults);
+                if *makes != Makes::Values {
+                    assembled.expect_hidden(backward.columns() / 2, &mut faults);
+                }
             }
         }
     }

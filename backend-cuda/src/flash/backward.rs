@@ -155,7 +155,7 @@ impl Backward {
     }
 
     /// As [`Backward::block`], of a kernel that there is.
-    fn columns(&self) -> u32 {
+    pub fn columns(&self) -> u32 {
         self.block().unwrap_or_else(|| panic!("{} has no block", self.name()))
     }
 

@@ -7,8 +7,8 @@ use super::kernel::{Args, N_PLACES, Places, Rings, Tile};
 use super::sight::{Masks, Sight};
 use super::softmax::{Rows, Weights, packed, scaled, weigh};
 use crate::ptx::convert::{log2, pack_bf16};
-use crate::ptx::memory;
 use crate::ptx::wgmma::{self, Kind, Products};
+use crate::ptx::{memory, sync};
 use crate::tiles::fragment::{Lanes, n_sums, pairs, wide};
 use crate::tiles::roles::Consumer;
 
@@ -16,25 +16,34 @@ use crate::tiles::roles::Consumer;
 struct State<'c> {
     places: Places<'c>,
     rows: Rows<'c>,
+    /// What `o` is still to be multiplied by.
+    correction: [Val<'c>; 2],
     o: Vec<Val<'c>>,
     /// Weights of the block before, packed.
     p: Vec<Val<'c>>,
 }
 
+/// Where what lies behind places begins.
+const ROWS: usize = N_PLACES;
+const CORRECTION: usize = ROWS + 4;
+const SUMS: usize = CORRECTION + 2;
+
 impl<'c> State<'c> {
     fn values(&self) -> Vec<Val<'c>> {
         let mut out = self.places.values();
         out.extend(self.rows.values());
+        out.extend(self.correction);
         out.extend(&self.o);
         out.extend(&self.p);
         out
     }
 
     fn of(values: &[Val<'c>], n_o: usize) -> State<'c> {
-        let rest = &values[N_PLACES + 4..];
+        let rest = &values[SUMS..];
         State {
             places: Places::of(values),
-            rows: Rows::of(&values[N_PLACES..]),
+            rows: Rows::of(&values[ROWS..]),
+            correction: [values[CORRECTION], values[CORRECTION + 1]],
             o: rest[..n_o].to_vec(),
             p: rest[n_o..].to_vec(),
         }
@@ -49,9 +58,11 @@ impl Attention {
         rings: &Rings<'c>,
         consumer: &Consumer<'c>,
     ) {
+        self.begin_turns(cg, consumer);
         self.each_tile(cg, args, &Places::first(cg).values(), |tile, places| {
             self.tile_of_queries(cg, args, rings, consumer, &tile, Places::of(places)).values()
         });
+        self.end_turns(cg, consumer);
     }
 
     fn tile_of_queries<'c>(
@@ -78,36 +89,51 @@ impl Attention {
         // The first block has no block before it.
         let s = self.start_scores(cg, rings, consumer, q, places);
         let s = wgmma::wait(cg, 0, &s);
-        let Weights { p, rows, .. } =
+        let Weights { p, rows, correction } =
             self.block(cg, args, rings, consumer, &sight, places, cg.i32(0), &s, Rows::none(cg));
         let zeros = vec![cg.zero(Ty::F32); n_o];
         let next = Places { k: rings.k.next(cg, places.k), ..places };
-        let init = State { places: next, rows, o: zeros, p: packed(cg, &p) }.values();
+        let init = State { places: next, rows, correction, o: zeros, p: packed(cg, &p) }.values();
         let end = cg.for_(cg.i32(1), tile.n_blocks, 1, &init, |block, values| {
             let state = State::of(values, n_o);
             let places = state.places;
+            self.take_turn(cg, consumer);
             let s = self.start_scores(cg, rings, consumer, q, places);
-            let (o, held) = self.start_values(cg, rings, places, &state.o, &state.p);
+            let o = self.corrected(cg, &state, false);
+            let (o, held) = self.start_values(cg, rings, places, &o, &state.p);
+            self.give_turn(cg, consumer);
             let s = wgmma::wait(cg, 1, &s);
             let weights =
                 self.block(cg, args, rings, consumer, &sight, places, block, &s, state.rows);
+            sync::settle(cg, &weights.rows.sum);
             // All that the product of values uses goes through the wait, and the new weights too:
             // packed earlier they would be given registers that it still reads.
             let o = self.end_values(cg, rings, consumer, places, &o, &held, &weights.p);
             let (o, p) = o.split_at(n_o);
-            let o = scaled(cg, o, weights.correction);
             let (k, v) = (rings.k.next(cg, places.k), rings.v.next(cg, places.v));
             let places = Places { k, v, ..places };
-            State { places, rows: weights.rows, o, p: packed(cg, p) }.values()
+            let Weights { rows, correction, .. } = weights;
+            let (o, p) = (o.to_vec(), packed(cg, p));
+            let state = State { places, rows, correction, o, p };
+            State { o: self.corrected(cg, &state, true), ..state }.values()
         });
         let state = State::of(&end, n_o);
         // The last scores have been computed: queries may go.
         rings.q.release_if(cg, consumer.leads, state.places.q.stage);
         let places = state.places;
-        let (o, held) = self.start_values(cg, rings, places, &state.o, &state.p);
+        let o = self.corrected(cg, &state, false);
+        let (o, held) = self.start_values(cg, rings, places, &o, &state.p);
         let o = self.end_values(cg, rings, consumer, places, &o, &held, &[]);
         self.finish(cg, args, tile, first_query, &consumer.lanes, state.rows, &o);
         Places { q: rings.q.next(cg, places.q), v: rings.v.next(cg, places.v), ..places }
+    }
+
+    /// The sums, corrected if now is the time: between the products of a turn it is not.
+    fn corrected<'c>(&self, cg: &Cg<'c>, state: &State<'c>, behind: bool) -> Vec<Val<'c>> {
+        match behind == self.takes_turns() {
+            true => scaled(cg, &state.o, state.correction),
+            false => state.o.clone(),
+        }
     }
 
     fn start_scores<'c>(

@@ -27,6 +27,20 @@ pub fn from_here<'c>(cg: &Cg<'c>, v: Val<'c>) -> Val<'c> {
     cg.asm("mov.b32 $0, $1;", &[v.ty], &[v], 0, Effect::Ordered)[0]
 }
 
+/// Lets no wait that follows begin before all of `values` (f32) are known. Waits for products name
+/// no registers: the assembler moves them before arithmetic that the products are to hide. Over a
+/// barrier of the warp under a condition made of `values` it does not; what is left of that is a
+/// vote.
+pub fn settle<'c>(cg: &Cg<'c>, values: &[Val<'c>]) {
+    let bits = values.iter().map(|v| cg.bitcast(*v, Ty::I32));
+    let Some(all) = bits.reduce(|a, b| cg.or(a, b)) else { return };
+    let text = "{\n\t.reg .pred some;\n\
+        \tsetp.ne.s32 some, $0, 0;\n\
+        \tvote.sync.any.pred some, some, 0xffffffff;\n\
+        \t@some bar.warp.sync 0xffffffff;\n\t}";
+    cg.asm(text, &[], &[all], 0, Effect::Memory);
+}
+
 /// Waits for all threads of the CTA.
 pub fn cta_barrier(cg: &Cg<'_>) {
     cg.asm("bar.sync 0;", &[], &[], 0, Effect::Memory);

@@ -65,7 +65,8 @@ fn check(problem: &Problem) {
 
 #[test]
 fn several_blocks_of_keys_and_a_partial_one() {
-    check(&problem(plain(&[64], 64), [1, 1, 130, 300]));
+    check(&problem_of_width(64));
+    check(&problem_of_width(128));
 }
 
 #[test]
@@ -124,6 +125,28 @@ fn every_wait_for_products_is_needed() {
     assert_eq!(text.matches("wgmma.wait_group").count(), 4);
     let kinds = [ErrorKind::MissingWait];
     each_is_needed(&text, "wgmma.wait_group", &kinds, &[], |text, how| run(&problem, text, how));
+}
+
+/// Where heads are narrow the warpgroups take turns: a turn that is not given ends in a deadlock.
+#[test]
+fn every_turn_of_a_warpgroup_is_given() {
+    let (problem, text) = (faulty(), source(&faulty()));
+    // The first one, and those of the loop.
+    assert_eq!(text.matches("bar.arrive %r").count(), 2);
+    let kinds = [ErrorKind::Deadlock];
+    each_is_needed(&text, "bar.arrive %r", &kinds, &[], |text, how| run(&problem, text, how));
+    // It is given between the products and the wait for the first of them.
+    let at = |what: &str| text.match_indices(what).map(|(at, _)| at).collect::<Vec<_>>();
+    let (gives, ends) = (at("bar.arrive %r")[1], at("commit_group"));
+    let waits = at("wait_group.sync.aligned 1")[0];
+    assert!(ends.iter().any(|end| *end < gives && gives < waits), "{ends:?} {gives} {waits}");
+
+    let wide = source(&problem_of_width(128));
+    assert!(!wide.contains("bar.arrive"), "wide heads take no turns");
+}
+
+fn problem_of_width(width: u32) -> Problem {
+    problem(plain(&[width], width), [1, 1, 130, 300])
 }
 
 #[test]

@@ -10,8 +10,8 @@ use crate::flash::sight::Sight;
 use crate::flash::signature::{Argument, Bound};
 use crate::flash::softmax::packed;
 use crate::ptx::convert::exp2;
-use crate::ptx::memory;
 use crate::ptx::wgmma::{self, Kind, Products};
+use crate::ptx::{memory, sync};
 use crate::tiles::fragment::{n_sums, pairs};
 use crate::tiles::ring::Place;
 use crate::tiles::roles::Consumer;
@@ -162,6 +162,7 @@ impl Backward {
                 next.y = y;
             }
             (Some(t), None) => {
+                sync::settle(cg, &p);
                 let t = wgmma::wait(cg, 0, &t);
                 let ds = self.d_scores(kept, stage, &p, &t);
                 (next.x, next.ds) = self.start_x(kept, stage, &next.x, &ds);
