@@ -14,12 +14,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use weft_backend_cuda::Cuda;
 use weft_backend_cuda::gemm::select::Budget;
 use weft_runtime::device::DeviceKind;
 
 use cases::Case;
-use run::{Bench, Timed, Timing, check, time};
+use run::{Bench, Measured, Timed, Times, Timing, check, time};
 
 /// Check kernels on a GPU against the reference interpreter, and time them
 #[derive(clap::Args)]
@@ -46,6 +47,9 @@ pub struct Args {
     /// Also write the table here
     #[arg(short, long, value_name = "FILE.md")]
     output: Option<PathBuf>,
+    /// Also write all numbers here: checks, and times of each launch and of all of a case
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -68,26 +72,43 @@ pub fn run(args: Args) -> Result<()> {
         let names: Vec<&str> = cases::all().iter().map(|case| case.name).collect();
         bail!("no case has that in its name; there are {}", names.join(", "));
     }
-    check_all(&all, &on)?;
-    if args.check || args.device == DeviceKind::Ptx {
-        return Ok(());
+    let checks = check_all(&all, &on)?;
+    let timed = match args.check || args.device == DeviceKind::Ptx {
+        true => None,
+        false => {
+            let how = Timing { runs: args.runs.max(1), flushes: !args.small };
+            Some(Table::of(&all, &on, how)?)
+        }
+    };
+    if let Some(table) = &timed {
+        let table = table.text();
+        print!("{table}");
+        if let Some(file) = &args.output {
+            let text = format!("# Kernels on {}\n\n{table}", on.device.describe());
+            std::fs::write(file, text).with_context(|| file.display().to_string())?;
+        }
     }
-    let how = Timing { runs: args.runs.max(1), flushes: !args.small };
-    let table = timed_table(&all, &on, how)?;
-    print!("{table}");
-    if let Some(file) = &args.output {
-        let text = format!("# Kernels on {}\n\n{table}", on.device.describe());
+    if let Some(file) = &args.json {
+        let numbers = json!({
+            "device": on.device.describe(),
+            "checks": checks,
+            "timed": timed.map(|table| table.json()),
+        });
+        let text = serde_json::to_string_pretty(&numbers)? + "\n";
         std::fs::write(file, text).with_context(|| file.display().to_string())?;
     }
     Ok(())
 }
 
 /// Every case at its small sizes; a wrong one does not hide the others.
-fn check_all(all: &[Case], on: &Bench) -> Result<()> {
-    let mut wrong = vec![];
+fn check_all(all: &[Case], on: &Bench) -> Result<Vec<Value>> {
+    let (mut wrong, mut checks) = (vec![], vec![]);
     for case in all {
         match check(case, on) {
-            Ok(off) if off <= case.tolerance => println!("{}: off by {off:.1e}", case.name),
+            Ok(off) if off <= case.tolerance => {
+                println!("{}: off by {off:.1e}", case.name);
+                checks.push(json!({ "case": case.name, "off": off, "tolerance": case.tolerance }));
+            }
             Ok(off) => {
                 wrong.push(format!(
                     "{}: off by {off:.1e}, more than {:.1e}",
@@ -98,36 +119,98 @@ fn check_all(all: &[Case], on: &Bench) -> Result<()> {
         }
     }
     match wrong.len() {
-        0 => Ok(()),
+        0 => Ok(checks),
         n => bail!("{n} of {} cases are wrong:\n{}", all.len(), wrong.join("\n")),
     }
 }
 
-fn timed_table(all: &[Case], on: &Bench, how: Timing) -> Result<String> {
-    let copy = cases::copy();
-    let mut bandwidth = 0f64;
-    for problem in copy.problems(how.flushes) {
-        for row in time(&copy, problem, on, how)? {
-            bandwidth = bandwidth.max(row.bytes / seconds(row.median()));
-        }
-    }
-    let rates = rates(on, how)?;
-    let mut out = format!("A copy takes {:.0} GB/s; ", bandwidth / 1e9);
-    let said =
-        rates.iter().map(|(of, rate)| format!("{}s {:.1}", of.trim_end_matches('_'), rate / 1e12));
-    let said: Vec<String> = said.collect();
-    let _ = write!(out, "large products reach, in TFLOP/s, of {}. ", said.join(", of "));
-    let _ = writeln!(out, "Median of {} runs, and where a tenth of them lies beyond.\n", how.runs);
-    out += "| case | kernel | µs | 10 % | 90 % | GB/s | of copy | TFLOP/s | of rate |\n";
-    out += "|---|---|---|---|---|---|---|---|---|\n";
-    for case in all {
-        for problem in case.problems(how.flushes) {
-            for row in time(case, problem, on, how)? {
-                let _ = writeln!(out, "{}", line(case, &problem.sizes, &row, bandwidth, &rates));
+/// What all problems took.
+struct Table {
+    how: Timing,
+    /// Bytes a second of a plain copy.
+    bandwidth: f64,
+    rates: Vec<(&'static str, f64)>,
+    /// The case, the sizes of its problem, and its times.
+    rows: Vec<(&'static str, String, Measured)>,
+}
+
+impl Table {
+    fn of(all: &[Case], on: &Bench, how: Timing) -> Result<Table> {
+        let copy = cases::copy();
+        let mut bandwidth = 0f64;
+        for problem in copy.problems(how.flushes) {
+            for row in time(&copy, problem, on, how)?.launches {
+                bandwidth = bandwidth.max(row.bytes / seconds(row.times.median()));
             }
         }
+        let rates = rates(on, how)?;
+        let mut rows = vec![];
+        for case in all {
+            for problem in case.problems(how.flushes) {
+                rows.push((case.name, problem.sizes.clone(), time(case, problem, on, how)?));
+            }
+        }
+        Ok(Table { how, bandwidth, rates, rows })
     }
-    Ok(out)
+
+    fn text(&self) -> String {
+        let mut out = format!("A copy takes {:.0} GB/s; ", self.bandwidth / 1e9);
+        let said = self.rates.iter();
+        let said = said.map(|(of, rate)| format!("{}s {:.1}", stem(of), rate / 1e12));
+        let said: Vec<String> = said.collect();
+        let _ = write!(out, "large products reach, in TFLOP/s, of {}. ", said.join(", of "));
+        let runs = self.how.runs;
+        let _ = writeln!(out, "Median of {runs} runs, and where a tenth of them lies beyond.\n");
+        out += "| case | kernel | µs | 10 % | 90 % | GB/s | of copy | TFLOP/s | of rate |\n";
+        out += "|---|---|---|---|---|---|---|---|---|\n";
+        for (case, sizes, measured) in &self.rows {
+            for row in &measured.launches {
+                let line = line(&format!("{case} {sizes}"), row, self.bandwidth, &self.rates);
+                let _ = writeln!(out, "{line}");
+            }
+        }
+        out
+    }
+
+    fn json(&self) -> Value {
+        let launch = |row: &Timed| {
+            let mut value = times(&row.times);
+            value["kernel"] = row.kernel.as_str().into();
+            value["flops"] = row.flops.into();
+            value["bytes"] = row.bytes.into();
+            value
+        };
+        let row = |(case, sizes, measured): &(&str, String, Measured)| {
+            let launches: Vec<Value> = measured.launches.iter().map(launch).collect();
+            let total = times(&measured.total);
+            json!({ "case": case, "sizes": sizes, "launches": launches, "total": total })
+        };
+        let rates = self.rates.iter().map(|(of, rate)| (stem(of).to_string(), (*rate).into()));
+        json!({
+            "runs": self.how.runs,
+            "small": !self.how.flushes,
+            "copy_bytes_per_s": self.bandwidth,
+            "flops_per_s": rates.collect::<serde_json::Map<String, Value>>(),
+            "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// What kernels of products are of: `bf16` of `bf16_`.
+fn stem(of: &str) -> &str {
+    of.trim_end_matches('_')
+}
+
+fn times(times: &Times) -> Value {
+    json!({
+        "median_us": micro(times.median()),
+        "tenth_us": micro(times.tenth(1)),
+        "ninetieth_us": micro(times.tenth(9)),
+    })
+}
+
+fn micro(t: Duration) -> f64 {
+    seconds(t) * 1e6
 }
 
 /// Flops a second of large products on tensor cores, each with what names of their kernels hold.
@@ -136,9 +219,9 @@ fn rates(on: &Bench, how: Timing) -> Result<Vec<(&'static str, f64)>> {
     for (of, case) in cases::rates() {
         let mut rate = 0f64;
         for problem in case.problems(how.flushes) {
-            for row in time(&case, problem, on, how)? {
+            for row in time(&case, problem, on, how)?.launches {
                 if row.kernel.contains(of) && row.kernel.starts_with(TENSOR_CORES) {
-                    rate = rate.max(row.flops / seconds(row.median()));
+                    rate = rate.max(row.flops / seconds(row.times.median()));
                 }
             }
         }
@@ -150,22 +233,14 @@ fn rates(on: &Bench, how: Timing) -> Result<Vec<(&'static str, f64)>> {
 /// Names of kernels of tensor cores begin so.
 const TENSOR_CORES: &str = "sm90a_";
 
-fn line(
-    case: &Case,
-    sizes: &str,
-    row: &Timed,
-    bandwidth: f64,
-    rates: &[(&'static str, f64)],
-) -> String {
-    let [median, low, high] = [row.median(), row.tenth(1), row.tenth(9)];
-    let micro = |t: Duration| seconds(t) * 1e6;
+fn line(case: &str, row: &Timed, bandwidth: f64, rates: &[(&'static str, f64)]) -> String {
+    let [median, low, high] = [row.times.median(), row.times.tenth(1), row.times.tenth(9)];
     let (bytes, flops) = (row.bytes / seconds(median), row.flops / seconds(median));
     let on = |of: &str| row.kernel.starts_with(TENSOR_CORES) && row.kernel.contains(of);
     let rate = rates.iter().find(|(of, rate)| on(of) && *rate > 0.0);
     let share = rate.map_or(String::new(), |(_, rate)| format!("{:.0} %", 100.0 * flops / rate));
     format!(
-        "| {} {sizes} | `{}` | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} % | {:.1} | {share} |",
-        case.name,
+        "| {case} | `{}` | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} % | {:.1} | {share} |",
         row.kernel,
         micro(median),
         micro(low),

@@ -25,23 +25,38 @@ const PASSES: [&str; 4] = ["split_quantized", "cse", "dce", "fuse"];
 /// More than a GPU keeps of what it read last.
 const FLUSHED_ELEMENTS: usize = 64 << 20;
 
-/// The times of a launch over the runs.
+/// What a problem took, over the runs.
+pub struct Measured {
+    /// In order.
+    pub launches: Vec<Timed>,
+    /// All launches of a run together.
+    pub total: Times,
+}
+
+/// One launch.
 pub struct Timed {
     pub kernel: String,
     pub flops: f64,
     pub bytes: f64,
-    /// In order.
-    times: Vec<Duration>,
+    pub times: Times,
 }
 
-impl Timed {
+/// One for each run, the shortest first.
+pub struct Times(Vec<Duration>);
+
+impl Times {
+    fn new(mut all: Vec<Duration>) -> Times {
+        all.sort();
+        Times(all)
+    }
+
     pub fn median(&self) -> Duration {
         self.tenth(5)
     }
 
     /// The time that `n` tenths of the runs do not exceed.
     pub fn tenth(&self, n: usize) -> Duration {
-        self.times[(self.times.len() - 1) * n / 10]
+        self.0[(self.0.len() - 1) * n / 10]
     }
 }
 
@@ -80,8 +95,8 @@ pub struct Timing {
     pub flushes: bool,
 }
 
-/// The launches of a problem in order, each over all runs.
-pub fn time(case: &Case, problem: &Problem, on: &Bench, how: Timing) -> Result<Vec<Timed>> {
+/// Times a problem.
+pub fn time(case: &Case, problem: &Problem, on: &Bench, how: Timing) -> Result<Measured> {
     let what = || format!("{} {}", case.name, problem.sizes);
     let mut timed = session(module(problem)?, on).with_context(what)?;
     for buffer in timed.entry().buffers.clone() {
@@ -105,29 +120,30 @@ pub fn time(case: &Case, problem: &Problem, on: &Bench, how: Timing) -> Result<V
     let mut flush = how.flushes.then(flush).transpose()?;
     // Once to bring clocks and code up.
     timed.run()?;
-    let mut rows: Vec<Timed> = vec![];
+    let mut profiles = vec![];
     for _ in 0..how.runs {
         if let Some(flush) = &mut flush {
             flush.run()?;
         }
         timed.start_profile();
         timed.run().with_context(what)?;
-        let profile = timed.take_profile().ok_or_else(|| anyhow!("nothing was measured"))?;
-        if rows.is_empty() {
-            let row = |row: &weft_runtime::exec::ProfileRow| Timed {
-                kernel: row.kernel.clone(),
-                flops: row.flops,
-                bytes: row.bytes,
-                times: vec![],
-            };
-            rows = profile.rows.iter().map(row).collect();
-        }
-        for (row, measured) in rows.iter_mut().zip(&profile.rows) {
-            row.times.push(measured.time);
-        }
+        profiles.push(timed.take_profile().ok_or_else(|| anyhow!("nothing was measured"))?);
     }
-    rows.iter_mut().for_each(|row| row.times.sort());
-    Ok(rows)
+    let first = profiles.first().context("a problem is run at least once")?;
+    let launch = |i: usize| {
+        let row = &first.rows[i];
+        Timed {
+            kernel: row.kernel.clone(),
+            flops: row.flops,
+            bytes: row.bytes,
+            times: Times::new(profiles.iter().map(|profile| profile.rows[i].time).collect()),
+        }
+    };
+    let totals = profiles.iter().map(|profile| profile.rows.iter().map(|row| row.time).sum());
+    Ok(Measured {
+        launches: (0..first.rows.len()).map(launch).collect(),
+        total: Times::new(totals.collect()),
+    })
 }
 
 /// A parameter of the entry's function; its buffers are the first, in order.
