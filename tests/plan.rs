@@ -186,10 +186,13 @@ fn a_compiled_program_is_timed_beside_the_plan() {
         words.filter_map(|w| w.parse().ok()).collect()
     };
     let (compiled, planned) = (row("as compiled"), row("as planned"));
-    assert_eq!(planned[0], 19.983, "{said}");
+    let whole = json(&V3)["step_s"].as_f64().expect("seconds");
+    assert!((planned[0] - whole).abs() < 1e-3, "{whole}, {said}");
     // Each rank is busy for 120 micro-batches of three times 0.2 ms.
     assert!((compiled[1] - compiled[2] - 0.073).abs() < 2e-3, "{said}");
-    assert!((compiled[0] - compiled[1] - 0.584).abs() < 2e-3, "{said}");
+    // The optimizer is the plan's.
+    let optimizer = planned[0] - planned[1];
+    assert!((compiled[0] - compiled[1] - optimizer).abs() < 3e-3, "{said}");
 }
 
 #[test]
