@@ -7,6 +7,7 @@ mod tiny;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use ranked::{assert_same, done, refused, train};
 
@@ -73,6 +74,46 @@ fn a_rank_that_hangs_is_named_with_op_stage_and_peer() {
     let waits = "of stage 1, with rank 0, which has been silent for 1.0 s";
     assert!(why.contains("rank 1, step 1: recv ") && why.contains(waits), "{why}");
     assert!(why.contains("rank 0 hangs"), "{why}");
+}
+
+/// Whoever waits for a rank that has failed learns it at once, far within the limit, and says in
+/// which op, of which stage, with which peer.
+#[test]
+fn a_rank_that_panics_or_is_killed_ends_the_pipeline_at_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let fails = |fault: &str| {
+        let out = dir.path().join(fault.replace(':', "-"));
+        let more = ["--ranks", "4", "--mesh", "pipeline=4", "--rank-timeout", "3600"];
+        let mut command = deep(&out, 4, &more);
+        command.env("WEFT_TEST_FAULT", fault).env_remove("RUST_BACKTRACE");
+        let start = Instant::now();
+        let why = refused(command);
+        assert!(start.elapsed() < Duration::from_secs(120), "{fault}: {:?}", start.elapsed());
+        (why, out)
+    };
+    // In the middle of the pipeline, while activations come and go.
+    let (why, _) = fails("panic:1:14");
+    let panicked = "with rank 1, which has ended: it panicked: asked for by WEFT_TEST_FAULT";
+    let told = |rank: usize, lost: &str| {
+        let waits = format!("rank {rank}, step 1: recv ");
+        let lost = format!("of stage {rank}, {lost}");
+        let line = why.lines().find(|line| line.contains(&waits) && line.contains(&lost));
+        assert!(line.is_some(), "{waits}.. {lost}: {why}");
+    };
+    told(0, panicked);
+    told(2, panicked);
+    told(3, panicked);
+    assert!(why.contains("rank 1 panicked: asked for by WEFT_TEST_FAULT"), "{why}");
+
+    // What ends the process ends all ranks; the next command says where each was.
+    let (_, out) = fails("abort:1:14");
+    let again = deep(&out, 1, &[]).output().expect("weft runs");
+    let told = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(told.contains("broke off; what its ranks did last:"), "{told}");
+    for rank in 0..4 {
+        let line = told.lines().find(|line| line.contains(&format!("rank {rank}, step 1: ")));
+        assert!(line.is_some_and(|l| l.contains(&format!("of stage {rank}, "))), "{told}");
+    }
 }
 
 #[test]
