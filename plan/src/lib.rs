@@ -13,9 +13,10 @@
 //! - What a weight gradient computes again runs with the input gradient, but for the encodings of
 //!   dispatched rows.
 //! - Experts are evenly loaded. Ranks of a data-parallel group do not differ.
-//! - Weight gradients of experts are contracted where the experts are. (The compiled step does it
-//!   where the rows come from, for the bits of one rank: it sends three more values of the inner
-//!   width back for each row, and keeps gradients of all experts until the end of the step.)
+//! - Weight gradients of experts are contracted where the experts are, as a block with
+//!   `expert_gradients = at_experts` is compiled. (One without contracts them where the rows come
+//!   from, for the bits of one rank: it sends three more values of the inner width back for each
+//!   row, and keeps gradients of all experts until the end of the step.)
 //! - Further rounds of an exchange (`rounds`) take their time on average, with nothing under them.
 //! - An exchange moves a token once to each node; the compiled step hands its transport each row.
 //! - Gradients are summed, weights gathered and the optimizer run after the last micro-batch.
