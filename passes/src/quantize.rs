@@ -122,7 +122,7 @@ pub fn quantize(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId,
 }
 
 /// `x` as codes: those that it was made of, if they are of this format.
-fn encode(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
+pub fn encode(b: &mut Builder, x: ValueId, format: &Format) -> Result<ValueId, PassError> {
     if let Some(decoded) = made_by(b, x, Op::Dequantize)
         && is_of(b.ty(decoded.operands[0]), format)
     {

@@ -29,7 +29,7 @@ use weft_ir::op::{Op, Trait};
 use weft_ir::ty::DType;
 
 use crate::policy::{Format, Policy};
-use crate::quantize::{quantize, rounded_rows};
+use crate::quantize::{encode, quantize, rounded_rows};
 use crate::rewrite::Copier;
 use crate::{Pass, PassCx, PassError, Stats};
 
@@ -69,6 +69,8 @@ struct Saved {
     format: Format,
     /// What rows are on their way to their experts.
     sent: Option<Format>,
+    /// Rows travel as they are, and are encoded where they arrive.
+    plain: bool,
     /// The product that asks for it.
     product: OpId,
     /// The dims in which the product reads or makes it: groups run over the last two.
@@ -131,7 +133,7 @@ fn through_codes(b: &mut Builder, x: ValueId, saved: &Saved) -> Result<ValueId, 
         None => x,
     };
     let rows = b.reshape(x, &saved.dims)?;
-    let codes = quantize(b, rows, &saved.format)?;
+    let codes = if saved.plain { encode } else { quantize }(b, rows, &saved.format)?;
     let attrs = Attrs::new().with("dtype", Attr::DType(dtype));
     let value = b.emit(Op::Dequantize, &[codes], attrs)?;
     Ok(b.reshape(value, &dims)?)
@@ -144,6 +146,7 @@ struct Asked<'a> {
     value: ValueId,
     format: Format,
     sent: Option<Format>,
+    plain: bool,
     output: bool,
 }
 
@@ -156,7 +159,9 @@ fn asked<'a>(policy: &Policy, func: &'a Func) -> Vec<Asked<'a>> {
         let ends = [(op.operands[0], recipe.saved_input), (op.results[0], recipe.saved_output)];
         for (output, (value, format)) in [false, true].into_iter().zip(ends) {
             let sent = recipe.dispatched.filter(|_| !output);
-            all.extend(format.map(|format| Asked { site, product, value, format, sent, output }));
+            let plain = recipe.dispatched_plain;
+            let asked = |format| Asked { site, product, value, format, sent, plain, output };
+            all.extend(format.map(asked));
         }
     }
     all
@@ -170,12 +175,12 @@ fn is_saved(func: &Func, n_own: usize, v: ValueId) -> bool {
 /// The values that are saved. A product's operand or result may be a reshape of what is saved.
 fn saved_values(policy: &Policy, func: &Func, n_own: usize) -> BTreeMap<ValueId, Saved> {
     let mut formats: BTreeMap<ValueId, Saved> = BTreeMap::new();
-    for Asked { product, value, format, sent, .. } in asked(policy, func) {
+    for Asked { product, value, format, sent, plain, .. } in asked(policy, func) {
         for same in reshapes(func, value).into_iter().filter(|v| is_saved(func, n_own, *v)) {
             // A value that keeps its rows keeps its dims: nothing is moved to save it.
             let own = func.ty(same).last() == func.ty(value).last() && func.ty(same).rank() >= 2;
             let dims = func.ty(if own { same } else { value }).dims.clone();
-            formats.entry(same).or_insert(Saved { format, sent, product, dims });
+            formats.entry(same).or_insert(Saved { format, sent, plain, product, dims });
         }
     }
     formats
@@ -193,7 +198,8 @@ fn kept_rows(policy: &Policy, func: &Func) -> BTreeMap<ValueId, Saved> {
         let operands = recipe.product(op.attrs.get_word("role")).operands;
         if let Some([format, _]) = operands.filter(|[rows, _]| rows.group[0] == 1) {
             let dims = func.ty(rows).dims.clone();
-            let saved = Saved { format, sent: recipe.dispatched, product, dims };
+            let (sent, plain) = (recipe.dispatched, recipe.dispatched_plain);
+            let saved = Saved { format, sent, plain, product, dims };
             formats.insert(rows, saved);
         }
     }
