@@ -9,6 +9,7 @@ use support::{Draw, TRAIN, apply, arguments, module, recipe};
 use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::{Module, Placed};
 use weft_ir::op::Op;
+use weft_passes::policy::Recipe;
 use weft_passes::{Copies, ExpertGradients, Mesh, PIPELINE, PassCx, Train};
 
 /// Two layers of four experts, two for each of eight tokens.
@@ -44,10 +45,14 @@ func @loss(%x: f32[2, 4, 8], %router: f32[2, 4, 8], %up: f32[2, 4, 4, 8], %down:
 "#;
 
 fn compiled(fp8: bool, mesh: Option<Mesh>) -> Module {
+    compiled_with(fp8.then(recipe), mesh)
+}
+
+fn compiled_with(recipe: Option<Recipe>, mesh: Option<Mesh>) -> Module {
     let train = Train { micro_batches: 4, ..TRAIN };
     let mut cx = PassCx { train: Some(train), mesh, ..PassCx::default() };
-    if fp8 {
-        cx.policy = ["up", "down"].map(|site| (site.to_string(), recipe())).into();
+    if let Some(recipe) = recipe {
+        cx.policy = ["up", "down"].map(|site| (site.to_string(), recipe.clone())).into();
     }
     let mut m = module(MODEL);
     let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
@@ -136,6 +141,22 @@ fn check(fp8: bool, mesh: Mesh) {
 
 fn n_exchanges(m: &Module) -> usize {
     m.funcs.iter().map(|f| f.body_ops().filter(|(_, op)| exchanges(op.op)).count()).sum()
+}
+
+/// Rows that travel plain are encoded where they arrive, to the codes that they would have been.
+#[test]
+fn rows_that_travel_plain_make_the_same_bits() {
+    let as_codes = Recipe { dispatched: None, ..recipe() };
+    let plain = Recipe { dispatched_plain: true, ..as_codes.clone() };
+    let results = |recipe: &Recipe| {
+        let m = compiled_with(Some(recipe.clone()), None);
+        let entry = m.find("train_step").expect("the step was made");
+        let draw = Draw { low: 0.1, high: 0.9, ints: 4.0 };
+        let all = arguments(&m, entry, &Default::default(), 3, draw);
+        let found = Interp::new(&m, Precision::Stated).run(entry, all);
+        bits(&found.unwrap_or_else(|e| panic!("{e}")))
+    };
+    assert_eq!(results(&plain), results(&as_codes));
 }
 
 /// |a - b| / |a|.

@@ -17,6 +17,8 @@
 //!   `expert_gradients = at_experts` is compiled. (One without contracts them where the rows come
 //!   from, for the bits of one rank: it sends three more values of the inner width back for each
 //!   row, and keeps gradients of all experts until the end of the step.)
+//! - Rows that travel plain (`dispatched = bf16`) are encoded where they arrive. (A compiled step
+//!   encodes each copy and sends codes: the same bits.)
 //! - Further rounds of an exchange (`rounds`) take their time on average, with nothing under them.
 //! - An exchange moves a token once to each node; the compiled step hands its transport each row.
 //! - Gradients are summed, weights gathered and the optimizer run after the last micro-batch.
