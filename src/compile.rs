@@ -228,7 +228,7 @@ fn verify(
         policy: policy::policy(&lowered),
         mesh: cx.mesh.map(two),
         copies: cx.copies.as_ref().map(|_| Copies { redundant: 2, lines: vec![] }),
-        pages: cx.pages.map(|_| Pages { size: 4, count: 5 }),
+        pages: cx.pages.map(|pages| Pages { size: 4, count: 5, ..pages }),
         ..cx.clone()
     };
     let mut module = lowered.module;

@@ -49,6 +49,16 @@ pub enum Target {
     Cuda(Cuda),
 }
 
+impl Target {
+    /// The queries from which on attention has no kernel over pages that is worth it.
+    fn keys_in_order_from(self) -> Option<u64> {
+        match self {
+            Target::Here | Target::Any => None,
+            Target::Cuda(_) => u64::try_from(weft_backend_cuda::flash::plan::QUERIES_MIN).ok(),
+        }
+    }
+}
+
 impl From<DeviceKind> for Target {
     fn from(device: DeviceKind) -> Target {
         match device {
@@ -255,6 +265,8 @@ pub fn for_generation(
         let lowered = source.lower(&tree, Purpose::Infer, settings)?;
         ranks.check_model(&source, &tree, &lowered.module, "forward")?;
         let policy = policy::policy(&lowered);
+        let pages =
+            pages.map(|pages| Pages { in_order_from: target.keys_in_order_from(), ..pages });
         let cx = PassCx { policy, pages, ..serving.cx(name == generate::DECODE) };
         let mut module = lowered.module;
         let entry = module.find("forward").context("the module has no @forward")?;
@@ -276,7 +288,7 @@ pub fn for_generation(
         pipeline::run(&mut module, &cx, None, (way.from.as_ref(), &[name]), &mut recorder)?;
         forget_caches(&mut module, name);
         let mut command = command(model, "decode", None) + &format!(" --sequence {context}");
-        if let Some(Pages { size, count }) = pages {
+        if let Some(Pages { size, count, .. }) = pages {
             let requests = format!(" --page {size} --pages {count} --batch {}", most(batch));
             command += &requests;
         }
@@ -287,7 +299,7 @@ pub fn for_generation(
         for entry in &mut graph.entries {
             entry.meta.insert(MODEL.into(), tree.name.as_str().into());
             entry.meta.insert(CONTEXT.into(), context.into());
-            if let Some(Pages { size, count }) = pages {
+            if let Some(Pages { size, count, .. }) = pages {
                 entry.meta.insert(PAGE.into(), size.into());
                 entry.meta.insert(POOL.into(), count.into());
             }

@@ -98,7 +98,8 @@ impl ServeArgs {
                 pages.iter().take(batch as usize).sum()
             })
         });
-        Ok(Caches { context, batch, pages: Some(Pages { size, count: count.max(1) }) })
+        let pages = Pages { size, count: count.max(1), in_order_from: None };
+        Ok(Caches { context, batch, pages: Some(pages) })
     }
 
     /// The pools for a batch whose IR is printed.
@@ -111,7 +112,7 @@ impl ServeArgs {
         let serve = self.read(source, tree, None)?;
         let pools = |size: u64| {
             let all = batch.saturating_mul(context.div_ceil(size));
-            Pages { size, count: serve.pages.unwrap_or(all) }
+            Pages { size, count: serve.pages.unwrap_or(all), in_order_from: None }
         };
         Ok(serve.page.map(pools))
     }

@@ -105,6 +105,71 @@ fn on_gpus_kernels_read_and_write_through_the_table() {
     }
 }
 
+/// `nano` with a part of each kind, latents and heads as wide as tensor cores take them.
+const NANO: [&str; 13] = [
+    "hidden=32",
+    "depth=1",
+    "heads=2",
+    "q_rank=16",
+    "kv_rank=64",
+    "nope=8",
+    "rope=8",
+    "value=8",
+    "inner=48",
+    "expert_inner=16",
+    "n_experts=4",
+    "groups=2",
+    "kept_groups=1",
+];
+
+/// The names of the kernels of a graph for GPUs, compiled with `more`.
+fn kernels(model: &str, dir: &Path, more: &[&str]) -> Vec<String> {
+    let file = dir.join("gpu.weft").display().to_string();
+    let given = ["compile", model, "--for", "decode", "--device", "cuda", "--precision", "bf16"];
+    weft(&[&given[..], more, &["-o", &file]].concat()).expect("a graph");
+    let graph = Graph::open(Path::new(&file)).expect("a graph");
+    graph.kernels.into_iter().map(|k| k.name).collect()
+}
+
+#[test]
+fn on_gpus_latents_in_pages_are_decoded_on_tensor_cores() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (run, nano) = (dir.path().join("run").display().to_string(), model("nano.model"));
+    let sets: Vec<&str> = NANO.iter().flat_map(|set| ["--set", set]).collect();
+    let few = ["--set", "sequence=16", "--set", "batch=2", "--steps", "2"];
+    let train = ["train", &nano, "--data", &nano, "--out", &run];
+    weft(&[&train[..], &sets, &few].concat()).expect("weights");
+    // One prompt goes from its first page into its second.
+    let long: Vec<String> = (1..62).map(|id| id.to_string()).collect();
+    let given = ["--max-new", "5", "--context", "128", "--precision", "bf16", "--device", "ptx"];
+    let prompts = ["--token-ids", "5,6,7,8,9", "--token-ids", &long.join(",")];
+    let run = |more: &[&str]| {
+        let all = ["generate", &nano, "--checkpoint", &run, "--greedy"];
+        weft(&[&all[..], &sets, &given, &prompts, more].concat()).expect("tokens").0
+    };
+    assert_eq!(run(&["--page", "64"]), run(&[]));
+    let pages = ["--sequence", "128", "--batch", "2", "--page"];
+    let names = kernels(&nano, dir.path(), &[&sets[..], &pages, &["64"]].concat());
+    assert!(names.iter().any(|n| n.contains("latent_attention_64_8_causal_offset_paged")));
+    // Pages of part of a block are read by plain threads.
+    let names = kernels(&nano, dir.path(), &[&sets[..], &pages, &["16"]].concat());
+    assert!(!names.iter().any(|n| n.contains("latent_attention")), "{names:?}");
+}
+
+/// Keys and values that are cached as they are need no copy where few queries read them; a prompt
+/// is read on tensor cores, which take them in order.
+#[test]
+fn on_gpus_prompts_are_read_on_tensor_cores() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let sets = ["hidden=64", "heads=4", "kv_heads=2", "depth=2"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let pages = ["--sequence", "128", "--batch", "2", "--page", "64"];
+    let names = kernels(&model("llama.model"), dir.path(), &[&sets[..], &pages].concat());
+    let has = |what: &[&str]| names.iter().any(|n| what.iter().all(|w| n.contains(w)));
+    assert!(has(&["sm90a_", "attention"]), "{names:?}");
+    assert!(has(&["sm90_simt_bf16_attention", "pages64"]), "{names:?}");
+}
+
 #[test]
 fn a_pool_holds_what_is_used_and_pages_are_used_again() {
     let model = model("deepseek_v3.model");

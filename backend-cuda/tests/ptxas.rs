@@ -260,8 +260,8 @@ fn latent_attention_of_every_form() {
     let Some(tools) = tools() else { return };
     let mut faults = vec![];
     for parts in [vec![512, 64], vec![64, 16], vec![256, 32], vec![40, 8]] {
-        for split in [false, true] {
-            let of = Decode { parts: parts.clone(), causal: true, offset: true, split };
+        for (split, paged) in [(false, false), (true, false), (false, true), (true, true)] {
+            let of = Decode { parts: parts.clone(), causal: true, offset: true, split, paged };
             let assembled = assemble(tools, of.source("test"));
             faults.extend(assembled.faults(REGISTERS_MAX));
             assembled.expect("BRA.U.ANY", 0, &mut faults);

@@ -111,3 +111,29 @@ fn on_a_cpu_pages_change_no_bit() {
         }
     }
 }
+
+/// On a GPU latents that all heads share are decoded on tensor cores where pages hold whole blocks
+/// of keys, by plain threads where they do not.
+#[test]
+fn shared_latents_in_pages_of_whole_blocks_are_decoded_on_tensor_cores() {
+    for (page, kernel) in [(64, "sm90a_bf16_latent_attention_64_8"), (48, "sm90_simt_")] {
+        let m = module(&format!(
+            "dims {{ B <= 3 }}
+func @f(%q0: bf16[B, 1, 4, 64], %q1: bf16[B, 1, 4, 8], %k0: bf16[40, {page}, 1, 64],
+        %k1: bf16[40, {page}, 1, 8], %start: i32[B], %more: i32[B], %pages: i32[B, 10])
+    -> (o: bf16[B, 1, 4, 64], lse: f32[B, 4, 1]) {{
+  %1 = constant {{value = 11, type = i32[B]}} : i32[B]
+  %2 = mul %start, %1 : i32[B]
+  %3 = add %2, %more : i32[B]
+  %o, %lse = attention %q0, %q1, %k0, %k1, %k0, %3, %pages
+    {{parts = 2, scale = 0.3, causal = true, offset = true, pages = true}}
+    : bf16[B, 1, 4, 64], f32[B, 4, 1]
+  return %o, %lse
+}}"
+        ));
+        check(&m, "f", &[("B", 3)], DRAW, 1.0 / 128.0);
+        let (_, _, graph) = machines::ptx(&m, "f");
+        let names: Vec<&str> = graph.kernels.iter().map(|k| k.name.as_str()).collect();
+        assert!(names.iter().any(|n| n.starts_with(kernel)), "{kernel}: {names:?}");
+    }
+}

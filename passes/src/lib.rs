@@ -106,6 +106,9 @@ pub struct Pages {
     pub size: u64,
     /// Pages of a pool.
     pub count: u64,
+    /// From so many queries on attention gets its keys in order, not by pages: where a machine's
+    /// kernels for many queries take no pages.
+    pub in_order_from: Option<u64>,
 }
 
 impl PassCx {

@@ -14,9 +14,10 @@
 //! 2309.06180); which pages a request has is an input. `pages` of an entry is i32[B, n]: position t
 //! of request b is row t mod N of page `pages[b, t / N]` of every pool, of every layer.
 //!
-//! Attention that has all its keys and values from caches reads them through the table. What
-//! else reads a cache (an up-projection that was not absorbed, keys of which only a part is
-//! cached) gets its rows in order, a `gather`. Values are those without pages, wherever pages lie.
+//! Attention that has all its keys and values from caches reads them through the table, unless it
+//! is of so many queries that the machine has better kernels for keys in order. What else reads a
+//! cache (an up-projection that was not absorbed, keys of which only a part is cached) gets its
+//! rows in order, a `gather`. Values are those without pages, wherever pages lie.
 //! Cost: one walk over each function; where rows are gathered, a copy of them in each layer.
 //! Requires: `absorb`, which looks for what was cached.
 
@@ -160,7 +161,8 @@ impl<'a> Work<'a> {
         pool: Pages,
     ) -> Work<'a> {
         let to = Copier::new(func, &func.name);
-        let (pools, in_order) = (BTreeMap::new(), read_in_order(func));
+        let through = |op: &OpData| attends_by_pages(module, func, op, pool);
+        let (pools, in_order) = (BTreeMap::new(), read_in_order(func, &through));
         Work { module, func, known, caches, pool, to, pools, in_order, n_gathered: 0 }
     }
 
@@ -208,7 +210,7 @@ impl<'a> Work<'a> {
             self.to.bind(next, made[1]);
         } else if callee(op).is_some_and(|f| self.known[f.0 as usize].is_some()) {
             self.call(op, table)?;
-        } else if op.op == Op::Attention && keys_are_cached(func, op) {
+        } else if attends_by_pages(self.module, func, op, self.pool) {
             self.attention(op, table)?;
         } else {
             // A shape of a pool that only attention reads is made there.
@@ -273,14 +275,23 @@ fn keys_are_cached(func: &Func, op: &OpData) -> bool {
     op.operands[keys(op)].iter().all(|x| cached(*x))
 }
 
+/// Does attention read pages?
+fn attends_by_pages(module: &Module, func: &Func, op: &OpData, pool: Pages) -> bool {
+    if op.op != Op::Attention || !keys_are_cached(func, op) {
+        return false;
+    }
+    let queries = module.dim_max(func.ty(op.operands[0]).dims[1]);
+    pool.in_order_from.is_none_or(|n| queries < n)
+}
+
 /// For each value whether something needs it with its positions in order, and not only attention
 /// that reads pages.
-fn read_in_order(func: &Func) -> Vec<bool> {
+fn read_in_order(func: &Func, by_pages: &dyn Fn(&OpData) -> bool) -> Vec<bool> {
     let mut needed = vec![false; func.n_values()];
     func.results.iter().for_each(|r| needed[r.0 as usize] = true);
     for (_, op) in func.body_ops().rev() {
         let through_pages = match op.op {
-            Op::Attention if keys_are_cached(func, op) => keys(op),
+            Op::Attention if by_pages(op) => keys(op),
             Op::Reshape if !needed[op.results[0].0 as usize] => 0..1,
             _ => 0..0,
         };

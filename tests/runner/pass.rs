@@ -5,7 +5,7 @@
 //! Options: `gradients`, `apart`, `two_batches`, `staggered`, `everything`, `no_wide` (saved),
 //! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `sequence` (those divide
 //! tokens), `zero`, `watch=SITE`, `communication_sms=N`, `redundant=N` (copies of experts),
-//! `exchange_capacity=N`, `pages=PAGESxPOSITIONS`. If the last pass must refuse the input, the
+//! `exchange_capacity=N`, `pages=PAGESxPOSITIONS`, `in_order_from=QUERIES`. If the last pass must refuse the input, the
 //! expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
@@ -60,7 +60,12 @@ fn context(options: &str) -> Result<PassCx, String> {
                 let size = pool.split_once('x');
                 let size = size.and_then(|(p, n)| Some((p.parse().ok()?, n.parse().ok()?)));
                 let (count, size) = size.ok_or("pages are PAGESxPOSITIONS")?;
-                cx.pages = Some(Pages { count, size });
+                cx.pages = Some(Pages { count, size, in_order_from: None });
+            }
+            ("in_order_from", n) => {
+                let n = n.parse().map_err(|_| "in_order_from is a number")?;
+                let pages = cx.pages.as_mut().ok_or("it comes after pages=")?;
+                pages.in_order_from = Some(n);
             }
             ("everything", "") => cx.save = Save::Everything,
             ("handed", "") => cx.save = Save::Handed,

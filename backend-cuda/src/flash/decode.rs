@@ -34,8 +34,9 @@
 //!
 //! Keys are cut in *pieces*, so that a few requests keep all multiprocessors busy; what a piece
 //! gives is combined by a kernel of plain threads. How long a piece is depends on the graph alone:
-//! a request's result does not depend on which others are decoded with it. The cache is contiguous,
-//! as the runtime's is; pages are not taken.
+//! a request's result does not depend on which others are decoded with it. Where keys lie in pages
+//! of a pool, a page holds whole blocks, so that a block's copies are those of consecutive rows: the
+//! producer looks their first up in the table, and nothing else knows of pages.
 //!
 //! Envelope: of 64 heads and 128 keys of widths 576 and 512 the products are `64 * 128 * 1088`
 //! multiply-adds, 4352 cycles of a multiprocessor's tensor cores, for 147,456 bytes: with 128 heads
@@ -79,15 +80,20 @@ pub struct Decode {
     pub offset: bool,
     /// Keys are cut in pieces, whose sums are left to be combined.
     pub split: bool,
+    /// Keys lie in pages of whole blocks.
+    pub paged: bool,
 }
 
 impl Decode {
     pub fn name(&self) -> String {
         let widths: Vec<String> = self.parts.iter().map(u32::to_string).collect();
         let mut name = format!("sm90a_bf16_latent_attention_{}", widths.join("_"));
-        for (is, suffix) in
-            [(self.causal, "_causal"), (self.offset, "_offset"), (self.split, "_split")]
-        {
+        for (is, suffix) in [
+            (self.causal, "_causal"),
+            (self.offset, "_offset"),
+            (self.split, "_split"),
+            (self.paged, "_paged"),
+        ] {
             name += if is { suffix } else { "" };
         }
         name

@@ -12,7 +12,7 @@ use super::{Attention, TILE_QUERIES};
 use crate::gemm::select::Budget;
 
 /// Fewer queries are not worth a tile.
-const QUERIES_MIN: i64 = 16;
+pub const QUERIES_MIN: i64 = 16;
 const BF16_BYTES: i64 = 2;
 
 /// What the kernels' code depends on; `None` where tensor cores or TMA cannot do it.
@@ -93,6 +93,7 @@ pub fn common_buffer(argument: &Argument) -> Option<Buffer> {
         Argument::Start => Buffer::Start,
         Argument::QuerySegments => Buffer::QuerySegments,
         Argument::KeySegments => Buffer::KeySegments,
+        Argument::Pages => Buffer::Pages,
         _ => return None,
     })
 }
@@ -110,6 +111,13 @@ pub fn common_scalar(
         Tensor::V => &of.v,
         Tensor::DO => d_o.unwrap_or(&of.o),
     };
+    let pages = of.pages.as_ref();
+    let in_pages = |t: Tensor| pages.is_some() && !t.of_queries();
+    let rows = |t: Tensor| match pages {
+        _ if t.of_queries() => of.queries.clone(),
+        Some(pages) => pages.pool.clone() * pages.size,
+        None => of.keys.clone(),
+    };
     let f32 = |x: f64| Scalar::F32((x as f32).to_bits());
     let dim = match argument {
         Argument::Batch => of.batch.clone(),
@@ -122,15 +130,19 @@ pub fn common_scalar(
         Argument::ScaleLog2 => return Some(f32(of.scale * std::f64::consts::LOG2_E)),
         Argument::MapDim(t, dim) => match dim {
             0 => tensor(*t).width.into(),
-            1 if t.of_queries() => of.queries.clone(),
-            1 => of.keys.clone(),
+            1 => rows(*t),
             2 => tensor(*t).heads.into(),
+            _ if in_pages(*t) => 1.into(),
             _ => of.batch.clone(),
         },
         Argument::MapStride(t, dim) => {
             let [batch, row, head] = &tensor(*t).strides;
-            [row, head, batch][*dim].clone() * BF16_BYTES
+            // Of one batch that has all the pool's rows.
+            let batch = if in_pages(*t) { rows(*t) * row.clone() } else { batch.clone() };
+            [row.clone(), head.clone(), batch][*dim].clone() * BF16_BYTES
         }
+        Argument::PageKeys => of.pages.as_ref()?.size.into(),
+        Argument::PagesPerRequest => of.pages.as_ref()?.of_request.clone(),
         _ => return None,
     };
     Some(Scalar::Dim(dim))

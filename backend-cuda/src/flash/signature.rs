@@ -39,6 +39,9 @@ pub enum Argument {
     /// i32 `[batch, queries]` and `[batch, keys]`.
     QuerySegments,
     KeySegments,
+    /// i32 `[batch, pages of a request]`, where keys lie in pages of a pool, whose rows, one page
+    /// after the other, are those of the maps.
+    Pages,
     /// Numbers of queries that the derivative's kernels share; see there.
     Statistics,
     /// A derivative, by its place among those the kernel makes.
@@ -57,6 +60,9 @@ pub enum Argument {
     HeadsPerUnit,
     /// Keys of a piece.
     Chunk,
+    /// Keys of a page, and pages of a request.
+    PageKeys,
+    PagesPerRequest,
     /// In elements, from one batch, row and head to the next.
     OStride(usize),
     MadeStride(usize, usize),
@@ -98,8 +104,8 @@ impl Argument {
         use Argument::*;
         match self {
             Map(..) => Param::TensorMap,
-            Data(_) | O | Lse | Start | QuerySegments | KeySegments | Statistics | Made(_)
-            | PartialO | PartialLse => Param::Buffer,
+            Data(_) | O | Lse | Start | QuerySegments | KeySegments | Pages | Statistics
+            | Made(_) | PartialO | PartialLse => Param::Buffer,
             _ => Param::I64,
         }
     }

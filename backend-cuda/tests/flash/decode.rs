@@ -3,17 +3,18 @@
 use ptx_sim::{Arg, Completion, ErrorKind};
 use weft_backend_cuda::flash::Attention;
 use weft_backend_cuda::flash::decode::Decode;
-use weft_backend_cuda::flash::signature::Argument;
+use weft_backend_cuda::flash::signature::{Argument, Tensor as Operand};
 use weft_backend_cuda::flash::template::Template;
 
 use crate::problem::{
-    Bench, Problem, RANDOM, Wrong, each_is_needed, plain, problem, softmax, text,
+    Bench, Problem, RANDOM, Tensor, Wrong, each_is_needed, plain, problem, softmax, text,
 };
 
-/// Keys that all heads share; `chunk` cuts them.
+/// Keys that all heads share; `chunk` cuts them, and they lie in pages of `page` keys.
 struct Latent {
     problem: Problem,
     chunk: Option<usize>,
+    page: Option<usize>,
 }
 
 fn latent(parts: &[u32], sizes: [usize; 4], starts: &[i32], chunk: Option<usize>) -> Latent {
@@ -22,18 +23,54 @@ fn latent(parts: &[u32], sizes: [usize; 4], starts: &[i32], chunk: Option<usize>
     let base = problem(attention, sizes);
     let k_heads = vec![1; parts.len()];
     let problem = Problem { k_heads, v_heads: 1, starts: starts.to_vec(), grid: 3, ..base };
-    Latent { problem, chunk }
+    Latent { problem, chunk, page: None }
 }
 
 impl Latent {
     fn kernel(&self) -> Decode {
         let of = &self.problem.attention;
         let (causal, offset) = (of.causal, of.offset);
-        Decode { parts: of.parts.clone(), causal, offset, split: self.chunk.is_some() }
+        Decode {
+            parts: of.parts.clone(),
+            causal,
+            offset,
+            split: self.chunk.is_some(),
+            paged: self.page.is_some(),
+        }
     }
 
     fn text(&self) -> String {
         text(self.kernel().source("test"))
+    }
+
+    /// Pages of a request.
+    fn n_pages(&self) -> usize {
+        self.page.map_or(0, |page| self.problem.keys / page)
+    }
+
+    /// The pages of all requests, the last of the pool first; none for what a request does not
+    /// see.
+    fn table(&self) -> Vec<i32> {
+        let (p, n) = (&self.problem, self.n_pages());
+        let pages = (0..p.batch * n).map(|i| {
+            let first = i % n * self.page.unwrap_or(1);
+            let seen = (0..p.queries).any(|query| p.sees(i / n, query, first));
+            if seen { (p.batch * n - i) as i32 } else { -1 }
+        });
+        pages.collect()
+    }
+
+    /// Keys of a part in pages, and one before them that holds no number.
+    fn pool(&self, keys: &Tensor) -> Tensor {
+        let page = self.page.unwrap_or(1);
+        let page_bytes = 2 * page * keys.width;
+        let rows = (1 + self.problem.batch * self.n_pages()) * page;
+        let mut bytes = vec![0xff; 2 * rows * keys.width];
+        for (i, of) in self.table().into_iter().enumerate().filter(|(_, of)| *of >= 0) {
+            let to = of as usize * page_bytes;
+            bytes[to..to + page_bytes].copy_from_slice(&keys.bytes[i * page_bytes..][..page_bytes]);
+        }
+        Tensor { rows, heads: 1, width: keys.width, values: vec![], bytes }
     }
 
     fn run(&self, text: &str, completion: Completion) -> Result<(), Wrong> {
@@ -45,7 +82,21 @@ impl Latent {
         let pieces = p.keys.div_ceil(chunk);
         let po = bench.device.alloc(4 * pieces * lines * width);
         let pl = bench.device.alloc(4 * pieces * lines);
+        let pools: Vec<Tensor> = match self.page {
+            Some(_) => bench.operands.k.iter().map(|k| self.pool(k)).collect(),
+            None => vec![],
+        };
+        let at: Vec<u64> = pools.iter().map(|p| bench.device.alloc_from(&p.bytes)).collect();
+        let table: Vec<u8> = self.table().iter().flat_map(|page| page.to_le_bytes()).collect();
+        let table = bench.device.alloc_from(&table);
         let own = |argument: &Argument| match argument {
+            Argument::Map(Operand::K(i), spec) if self.page.is_some() => {
+                Some(pools[*i].map(spec, 1, at[*i]))
+            }
+            Argument::Data(Operand::K(i)) if self.page.is_some() => Some(Arg::Ptr(at[*i])),
+            Argument::Pages => Some(Arg::Ptr(table)),
+            Argument::PageKeys => Some(Arg::I64(self.page.unwrap_or(0) as i64)),
+            Argument::PagesPerRequest => Some(Arg::I64(self.n_pages() as i64)),
             Argument::O | Argument::PartialO => Some(Arg::Ptr(po)),
             Argument::Lse | Argument::PartialLse => Some(Arg::Ptr(pl)),
             Argument::Chunk => Some(Arg::I64(chunk as i64)),
@@ -142,6 +193,17 @@ fn small_latents_and_several_queries_of_which_one_sees_nothing() {
     latent(&[64, 16], [2, 8, 3, 150], &[120, -1], Some(64)).check();
 }
 
+/// Blocks come from the pages that the table names, whatever lies beside them.
+#[test]
+fn keys_in_pages_of_whole_blocks() {
+    for (page, chunk) in [(64, None), (128, None), (64, Some(128)), (192, Some(128))] {
+        let of = latent(&[512, 64], [3, 5, 1, 384], &[300, 63, 191], chunk);
+        Latent { page: Some(page), ..of }.check();
+    }
+    let of = latent(&[64, 16], [2, 8, 3, 192], &[120, -1], None);
+    Latent { page: Some(64), ..of }.check();
+}
+
 #[test]
 fn widths_that_are_not_whole_lines() {
     latent(&[40, 8], [1, 5, 1, 70], &[], None).check();
@@ -224,8 +286,8 @@ fn every_word_to_the_other_warpgroup_is_needed() {
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let of = |parts: &[u32]| {
-        let (causal, offset, split) = (false, false, false);
-        Decode { parts: parts.to_vec(), causal, offset, split }
+        let (causal, offset, split, paged) = (false, false, false, false);
+        Decode { parts: parts.to_vec(), causal, offset, split, paged }
     };
     let refused = of(&[640]).check().unwrap_err();
     assert!(refused.contains("640 wide, more than 512"), "{refused}");

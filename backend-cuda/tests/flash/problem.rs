@@ -89,7 +89,7 @@ impl Tensor {
         &self.values[start..][..self.width]
     }
 
-    fn map(&self, spec: &MapSpec, batch: usize, address: u64) -> Arg {
+    pub fn map(&self, spec: &MapSpec, batch: usize, address: u64) -> Arg {
         assert_eq!(spec.swizzle_bytes, 128);
         let row = self.heads * self.width;
         let [width, rows, heads] = [self.width, self.rows, self.heads].map(|n| n as u64);

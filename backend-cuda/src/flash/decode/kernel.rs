@@ -78,6 +78,10 @@ impl Template for Decode {
             false => scalars.extend((0..3).map(OStride)),
         }
         buffers.extend(self.offset.then_some(Start));
+        if self.paged {
+            buffers.push(Pages);
+            scalars.extend([PageKeys, PagesPerRequest]);
+        }
         Signature::new(q.chain(k), buffers, scalars)
     }
 

@@ -1,14 +1,21 @@
 //! The producer: one thread that keeps queries and blocks of keys coming.
 
-use weft_codegen::emit::{Cg, Cmp, Val};
+use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 
 use super::Decode;
 use super::kernel::{Shared, Tile};
 use crate::flash::load::{load, load_heads};
 use crate::flash::places::Places;
-use crate::flash::signature::{Bound, Tensor};
+use crate::flash::signature::{Argument, Bound, Tensor};
 use crate::ptx::bulk;
 use crate::tiles::ring::Place;
+
+/// Where keys begin in their maps.
+#[derive(Clone, Copy)]
+struct Row<'c> {
+    row: Val<'c>,
+    batch: Val<'c>,
+}
 
 impl Decode {
     pub(super) fn produce<'c>(&self, cg: &Cg<'c>, args: &Bound<'_, 'c>, shared: &Shared<'c>) {
@@ -42,9 +49,9 @@ impl Decode {
         let after = cg.add(block, 1);
         let is_pair = cg.cmp(Cmp::Lt, after, tile.n_blocks);
         let places = [first, second];
-        let keys = [block, after].map(|block| self.block_key(cg, tile, block));
-        let near = |own: usize| self.near(cg, args, shared, tile, own, (keys[own], places[own]));
-        let far = |own: usize| self.far(cg, args, shared, tile, own, (keys[own], places[own]));
+        let rows = [block, after].map(|block| self.block_row(cg, args, tile, block));
+        let near = |own: usize| self.near(cg, args, shared, own, (rows[own], places[own]));
+        let far = |own: usize| self.far(cg, args, shared, own, (rows[own], places[own]));
         near(0);
         cg.when(is_pair, || near(1));
         far(0);
@@ -57,18 +64,39 @@ impl Decode {
         }
     }
 
+    /// The row and the batch of the maps where a block begins. That of the table is looked up here,
+    /// before the producer waits for room.
+    fn block_row<'c>(
+        &self,
+        cg: &Cg<'c>,
+        args: &Bound<'_, 'c>,
+        tile: &Tile<'c>,
+        block: Val<'c>,
+    ) -> Row<'c> {
+        let key = self.block_key(cg, tile, block);
+        if !self.paged {
+            return Row { row: key, batch: tile.batch };
+        }
+        let size = args.size(Argument::PageKeys);
+        let of_request = args.size(Argument::PagesPerRequest);
+        // The block after the last may be behind the last page.
+        let nth = cg.min(cg.div(key, size), cg.sub(of_request, 1));
+        let at = cg.cast(cg.add(cg.mul(tile.batch, of_request), nth), Elem::I64);
+        let page = cg.load(Ty::I32, cg.at(args.get(Argument::Pages), Elem::I32, at));
+        Row { row: cg.add(cg.mul(page, size), cg.rem(key, size)), batch: cg.i32(0) }
+    }
+
     /// The half of a block's values that its owner multiplies.
     fn near<'c>(
         &self,
         cg: &Cg<'c>,
         args: &Bound<'_, 'c>,
         shared: &Shared<'c>,
-        tile: &Tile<'c>,
         own: usize,
-        (key, place): (Val<'c>, Place<'c>),
+        (row, place): (Row<'c>, Place<'c>),
     ) {
         let stage = shared.halves[own].acquire(cg, place, self.half_bytes());
-        self.half(cg, args, tile, own as u32, key, stage);
+        self.half(cg, args, own as u32, row, stage);
     }
 
     /// The other half, and the other parts.
@@ -77,17 +105,16 @@ impl Decode {
         cg: &Cg<'c>,
         args: &Bound<'_, 'c>,
         shared: &Shared<'c>,
-        tile: &Tile<'c>,
         own: usize,
-        (key, place): (Val<'c>, Place<'c>),
+        (row, place): (Row<'c>, Place<'c>),
     ) {
         // These lie in the stage, not in a half of it: both halves have been acquired by now.
         let n_bytes = self.half_bytes() + self.rest_bytes();
         let (stage, full) = shared.halves[1 - own].acquire(cg, place, n_bytes);
-        self.half(cg, args, tile, 1 - own as u32, key, (stage, full));
+        self.half(cg, args, 1 - own as u32, row, (stage, full));
         let mut to = cg.add(stage, self.p_offset_bytes() as i32);
         for (of, lies) in self.k_tiles().drain(1..) {
-            let at = [key, cg.i32(0), tile.batch];
+            let at = [row.row, cg.i32(0), row.batch];
             load(cg, lies, args.map(of), (to, full), at);
             to = cg.add(to, lies.bytes() as i32);
         }
@@ -97,14 +124,13 @@ impl Decode {
         &self,
         cg: &Cg<'c>,
         args: &Bound<'_, 'c>,
-        tile: &Tile<'c>,
         half: u32,
-        key: Val<'c>,
+        row: Row<'c>,
         (stage, full): (Val<'c>, Val<'c>),
     ) {
         for copy in self.k_tile(0).copies() {
             if copy.k / self.half_width() == half {
-                let at = [cg.i32(copy.k as i32), key, cg.i32(0), tile.batch];
+                let at = [cg.i32(copy.k as i32), row.row, cg.i32(0), row.batch];
                 let to = cg.add(stage, copy.bytes as i32);
                 bulk::load(cg, to, args.map(Tensor::K(0)), full, &at);
             }

@@ -1,5 +1,6 @@
 //! From attention as lowering describes it to a launch over shared latents, where that is what it
-//! is: all heads share every k, and v is the first of them.
+//! is: all heads share every k, and v is the first of them. Pages of other than whole blocks of keys
+//! are left to plain threads.
 
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::attention::{self, Buffer, Heads, Launch, Planned};
@@ -27,6 +28,10 @@ pub fn plan(
     if of.dtype != DType::Bf16 || !of.aligned || of.scale <= 0.0 || of.segments || !shared {
         return None;
     }
+    let whole_blocks = |page: i64| page % i64::from(BLOCK_KEYS) == 0;
+    if of.pages.as_ref().is_some_and(|pages| !whole_blocks(pages.size)) {
+        return None;
+    }
     if !q.chain(k).all(copied) || !of.o.strides.iter().all(|s| s.is_multiple_of(2)) {
         return None;
     }
@@ -42,6 +47,7 @@ pub fn plan(
         causal: of.causal,
         offset: of.offset,
         split: most(&of.keys)? > chunk,
+        paged: of.pages.is_some(),
     };
     kernel.check().ok()?;
 
