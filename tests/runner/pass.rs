@@ -5,8 +5,8 @@
 //! Options: `gradients`, `apart`, `two_batches`, `staggered`, `everything`, `no_wide` (saved),
 //! `micro_batches=N`, `data=N` (ranks), `experts=N` of them, `tensor=N`, `sequence` (those divide
 //! tokens), `zero`, `watch=SITE`, `communication_sms=N`, `redundant=N` (copies of experts),
-//! `exchange_capacity=N`, `pages=PAGESxPOSITIONS`, `in_order_from=QUERIES`. If the last pass must refuse the input, the
-//! expectation is `error: ..`.
+//! `exchange_capacity=N`, `pages=PAGESxPOSITIONS`, `in_order_from=QUERIES`. If the last pass must
+//! refuse the input, the expectation is `error: ..`.
 
 use weft_ir::dim::{SymId, SymKind};
 use weft_ir::interp::{Interp, Precision, Range, Sizes, Tensor, random_args};

@@ -35,8 +35,8 @@
 //! Keys are cut in *pieces*, so that a few requests keep all multiprocessors busy; what a piece
 //! gives is combined by a kernel of plain threads. How long a piece is depends on the graph alone:
 //! a request's result does not depend on which others are decoded with it. Where keys lie in pages
-//! of a pool, a page holds whole blocks, so that a block's copies are those of consecutive rows: the
-//! producer looks their first up in the table, and nothing else knows of pages.
+//! of a pool, a page holds whole blocks, so that a block's copies are those of consecutive rows:
+//! the producer looks their first up in the table, and nothing else knows of pages.
 //!
 //! Envelope: of 64 heads and 128 keys of widths 576 and 512 the products are `64 * 128 * 1088`
 //! multiply-adds, 4352 cycles of a multiprocessor's tensor cores, for 147,456 bytes: with 128 heads

@@ -1,6 +1,6 @@
 //! From attention as lowering describes it to a launch over shared latents, where that is what it
-//! is: all heads share every k, and v is the first of them. Pages of other than whole blocks of keys
-//! are left to plain threads.
+//! is: all heads share every k, and v is the first of them. Pages of other than whole blocks of
+//! keys are left to plain threads.
 
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::attention::{self, Buffer, Heads, Launch, Planned};
