@@ -17,17 +17,26 @@ pub struct Group {
     /// Where and when they are made; on every rank if by no stage.
     pub home: Option<Work>,
     pub values: Vec<ValueId>,
-    /// Partial sums by level (0 is the whole) and place.
+    /// Whole sums by level (0 is all of it) and place.
     parts: BTreeMap<(usize, usize), Vec<ValueId>>,
+    /// Begun ones, and how many of their summands they have, which are added in order.
+    begun: BTreeMap<(usize, usize), (usize, Vec<ValueId>)>,
     adders: BTreeMap<(bool, usize), FuncId>,
 }
 
 impl Group {
     pub fn new(home: Option<Work>) -> Group {
-        Group { home, values: vec![], parts: BTreeMap::new(), adders: BTreeMap::new() }
+        Group {
+            home,
+            values: vec![],
+            parts: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            adders: BTreeMap::new(),
+        }
     }
 
-    /// Adds what a micro-batch gives, and every sum that is complete with it.
+    /// Adds what a micro-batch gives, and every sum that is complete with it. Of a sum of many
+    /// summands there is one so far, and those that came before their turn.
     pub fn add(&mut self, row: &mut Row, turns: &[usize], micro: usize) -> Result<(), PassError> {
         let mut own = vec![];
         for v in &self.values {
@@ -37,17 +46,39 @@ impl Group {
         self.parts.insert((level, place), own);
         while level > 0 {
             let (n, parent) = (turns[level - 1], place / turns[level - 1]);
-            let places = parent * n..(parent + 1) * n;
-            if !places.clone().all(|p| self.parts.contains_key(&(level, p))) {
+            let above = (level - 1, parent);
+            let (mut n_added, mut sum) = self.begun.remove(&above).unwrap_or_default();
+            while n_added < n
+                && let Some(next) = self.next(level, parent * n, n_added)
+            {
+                let of_micro = level == turns.len() && n_added == 0;
+                let so_far = (n_added > 0).then_some(sum);
+                n_added += next.len();
+                let summands: Vec<_> = so_far.into_iter().chain(next).collect();
+                sum = self.sum(row, of_micro, &summands)?;
+            }
+            if n_added < n {
+                if n_added > 0 {
+                    self.begun.insert(above, (n_added, sum));
+                }
                 break;
             }
-            let all: Vec<Vec<ValueId>> =
-                places.filter_map(|p| self.parts.remove(&(level, p))).collect();
-            let sum = self.sum(row, level == turns.len(), &all)?;
-            (level, place) = (level - 1, parent);
-            self.parts.insert((level, place), sum);
+            (level, place) = above;
+            self.parts.insert(above, sum);
         }
         Ok(())
+    }
+
+    /// The summands that a sum over places from `first` on takes next: two to begin with, then one.
+    fn next(&mut self, level: usize, first: usize, n_added: usize) -> Option<Vec<Vec<ValueId>>> {
+        let places = match n_added {
+            0 => first..first + 2,
+            _ => first + n_added..first + n_added + 1,
+        };
+        if !places.clone().all(|p| self.parts.contains_key(&(level, p))) {
+            return None;
+        }
+        Some(places.filter_map(|p| self.parts.remove(&(level, p))).collect())
     }
 
     /// The whole sums, where the rank has a part in them. Of a stage that two ranks have, each with
