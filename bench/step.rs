@@ -21,7 +21,7 @@ use weft_graph::{CpuVariant, Graph, Step};
 use weft_ir::interp::{Range, Sizes, Tensor, random_args};
 use weft_ir::module::{FuncId, Module};
 use weft_ir::text;
-use weft_passes::{PassCx, Train, run_pipeline};
+use weft_passes::{PassCx, Sums, Train, run_pipeline};
 use weft_runtime::device::Cpu;
 use weft_runtime::exec::{Program, Session, Store};
 
@@ -74,17 +74,8 @@ fn planned(path: &str) -> Module {
     let mut module = read(path);
     let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(1.0));
     let moments = weft_ir::ty::DType::F32;
-    let micro_batches_vary = false;
-    let train = Some(Train {
-        micro_batches: 1,
-        micro_batches_vary,
-        beta1,
-        beta2,
-        eps,
-        decay,
-        clip,
-        moments,
-    });
+    let train =
+        Some(Train { micro_batches: 1, sums: Sums::Tree, beta1, beta2, eps, decay, clip, moments });
     let cx = PassCx { gradients: true, train, ..PassCx::default() };
     let start = Instant::now();
     run_pipeline(&mut module, &cx, &mut |step, _| println!("{step}")).expect("the passes run");

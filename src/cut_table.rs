@@ -14,7 +14,7 @@ use weft_lang::lower::Lowered;
 use weft_passes::sequence::{self, Had};
 use weft_passes::shard::{self, experts};
 use weft_passes::tensor::{self, Line};
-use weft_passes::{Mesh, PIPELINE, PassCx, Train, run_pass, zero};
+use weft_passes::{Mesh, PIPELINE, PassCx, Sums, Train, run_pass, zero};
 use weft_runtime::train::run::LOSS;
 
 use crate::policy;
@@ -316,7 +316,7 @@ fn called(module: &Module, from: FuncId) -> BTreeSet<String> {
 fn step_of(mesh: &Mesh) -> Train {
     Train {
         micro_batches: mesh.data,
-        micro_batches_vary: false,
+        sums: Sums::Tree,
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,

@@ -22,7 +22,7 @@ use weft_lang::settings::{self, Recompute, TrainSettings};
 use weft_lower::cache::Cache;
 use weft_passes::keep_results::keep_results;
 use weft_passes::watch::WATCH;
-use weft_passes::{Mesh, Pages, PassCx, Pipeline, Save, Train};
+use weft_passes::{Mesh, Pages, PassCx, Pipeline, Save, Sums, Train};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::device::DeviceKind;
 use weft_runtime::generate::{self, CONTEXT, PAGE, POOL, RANKS};
@@ -150,12 +150,13 @@ pub fn for_training(
         }
         _ => None,
     };
+    let sums = sums(&train, mesh.as_ref(), pipeline.as_ref());
     let cx = PassCx {
         apart: pipeline.as_ref().is_some_and(splits_backward),
         pipeline,
         train: Some(Train {
             micro_batches: n_micro,
-            micro_batches_vary: train.batch.as_constant().is_none(),
+            sums,
             beta1: train.optimizer.beta1,
             beta2: train.optimizer.beta2,
             eps: train.optimizer.eps,
@@ -326,6 +327,20 @@ pub fn for_generation(
 fn most(size: Size) -> u64 {
     match size {
         Size::Fixed(n) | Size::Bounded(n) => n,
+    }
+}
+
+/// How micro-batches are added. Ranks that add theirs in order have the halves that ranks and
+/// directions of a pipeline are.
+fn sums(train: &TrainSettings, mesh: Option<&Mesh>, pipeline: Option<&Pipeline>) -> Sums {
+    let in_order = mesh.filter(|m| m.sums_in_order);
+    match (train.batch.as_constant(), in_order) {
+        (None, _) => Sums::InOrder { halvings: 0 },
+        (_, None) => Sums::Tree,
+        (_, Some(mesh)) => {
+            let directions = pipeline.map_or(1, |p| p.table.placement.len());
+            Sums::InOrder { halvings: mesh.data.ilog2() + directions.ilog2() }
+        }
     }
 }
 

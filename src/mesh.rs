@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
-use weft_lang::settings::{self, ExpertGradients, Parallel, TrainSettings};
+use weft_lang::settings::{self, ExpertGradients, GradientSums, Parallel, TrainSettings};
 use weft_passes::{self as passes, Copies, Mesh, PassCx};
 
 use crate::frontend::{self, Source};
@@ -32,7 +32,7 @@ pub struct AxesArgs {
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero", "expert_gradients"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero", "expert_gradients", "gradient_sums"])]
     parallel: Option<String>,
     /// What ranks along data divide: 0 nothing; 1 weights and the optimizer's states, gathered for
     /// each step (ZeRO-1)
@@ -45,6 +45,11 @@ pub struct AxesArgs {
     #[arg(long, value_name = "PLACE",
           value_parser = PossibleValuesParser::new(ExpertGradients::WORDS.map(|w| w.0)))]
     expert_gradients: Option<String>,
+    /// How each of several ranks adds its micro-batches: in halves of halves, which gives the bits
+    /// of one rank, or one after the other, with one sum in memory [default: tree]
+    #[arg(long, value_name = "ORDER",
+          value_parser = PossibleValuesParser::new(GradientSums::WORDS.map(|w| w.0)))]
+    gradient_sums: Option<String>,
 }
 
 const AXES: &[&str] = &["data", "experts", "tensor", "sequence", "pipeline"];
@@ -183,6 +188,13 @@ impl AxesArgs {
                 );
             }
             mesh.sequence = true;
+        }
+        if let Some(order) = &self.gradient_sums {
+            let order = GradientSums::WORDS.iter().find(|w| w.0 == order).map(|w| w.1);
+            mesh.sums_in_order = order == Some(GradientSums::InOrder);
+            if mesh.sums_in_order && mesh.n_ranks() == 1 {
+                bail!("--gradient-sums in_order is for several ranks; give --ranks N or --mesh");
+            }
         }
         if let Some(place) = &self.expert_gradients {
             let experts = ExpertGradients::WORDS.iter().find(|w| w.0 == place);
@@ -334,6 +346,7 @@ fn divided(layout: &Parallel) -> Result<Mesh> {
         sequence: layout.sequence > 1,
         experts: layout.experts,
         expert_gradients: contracted(layout.expert_gradients),
+        sums_in_order: layout.gradient_sums == GradientSums::InOrder,
         zero: layout.zero > 0,
         communication_sms: layout.communication_sms,
     })

@@ -62,6 +62,19 @@ fn tables_and_stages_of_the_users_write_what_one_writes() {
     assert_same(&one, &uneven, "step-000002");
 }
 
+/// Micro-batches in order within two halves: of two ranks, or of the two directions of a pipeline.
+#[test]
+fn sums_in_order_are_those_of_as_many_halves() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, two) = (dir.path().join("data"), dir.path().join("two"));
+    let in_order = ["--ranks", "2", "--gradient-sums", "in_order", "--mesh"];
+    done(deep(&data, 2, &[&in_order[..], &["data=2"]].concat()));
+    done(deep(&two, 2, &[&in_order[..], &["pipeline=2", "--schedule", "dualpipe"]].concat()));
+    assert_same(&data, &two, "step-000002");
+    let why = refused(deep(&dir.path().join("one"), 1, &["--gradient-sums", "in_order"]));
+    assert!(why.contains("is for several ranks"), "{why}");
+}
+
 #[test]
 fn a_rank_that_hangs_is_named_with_op_stage_and_peer() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -5,7 +5,7 @@ mod machines;
 use weft_ir::module::Module;
 use weft_ir::ty::DType;
 use weft_lower::cache::Cache;
-use weft_passes::{PIPELINE, PassCx, Train, run_pass};
+use weft_passes::{PIPELINE, PassCx, Sums, Train, run_pass};
 
 use machines::{Draw, check, module};
 
@@ -444,7 +444,7 @@ fn training_steps() {
         let (beta1, beta2, eps, decay, clip) = (0.9, 0.95, 1e-8, 0.1, Some(0.05));
         let train = Some(Train {
             micro_batches,
-            micro_batches_vary: false,
+            sums: Sums::Tree,
             beta1,
             beta2,
             eps,

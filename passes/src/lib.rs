@@ -173,6 +173,8 @@ pub struct Mesh {
     pub expert_gradients: ExpertGradients,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
+    /// Each rank adds its micro-batches one after the other, not in halves.
+    pub sums_in_order: bool,
     /// Multiprocessors that carry what ranks send each other; 0 where nothing is said.
     pub communication_sms: u64,
 }
@@ -205,6 +207,7 @@ impl Mesh {
         experts: 1,
         expert_gradients: ExpertGradients::AtSource,
         zero: false,
+        sums_in_order: false,
         communication_sms: 0,
     };
 
@@ -216,10 +219,10 @@ impl Mesh {
 /// The optimizer and the batch.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Train {
-    /// Micro-batches of an optimizer step; they are summed in a binary tree.
+    /// Micro-batches of an optimizer step.
     pub micro_batches: u64,
-    /// The number changes from step to step, up to `micro_batches`: they are summed in order.
-    pub micro_batches_vary: bool,
+    /// How their gradients are added.
+    pub sums: Sums,
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
@@ -229,6 +232,18 @@ pub struct Train {
     pub clip: Option<f64>,
     /// What the optimizer's moments are stored as.
     pub moments: DType,
+}
+
+/// The order in which micro-batches are added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sums {
+    /// Halves, halves of halves and so on: ranks that hold parts of the batch add the same pairs,
+    /// whatever their number. A sum for each level is in memory.
+    #[default]
+    Tree,
+    /// One after the other in each of `2^halvings` parts, whose sums are added in halves. Where the
+    /// number of micro-batches changes from step to step there is one part.
+    InOrder { halvings: u32 },
 }
 
 /// What a pass did.

@@ -34,7 +34,7 @@ use weft_ir::ty::{DType, Type};
 use crate::autodiff::OBJECTIVE;
 use crate::batch_sums::{COUNTS, MICRO_LOSS};
 use crate::tensor::TENSOR;
-use crate::{Fact, Pass, PassCx, PassError, Stats, Train};
+use crate::{Fact, Pass, PassCx, PassError, Stats, Sums, Train};
 
 pub const PASS: Pass = Pass {
     name: "train_step",
@@ -149,7 +149,7 @@ fn build(module: &mut Module, grad: FuncId, train: &Train) -> Result<Func, PassE
     }
 
     let n_micro = train.micro_batches;
-    let turns = if train.micro_batches_vary { vec![n_micro] } else { tree(n_micro) };
+    let turns = turns(n_micro, train.sums)?;
     let mut step = Step { module, b, n_micro, turns, data, shared };
     let sums = step.counts()?;
     for (i, sum) in sums.into_iter().enumerate() {
@@ -219,15 +219,22 @@ struct Sum<'a> {
     n_xs: usize,
 }
 
-/// Turns of the loops that add `n` micro-batches up, outermost first. Halves, halves of halves and
-/// so on; what is odd is added in order.
-///
-/// Ranks that hold halves of the batch add the same pairs in the same order, whatever their number.
-pub fn tree(n: u64) -> Vec<u64> {
-    let mut turns = vec![2; n.trailing_zeros() as usize];
-    let odd = n >> n.trailing_zeros();
-    turns.extend((odd > 1).then_some(odd));
-    turns
+/// Turns of the loops that add `n` micro-batches up, outermost first: halves, halves of halves and
+/// so on; what is left is added in order.
+fn turns(n: u64, sums: Sums) -> Result<Vec<u64>, PassError> {
+    let most = n.trailing_zeros();
+    let halvings = match sums {
+        Sums::Tree => most,
+        Sums::InOrder { halvings } if halvings > most => {
+            let why = format!("{n} micro-batches are not halved {halvings} times");
+            return Err(PassError::new(why));
+        }
+        Sums::InOrder { halvings } => halvings,
+    };
+    let mut turns = vec![2; halvings as usize];
+    let rest = n >> halvings;
+    turns.extend((rest > 1).then_some(rest));
+    Ok(turns)
 }
 
 /// The weights that are parts of one stack of layers: neighbours under one published name.

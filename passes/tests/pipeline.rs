@@ -11,7 +11,7 @@ use weft_ir::interp::{Data, Interp, Precision, Tensor, run_programs};
 use weft_ir::module::Module;
 use weft_ir::ty::AxisId;
 use weft_passes::policy::Policy;
-use weft_passes::{Mesh, PIPELINE, PassCx, Pipeline, Train};
+use weft_passes::{Mesh, PIPELINE, PassCx, Pipeline, Sums, Train};
 use weft_schedule::{Name, Size, Table, generate};
 
 /// Four layers whose bias follows their load, with a balance loss; a prediction further ahead that
@@ -220,10 +220,12 @@ struct Case {
     model: &'static str,
     fp8: bool,
     mesh: Mesh,
+    sums: Sums,
 }
 
 fn check(table: &Table, data: u64) {
-    Case { model: MODEL, fp8: false, mesh: Mesh { data, ..Mesh::default() } }.check(table);
+    let mesh = Mesh { data, ..Mesh::default() };
+    Case { model: MODEL, fp8: false, mesh, sums: Sums::Tree }.check(table);
 }
 
 impl Case {
@@ -241,7 +243,7 @@ impl Case {
         let sites: &[&str] = if self.fp8 { &["proj", "up", "down"] } else { &[] };
         let policy: Policy = sites.iter().map(|site| (site.to_string(), recipe())).collect();
         let cx = PassCx {
-            train: Some(Train { micro_batches: n, ..TRAIN }),
+            train: Some(Train { micro_batches: n, sums: self.sums, ..TRAIN }),
             apart,
             mesh: Some(mesh),
             pipeline,
@@ -385,14 +387,24 @@ const AMONG_TWO: Mesh = Mesh { data: 2, experts: 2, ..Mesh::ONE };
 
 #[test]
 fn pipelines_whose_ranks_have_the_experts_between_them_compute_the_bits_of_one() {
-    let case = Case { model: EXPERTS, fp8: false, mesh: AMONG_TWO };
+    let case = Case { model: EXPERTS, fp8: false, mesh: AMONG_TWO, sums: Sums::Tree };
     case.check(&table(Name::ZbV, 2, 2, 2));
     case.check(&table(Name::DualPipe, 4, 8, 2));
 }
 
+/// One sum for each direction of the pipeline, two of one.
+#[test]
+fn so_they_do_where_micro_batches_are_added_in_order() {
+    let sums = |halvings| Sums::InOrder { halvings };
+    let case = Case { model: EXPERTS, fp8: false, mesh: Mesh::ONE, sums: sums(1) };
+    case.check(&table(Name::DualPipe, 2, 8, 2));
+    Case { sums: sums(0), ..case }.check(&table(Name::ZbV, 2, 5, 2));
+    Case { mesh: AMONG_TWO, ..case }.check(&table(Name::OneFOneB, 2, 4, 1));
+}
+
 #[test]
 fn so_they_do_in_codes() {
-    let case = Case { model: EXPERTS, fp8: true, mesh: Mesh::default() };
+    let case = Case { model: EXPERTS, fp8: true, mesh: Mesh::default(), sums: Sums::Tree };
     case.check(&table(Name::DualPipe, 2, 4, 2));
     Case { mesh: AMONG_TWO, ..case }.check(&table(Name::OneFOneB, 2, 2, 1));
 }
@@ -400,16 +412,26 @@ fn so_they_do_in_codes() {
 #[test]
 fn so_they_do_with_parts_of_the_weights() {
     let mesh = Mesh { data: 2, zero: true, ..Mesh::default() };
-    Case { model: EXPERTS, fp8: true, mesh }.check(&table(Name::DualPipe, 2, 4, 2));
+    Case { model: EXPERTS, fp8: true, mesh, sums: Sums::Tree }.check(&table(
+        Name::DualPipe,
+        2,
+        4,
+        2,
+    ));
     let mesh = Mesh { data: 4, zero: true, ..AMONG_TWO };
-    Case { model: EXPERTS, fp8: false, mesh }.check(&table(Name::OneFOneB, 2, 2, 1));
+    Case { model: EXPERTS, fp8: false, mesh, sums: Sums::Tree }.check(&table(
+        Name::OneFOneB,
+        2,
+        2,
+        1,
+    ));
 }
 
 /// With as many ranks along `tensor`, the bits of those alone: a pipeline adds no difference.
 #[test]
 fn so_they_do_beside_ranks_that_divide_products() {
     let mesh = Mesh { tensor: 2, ..Mesh::ONE };
-    let case = Case { model: EXPERTS, fp8: false, mesh };
+    let case = Case { model: EXPERTS, fp8: false, mesh, sums: Sums::Tree };
     case.check(&table(Name::OneFOneB, 2, 2, 1));
     case.check(&table(Name::ZbV, 2, 4, 2));
     case.check(&table(Name::DualPipe, 4, 8, 2));

@@ -16,7 +16,7 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{Copies, Mesh, Pages, PassCx, Pipeline, Save, Train, by_name, run_pass};
+use weft_passes::{Copies, Mesh, Pages, PassCx, Pipeline, Save, Sums, Train, by_name, run_pass};
 use weft_schedule::{Name, Size, generate};
 
 use crate::case::{Case, Outcome, all, without_places};
@@ -99,7 +99,7 @@ fn context(options: &str) -> Result<PassCx, String> {
                 let moments = DType::F32;
                 cx.train = Some(Train {
                     micro_batches,
-                    micro_batches_vary: false,
+                    sums: Sums::Tree,
                     beta1,
                     beta2,
                     eps,

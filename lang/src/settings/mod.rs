@@ -20,7 +20,7 @@ mod selector;
 mod serve;
 mod train;
 
-pub use parallel::{ExpertGradients, Order, Parallel, parallel};
+pub use parallel::{ExpertGradients, GradientSums, Order, Parallel, parallel};
 pub use precision::{Precision, choose as choose_precision};
 pub use published::{published_config, published_dims};
 pub use schedule::{Phase, Schedule, Shape, Unit};

@@ -27,6 +27,7 @@ const KEYS: &[&str] = &[
     "context",
     "experts",
     "expert_gradients",
+    "gradient_sums",
     "mesh",
     "node",
     "nodes_per_token",
@@ -63,6 +64,7 @@ pub struct Parallel {
     pub experts: u64,
     /// Where gradients of these experts' weights are contracted.
     pub expert_gradients: ExpertGradients,
+    pub gradient_sums: GradientSums,
     /// The axes, outermost first.
     pub mesh: Vec<String>,
     /// Ranks in a node.
@@ -104,6 +106,22 @@ pub enum ExpertGradients {
 impl ExpertGradients {
     pub const WORDS: [(&str, ExpertGradients); 2] =
         [("at_source", ExpertGradients::AtSource), ("at_experts", ExpertGradients::AtExperts)];
+}
+
+/// How each rank adds its micro-batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientSums {
+    /// In halves of halves: the bits of one rank, and a sum in memory for each level.
+    #[default]
+    Tree,
+    /// One after the other.
+    InOrder,
+}
+
+impl GradientSums {
+    pub const WORDS: [(&str, GradientSums); 2] =
+        [("tree", GradientSums::Tree), ("in_order", GradientSums::InOrder)];
 }
 
 /// The order of a pipeline.
@@ -192,6 +210,7 @@ impl Reader<'_, '_> {
             context: 1,
             experts: 1,
             expert_gradients: ExpertGradients::default(),
+            gradient_sums: GradientSums::default(),
             mesh: AXES.iter().map(|a| a.to_string()).collect(),
             node: 8,
             nodes_per_token: None,
@@ -234,7 +253,12 @@ impl Reader<'_, '_> {
                     continue;
                 }
                 "expert_gradients" => {
-                    p.expert_gradients = expert_gradients(keys, entry).unwrap_or_default();
+                    let words = &ExpertGradients::WORDS;
+                    p.expert_gradients = one_of(keys, entry, words).unwrap_or_default();
+                    continue;
+                }
+                "gradient_sums" => {
+                    p.gradient_sums = one_of(keys, entry, &GradientSums::WORDS).unwrap_or_default();
                     continue;
                 }
                 "communication_sms" => {
@@ -403,10 +427,10 @@ fn mesh(keys: &mut Keys, entry: &ast::Entry) -> Option<Vec<String>> {
     Some(words)
 }
 
-fn expert_gradients(keys: &mut Keys, entry: &ast::Entry) -> Option<ExpertGradients> {
-    let words = ExpertGradients::WORDS.map(|w| w.0);
-    let word = keys.word(entry, &words)?;
-    ExpertGradients::WORDS.iter().find(|w| w.0 == word).map(|w| w.1)
+fn one_of<T: Copy>(keys: &mut Keys, entry: &ast::Entry, words: &[(&str, T)]) -> Option<T> {
+    let names: Vec<&str> = words.iter().map(|w| w.0).collect();
+    let word = keys.word(entry, &names)?;
+    words.iter().find(|w| w.0 == word).map(|w| w.1)
 }
 
 fn file(keys: &mut Keys, entry: &ast::Entry) -> Option<String> {

@@ -11,12 +11,12 @@ use weft_ir::module::{FuncId, Module, Span};
 use weft_ir::op::Op;
 use weft_ir::ty::{DType, Type};
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{PassCx, Save, Train, autodiff, by_name, run_pass};
+use weft_passes::{PassCx, Save, Sums, Train, autodiff, by_name, run_pass};
 
 /// AdamW over the gradients of one micro-batch, clipped.
 pub const TRAIN: Train = Train {
     micro_batches: 1,
-    micro_batches_vary: false,
+    sums: Sums::Tree,
     beta1: 0.9,
     beta2: 0.95,
     eps: 1e-8,
