@@ -32,7 +32,7 @@ pub struct AxesArgs {
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero", "expert_gradients", "gradient_sums"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero", "expert_gradients", "gradient_sums", "exchange_capacity"])]
     parallel: Option<String>,
     /// What ranks along data divide: 0 nothing; 1 weights and the optimizer's states, gathered for
     /// each step (ZeRO-1)
@@ -50,6 +50,10 @@ pub struct AxesArgs {
     #[arg(long, value_name = "ORDER",
           value_parser = PossibleValuesParser::new(GradientSums::WORDS.map(|w| w.0)))]
     gradient_sums: Option<String>,
+    /// Room for rows that come to the experts of a rank, as a multiple of those that it sends, from
+    /// 1; a step to which more come stops with an error [default: room for all]
+    #[arg(long, value_name = "N")]
+    exchange_capacity: Option<f64>,
 }
 
 const AXES: &[&str] = &["data", "experts", "tensor", "sequence", "pipeline"];
@@ -86,8 +90,8 @@ impl MeshArgs {
         tree: &Tree,
     ) -> Result<Option<Serving>> {
         let hint = "give --mesh experts=N: each rank has requests of its own, and its experts";
-        if self.axes.zero > 0 || self.stages.is_given() {
-            bail!("ranks that serve have no stages and no optimizer: {hint}");
+        if self.axes.zero > 0 || self.axes.sums_gradients() || self.stages.is_given() {
+            bail!("ranks that serve have no stages, no gradients and no optimizer: {hint}");
         }
         let mut serving = Serving::default();
         if let Some(name) = &self.axes.parallel {
@@ -105,6 +109,7 @@ impl MeshArgs {
             let n = number(text, n)?;
             (serving.mesh.data, serving.mesh.experts) = (n, n);
         }
+        serving.exchange_capacity = self.axes.capacity()?.or(serving.exchange_capacity);
         let n = serving.mesh.n_ranks();
         match ranks {
             Some(given) if given as u64 != n => bail!(
@@ -155,7 +160,22 @@ impl MeshArgs {
 
 impl AxesArgs {
     pub fn is_given(&self) -> bool {
-        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0
+        let more = self.sums_gradients() || self.exchange_capacity.is_some();
+        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0 || more
+    }
+
+    fn sums_gradients(&self) -> bool {
+        self.expert_gradients.is_some() || self.gradient_sums.is_some()
+    }
+
+    /// `--exchange-capacity`, as a parallel block checks its own.
+    fn capacity(&self) -> Result<Option<f64>> {
+        match self.exchange_capacity {
+            Some(n) if !(1.0..=1024.0).contains(&n) => {
+                bail!("--exchange-capacity {n}: expected a number from 1 to 1024")
+            }
+            capacity => Ok(capacity),
+        }
     }
 
     /// The axes of `--mesh`.
@@ -196,6 +216,7 @@ impl AxesArgs {
                 bail!("--gradient-sums in_order is for several ranks; give --ranks N or --mesh");
             }
         }
+        mesh.exchange_capacity = self.capacity()?.or(mesh.exchange_capacity);
         if let Some(place) = &self.expert_gradients {
             let experts = ExpertGradients::WORDS.iter().find(|w| w.0 == place);
             mesh.expert_gradients = contracted(experts.map_or(Default::default(), |w| w.1));
@@ -346,6 +367,7 @@ fn divided(layout: &Parallel) -> Result<Mesh> {
         sequence: layout.sequence > 1,
         experts: layout.experts,
         expert_gradients: contracted(layout.expert_gradients),
+        exchange_capacity: layout.exchange_capacity,
         sums_in_order: layout.gradient_sums == GradientSums::InOrder,
         zero: layout.zero > 0,
         communication_sms: layout.communication_sms,

@@ -11,7 +11,7 @@ use ranked::{assert_same, done, refused, train};
 /// Ranks and their mesh.
 const MESHES: [Layout; 3] = [
     ("2", "data=2,experts=2", &[]),
-    ("4", "data=4,experts=4", &[]),
+    ("4", "data=4,experts=4", &["--exchange-capacity", "3"]),
     ("4", "data=4,experts=2", &["--zero", "1"]),
 ];
 
@@ -86,6 +86,9 @@ fn ranks_that_cannot_divide_the_experts_are_refused_with_the_nearest_that_can() 
     let of = why(&["--ranks", "8", "--mesh", "data=8,experts=8"]);
     assert!(of.contains("8 ranks along experts do not divide the 4 experts of"), "{of}");
     assert!(of.contains("the nearest is experts = 4"), "{of}");
+    let full = why(&["--ranks", "4", "--mesh", "data=4,experts=4", "--exchange-capacity", "1"]);
+    assert!(full.contains(" rows come to the experts of rank "), "{full}");
+    assert!(full.contains("give a larger exchange_capacity"), "{full}");
     let none = why(&["--ranks", "2", "--expert-gradients", "at_experts"]);
     assert!(none.contains("no ranks have the experts between them"), "{none}");
     assert!(none.contains("give --mesh data=N,experts=N"), "{none}");

@@ -22,7 +22,9 @@
 //! products of an expert, and memory the gradients of all experts until the end of the step.
 //! Ranks that serve store their weights as products read them, as one rank does (`hoist`).
 //! Between functions rows lie with the experts. A row may meet all others at one rank: the dim is
-//! `n R`, and no token is dropped. Cost: one walk over the functions. Requires: `shard`; `inline`,
+//! `n R`, and no token is dropped. With an `exchange_capacity` there is room for so many times the
+//! rows that a rank sends; where more come, the step stops with an error that says how many did
+//! (ranks that serve take them in `rounds`). Cost: one walk over the functions. Requires: `shard`; `inline`,
 //! since both halves of a layer's backward share what is sent; whole quantized values, so before
 //! `split_quantized`.
 
@@ -58,6 +60,11 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
         _ => Gradients::none(module, axis),
     };
     let filled = Filled::of(module);
+    let trains = module.find("train_step").is_some();
+    let rooms = match cx.exchange_capacity.filter(|_| trains) {
+        Some(capacity) => rooms(module, capacity, n),
+        None => BTreeMap::new(),
+    };
     let mut n_exchanges = 0;
     for i in 0..module.funcs.len() {
         let (id, func) = (FuncId(i as u32), module.funcs[i].clone());
@@ -73,6 +80,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
             weights,
             gradients: &gradients,
             filled: &filled,
+            rooms: &rooms,
             groups,
             there: BTreeMap::new(),
             offsets: BTreeMap::new(),
@@ -86,6 +94,23 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     let serves = module.find("train_step").is_none();
     let n_stored = if serves { store_narrow(module) } else { 0 };
     Ok(Stats { counts: vec![("exchanges", n_exchanges), ("stored converted", n_stored)] })
+}
+
+/// Room for rows at a rank, a multiple of those that it sends; where that is all, there is none.
+fn rooms(module: &mut Module, capacity: f64, n: u64) -> BTreeMap<SymId, Dim> {
+    let mut rooms = BTreeMap::new();
+    for sym in (0..module.syms.len() as u32).map(SymId) {
+        let SymKind::Ragged { segments, total } = module.sym(sym).kind else { continue };
+        let wanted = (total.coeff() as f64 * capacity).ceil() as u64;
+        let unit = total.checked_div(Dim::fixed(total.coeff()));
+        let total = unit.and_then(|unit| unit.checked_mul(Dim::fixed(wanted)));
+        let Some(total) = total.filter(|_| capacity < n as f64) else { continue };
+        let name = (1..).map(|i| if i == 1 { "C".to_string() } else { format!("C{i}") });
+        let name = name.into_iter().find(|n| module.find_sym(n).is_none()).expect("one is free");
+        let kind = SymKind::Ragged { segments: segments / n, total };
+        rooms.insert(sym, Dim::sym(module.add_sym(&name, kind)));
+    }
+    rooms
 }
 
 /// Values of a function that hold weights of experts, with the dim of these: from where they are
@@ -159,6 +184,8 @@ struct Send<'a> {
     weights: BTreeMap<ValueId, usize>,
     gradients: &'a Gradients,
     filled: &'a Filled,
+    /// For numbers of rows, how many may come to a rank, where not all may.
+    rooms: &'a BTreeMap<SymId, Dim>,
     groups: Groups,
     /// Rows as they lie with the experts, so far; the copy's own map has them where they come from.
     there: BTreeMap<ValueId, ValueId>,
@@ -362,8 +389,13 @@ impl Send<'_> {
         })?;
         let got = self.offsets(copy, sent)?.0;
         let mut attrs = Attrs::new().axis("axis", self.axis);
+        let rows = self.func.ty(v).dims[0];
         if back {
             attrs = attrs.flag("back", true);
+        }
+        if !self.rooms.is_empty() {
+            let room = if back { rows } else { self.more_dim(rows) };
+            attrs = attrs.with("room", Attr::Dim(room));
         }
         let xs = [x, copy.get(sent), got];
         self.n_exchanges += 1;
@@ -405,11 +437,13 @@ impl Send<'_> {
     }
 
     fn more_dim(&self, dim: Dim) -> Dim {
-        let ragged = |s: SymId| matches!(self.module.sym(s).kind, SymKind::Ragged { .. });
-        match dim.symbols().any(ragged) {
-            true => dim.checked_mul(Dim::fixed(self.n)).unwrap_or(dim),
-            false => dim,
-        }
+        let ragged = |s: &SymId| matches!(self.module.sym(*s).kind, SymKind::Ragged { .. });
+        let Some(rows) = dim.symbols().find(ragged) else { return dim };
+        let more = match self.rooms.get(&rows) {
+            Some(room) => dim.checked_div(Dim::sym(rows)).and_then(|n| n.checked_mul(*room)),
+            None => dim.checked_mul(Dim::fixed(self.n)),
+        };
+        more.unwrap_or(dim)
     }
 
     /// The type of the weights that a rank has.

@@ -157,7 +157,7 @@ pub enum Save {
 
 /// How many ranks lie along each axis. A rank's number counts its places with `pipeline` slowest,
 /// then `data`, then `tensor`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Mesh {
     /// With stages of their own.
     pub pipeline: u64,
@@ -173,6 +173,9 @@ pub struct Mesh {
     pub expert_gradients: ExpertGradients,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
+    /// Room for rows that come to a rank's experts, as a multiple of those that it sends; for all
+    /// where nothing is said.
+    pub exchange_capacity: Option<f64>,
     /// Each rank adds its micro-batches one after the other, not in halves.
     pub sums_in_order: bool,
     /// Multiprocessors that carry what ranks send each other; 0 where nothing is said.
@@ -207,6 +210,7 @@ impl Mesh {
         experts: 1,
         expert_gradients: ExpertGradients::AtSource,
         zero: false,
+        exchange_capacity: None,
         sums_in_order: false,
         communication_sms: 0,
     };

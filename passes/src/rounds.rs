@@ -43,10 +43,11 @@ use crate::{Pass, PassCx, PassError, Stats};
 pub const PASS: Pass = Pass { name: "rounds", requires: &[], establishes: &[], run };
 
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
-    let Some(capacity) = cx.exchange_capacity else { return Ok(Stats::default()) };
-    if module.find("train_step").is_some() {
-        return Err(PassError::new("an exchange has a capacity where ranks serve"));
-    }
+    // Ranks that train have room for so many rows and no other rounds (`experts`).
+    let serves = module.find("train_step").is_none();
+    let Some(capacity) = cx.exchange_capacity.filter(|_| serves) else {
+        return Ok(Stats::default());
+    };
     let (mut n, mut at) = (0, 0);
     let mut done: BTreeSet<OpId> = BTreeSet::new();
     while at < module.funcs.len() {

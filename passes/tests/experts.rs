@@ -49,8 +49,9 @@ fn compiled(fp8: bool, mesh: Option<Mesh>) -> Module {
 }
 
 fn compiled_with(recipe: Option<Recipe>, mesh: Option<Mesh>) -> Module {
+    let exchange_capacity = mesh.and_then(|m| m.exchange_capacity);
     let train = Train { micro_batches: 4, ..TRAIN };
-    let mut cx = PassCx { train: Some(train), mesh, ..PassCx::default() };
+    let mut cx = PassCx { train: Some(train), mesh, exchange_capacity, ..PassCx::default() };
     if let Some(recipe) = recipe {
         cx.policy = ["up", "down"].map(|site| (site.to_string(), recipe.clone())).into();
     }
@@ -94,6 +95,10 @@ impl Outcome {
 }
 
 fn step(fp8: bool, mesh: Mesh) -> Outcome {
+    try_step(fp8, mesh).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn try_step(fp8: bool, mesh: Mesh) -> Result<Outcome, String> {
     let one = compiled(fp8, None);
     let entry = one.find("train_step").expect("the step was made");
     let draw = Draw { low: 0.1, high: 0.9, ints: 4.0 };
@@ -114,9 +119,9 @@ fn step(fp8: bool, mesh: Mesh) -> Outcome {
     });
     let interp = Interp::new(&several, Precision::Stated);
     let found = interp.run_ranks(entry, args.collect(), &Default::default());
-    let found = found.unwrap_or_else(|e| panic!("{e}"));
+    let found = found.map_err(|e| e.to_string())?;
     let names = several.func(entry).result_names.clone();
-    Outcome { several, names, one: expected, found }
+    Ok(Outcome { several, names, one: expected, found })
 }
 
 fn check(fp8: bool, mesh: Mesh) {
@@ -207,6 +212,29 @@ fn ranks_that_send_rows_compute_the_bits_of_one() {
 #[test]
 fn so_they_do_in_codes() {
     MESHES.into_iter().for_each(|mesh| check(true, mesh));
+}
+
+/// Where rows fit, bits are as with room for all; where they do not, the step says so.
+#[test]
+fn room_for_rows_may_be_bounded() {
+    let bounded = |capacity| Mesh { exchange_capacity: Some(capacity), ..MESHES[2] };
+    check(false, bounded(2.5));
+    check(true, bounded(2.5));
+    check_at_experts(false, bounded(2.5), 1e-6);
+    let rows = |m: &Module| {
+        m.funcs
+            .iter()
+            .filter_map(|f| {
+                let exchanged = f.body_ops().filter(|(_, op)| exchanges(op.op));
+                exchanged.filter_map(|(_, op)| f.ty(op.results[0]).dims[0].symbols().next()).max()
+            })
+            .filter(|s| m.sym(*s).name.starts_with('C'))
+            .count()
+    };
+    assert!(rows(&compiled(false, Some(bounded(2.5)))) > 0, "rows have a room");
+    let why =
+        try_step(false, bounded(1.0)).err().expect("more rows come to one rank than it sends");
+    assert!(why.contains("more than 16 rows come together"), "{why}");
 }
 
 #[test]

@@ -48,6 +48,11 @@ pub enum ExecError {
     Rank(#[from] Box<RankError>),
     #[error("step {label} is for several ranks, and this run has one; give --ranks")]
     NoRanks { label: String },
+    #[error(
+        "step {label}: {rows} rows come to the experts of rank {rank}, which has room for {room}; \
+         give a larger exchange_capacity, or leave it out, which is room for all"
+    )]
+    NoRoom { label: String, rank: usize, rows: usize, room: usize },
     #[error("step {label}: bytes {least}..{greatest} of {buffer}, which has {size_bytes}")]
     OutOfBuffer { label: String, buffer: String, least: i64, greatest: i64, size_bytes: i64 },
 }

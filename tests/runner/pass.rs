@@ -16,7 +16,9 @@ use weft_ir::text;
 use weft_ir::ty::{DType, Type};
 use weft_ir::verify::verify;
 use weft_passes::policy::{Format, Product, Recipe};
-use weft_passes::{Copies, Mesh, Pages, PassCx, Pipeline, Save, Sums, Train, by_name, run_pass};
+use weft_passes::{
+    Copies, ExpertGradients, Mesh, Pages, PassCx, Pipeline, Save, Sums, Train, by_name, run_pass,
+};
 use weft_schedule::{Name, Size, generate};
 
 use crate::case::{Case, Outcome, all, without_places};
@@ -73,6 +75,10 @@ fn context(options: &str) -> Result<PassCx, String> {
             ("communication_sms", n) => {
                 let n = n.parse().map_err(|_| "communication_sms is a number")?;
                 cx.mesh.get_or_insert_default().communication_sms = n;
+            }
+            ("at_experts", "") => {
+                let mesh = cx.mesh.get_or_insert_default();
+                mesh.expert_gradients = ExpertGradients::AtExperts;
             }
             ("watch", site) => cx.watch.push(site.to_string()),
             ("data", n) => {

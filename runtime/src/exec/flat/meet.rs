@@ -9,7 +9,7 @@ use crate::ranks::collective;
 use crate::ranks::exchange::Offsets;
 use crate::ranks::on_device::{self, Fault, Operands, Stream};
 use crate::ranks::{Meeting, RankError};
-use weft_graph::{End, Half};
+use weft_graph::{CollectiveKind, End, Half};
 
 /// A collective that has begun.
 pub(super) enum Flight {
@@ -46,12 +46,17 @@ impl<'a> Run<'a> {
         // are different buffers.
         unsafe {
             match self.kernels.is_host() {
-                true => self.between_hosts(step, &meeting, &buffers).map_err(from_rank),
-                false => self
-                    .between_devices(step, &meeting, &buffers, stream)
-                    .map_err(|fault| from_fault(&step.label, fault)),
+                true => self.between_hosts(step, &meeting, &buffers),
+                false => self.between_devices(step, &meeting, &buffers, stream),
             }
         }
+        .map_err(|stop| match stop {
+            Stop::Rank(e) => from_rank(e),
+            Stop::Fault(fault) => from_fault(&step.label, fault),
+            Stop::NoRoom { rows, room } => {
+                ExecError::NoRoom { label: step.label.clone(), rank: rank.rank(), rows, room }
+            }
+        })
     }
 
     /// # Safety
@@ -61,7 +66,7 @@ impl<'a> Run<'a> {
         step: &FlatCollective,
         meeting: &Meeting<'_>,
         buffers: &[*mut u8],
-    ) -> Result<(), RankError> {
+    ) -> Result<(), Stop> {
         // SAFETY: the caller's promise.
         let (from, to) = unsafe {
             (
@@ -75,8 +80,9 @@ impl<'a> Run<'a> {
             [_, _, sent, got] => Some(Offsets::read(numbers(sent), numbers(got))),
             _ => None,
         };
+        has_room(step, offsets.as_ref())?;
         let (kind, blocks, offsets) = (step.kind, step.blocks, offsets.as_ref());
-        match step.half {
+        let done = match step.half {
             None => collective::run(kind, meeting, blocks, offsets, from, to),
             Some(Half::Start(n)) => collective::start(kind, meeting, blocks, offsets, from)
                 .map(|flight| drop(self.flights.insert(n, Flight::Host(flight)))),
@@ -87,7 +93,8 @@ impl<'a> Run<'a> {
                 };
                 collective::finish(kind, meeting, blocks, offsets, flight, from, to)
             }
-        }
+        };
+        Ok(done?)
     }
 
     /// # Safety
@@ -98,16 +105,17 @@ impl<'a> Run<'a> {
         meeting: &Meeting<'_>,
         buffers: &[*mut u8],
         stream: u32,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Stop> {
         let on = self.stream_of(stream);
         // SAFETY: the caller's promise, here and below.
         let offsets = match buffers {
             [_, _, sent, got] => unsafe {
-                let sent = on.fetch(*sent, step.offsets_bytes)?;
-                Some(Offsets::read(&sent, &on.fetch(*got, step.offsets_bytes)?))
+                let fetch = |at: *mut u8| on.fetch(at, step.offsets_bytes).map_err(Fault::from);
+                Some(Offsets::read(&fetch(*sent)?, &fetch(*got)?))
             },
             _ => None,
         };
+        has_room(step, offsets.as_ref())?;
         let x = Operands {
             kind: step.kind,
             blocks: step.blocks,
@@ -132,7 +140,7 @@ impl<'a> Run<'a> {
                     self.flights.insert(n, Flight::Device(flight));
                     Ok(())
                 }
-                _ => on_device::finish(link, meeting, &on, x, flight),
+                _ => Ok(on_device::finish(link, meeting, &on, x, flight)?),
             }
         }
     }
@@ -180,6 +188,34 @@ impl<'a> Run<'a> {
         let super::On { device, kernels, room } = self.on;
         Stream { device, kernels, room, stream }
     }
+}
+
+/// Why a collective does not end.
+enum Stop {
+    Rank(RankError),
+    Fault(Fault),
+    NoRoom { rows: usize, room: usize },
+}
+
+impl From<RankError> for Stop {
+    fn from(e: RankError) -> Stop {
+        Stop::Rank(e)
+    }
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Stop {
+        Stop::Fault(fault)
+    }
+}
+
+/// Whether the rows that come fit where they go.
+fn has_room(step: &FlatCollective, offsets: Option<&Offsets>) -> Result<(), Stop> {
+    let Some(offsets) = offsets.filter(|_| step.kind == CollectiveKind::Exchange) else {
+        return Ok(());
+    };
+    let (rows, room) = (offsets.end(false), step.to_bytes / step.blocks.block_bytes.max(1));
+    if rows > room { Err(Stop::NoRoom { rows, room }) } else { Ok(()) }
 }
 
 fn from_rank(e: RankError) -> ExecError {
