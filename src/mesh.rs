@@ -32,7 +32,9 @@ pub struct AxesArgs {
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero", "expert_gradients", "gradient_sums", "exchange_capacity"])]
+    #[arg(long, value_name = "NAME",
+          conflicts_with_all = ["mesh", "zero", "expert_gradients", "gradient_sums",
+                                "exchange_capacity"])]
     parallel: Option<String>,
     /// What ranks along data divide: 0 nothing; 1 weights and the optimizer's states, gathered for
     /// each step (ZeRO-1)

@@ -21,12 +21,14 @@
 //! ranks' gradients meet: that is what one rank adds up, and it costs links the rows between the
 //! products of an expert, and memory the gradients of all experts until the end of the step.
 //! Ranks that serve store their weights as products read them, as one rank does (`hoist`).
+//! With `ExpertGradients::AtExperts` it is contracted where rows come to, of a rank's own experts
+//! alone, and links carry rows once each way (`own.rs`); that is another order of sums.
 //! Between functions rows lie with the experts. A row may meet all others at one rank: the dim is
 //! `n R`, and no token is dropped. With an `exchange_capacity` there is room for so many times the
 //! rows that a rank sends; where more come, the step stops with an error that says how many did
-//! (ranks that serve take them in `rounds`). Cost: one walk over the functions. Requires: `shard`; `inline`,
-//! since both halves of a layer's backward share what is sent; whole quantized values, so before
-//! `split_quantized`.
+//! (ranks that serve take them in `rounds`). Cost: one walk over the functions. Requires: `shard`;
+//! `inline`, since both halves of a layer's backward share what is sent; whole quantized values, so
+//! before `split_quantized`.
 
 mod filled;
 mod gradients;
