@@ -8,6 +8,7 @@ use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
 use weft_lang::settings::{self, ExpertGradients, GradientSums, Parallel, TrainSettings};
 use weft_passes::{self as passes, Copies, Mesh, PassCx};
+use weft_runtime::ranks::start;
 
 use crate::frontend::{self, Source};
 use crate::placement;
@@ -115,8 +116,9 @@ impl MeshArgs {
         let n = serving.mesh.n_ranks();
         match ranks {
             Some(given) if given as u64 != n => bail!(
-                "{} has {n} ranks, and --ranks is {given}; give --ranks {n}",
-                self.axes.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
+                "{} has {n} ranks, and {}",
+                self.axes.name(),
+                start::other(usize::try_from(n)?, given)
             ),
             _ => {}
         }
@@ -149,9 +151,10 @@ impl MeshArgs {
         check_experts(&mesh)?;
         match ranks {
             Some(given) if given as u64 != mesh.n_ranks() => bail!(
-                "{} has {} ranks, and --ranks is {given}; give --ranks {1}",
-                self.axes.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`")),
-                mesh.n_ranks()
+                "{} has {} ranks, and {}",
+                self.axes.name(),
+                mesh.n_ranks(),
+                start::other(usize::try_from(mesh.n_ranks())?, given)
             ),
             _ => {}
         }
@@ -178,6 +181,11 @@ impl AxesArgs {
             }
             capacity => Ok(capacity),
         }
+    }
+
+    /// Who says what ranks there are.
+    fn name(&self) -> String {
+        self.parallel.as_ref().map_or("--mesh".into(), |name| format!("`{name}`"))
     }
 
     /// The axes of `--mesh`.

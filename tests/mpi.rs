@@ -187,6 +187,8 @@ fn what_processes_cannot_go_on_with_is_refused() {
     };
     let other = refused(2, &["--ranks", "4"]);
     assert!(other.contains("mpirun started 2 processes, and --ranks is 4"), "{other}");
+    let fewer = refused(2, &["--mesh", "experts=4"]);
+    assert!(fewer.contains("has 4 ranks, and mpirun started 2 processes; start 4"), "{fewer}");
     let nccl = refused(2, &["--transport", "nccl"]);
     assert!(nccl.contains("--transport nccl: it is between GPUs: give --device cuda"), "{nccl}");
     let three = refused(3, &[]);

@@ -89,7 +89,7 @@ fn a_graph_for_ranks_is_written_and_run() {
     weft(&[&compile[..], &more].concat()).expect("a graph");
     assert_eq!(generate(&graph, &["--ranks", "4"]).expect("four ranks"), one);
     let why = generate(&graph, &["--ranks", "2"]).expect_err("it is for four");
-    assert!(why.contains("compiled for 4 ranks, and there are 2; give --ranks 4"), "{why}");
+    assert!(why.contains("compiled for 4 ranks, and --ranks is 2; give --ranks 4"), "{why}");
 }
 
 #[test]

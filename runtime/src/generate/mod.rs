@@ -27,7 +27,7 @@ use crate::checkpoint::reader::CheckpointReader;
 use crate::data::DataError;
 use crate::data::tokenizer::Tokenizer;
 use crate::exec::{ExecError, Program, Session, Store};
-use crate::ranks::start::StartError;
+use crate::ranks::start::{self, StartError};
 use crate::weights::{self, WeightsError};
 
 pub const PREFILL: &str = "prefill";
@@ -67,8 +67,8 @@ pub enum GenerateError {
              compile it with --checkpoint {}", folder.display(), folder.display())]
     OtherConfig { key: String, compiled: String, found: String, folder: PathBuf },
     #[error(
-        "the graph was compiled for {compiled} ranks, and there are {given}; \
-             give --ranks {compiled}, or as many processes under mpirun"
+        "the graph was compiled for {compiled} ranks, and {}",
+        start::other(*compiled, *given)
     )]
     OtherRanks { compiled: usize, given: usize },
     #[error(transparent)]

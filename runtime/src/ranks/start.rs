@@ -119,6 +119,14 @@ impl Transport {
     }
 }
 
+/// That there are other ranks than it takes, and what to do: behind `.. has {wanted} ranks, and`.
+pub fn other(wanted: usize, given: usize) -> String {
+    match n_started() {
+        Some(n) => format!("mpirun started {n} processes; start {wanted}"),
+        None => format!("--ranks is {given}; give --ranks {wanted}"),
+    }
+}
+
 /// Whether this process reports: the only one, or the first of those that `mpirun` started.
 pub fn reports() -> bool {
     own_number().is_none_or(|n| n == 0)

@@ -7,7 +7,7 @@ use super::plot::PlotError;
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
 use crate::exec::ExecError;
-use crate::ranks::start::StartError;
+use crate::ranks::start::{self, StartError};
 use crate::weights::WeightsError;
 
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +46,8 @@ pub enum TrainError {
     )]
     Batch { compiled: usize, wanted: f64 },
     #[error(
-        "the graph is for {compiled} ranks ({mesh}), and --ranks is {given}; \
-             give --ranks {compiled}"
+        "the graph is for {compiled} ranks ({mesh}), and {}",
+        start::other(*compiled, *given)
     )]
     Ranks { compiled: usize, mesh: String, given: usize },
     #[error(transparent)]
