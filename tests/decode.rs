@@ -1,5 +1,5 @@
 //! A cached decode, one token at a time, gives the logits of the whole sequence at once, with the
-//! up-projections absorbed or not.
+//! up-projections absorbed or not, and with caches in one piece or in pages.
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +7,15 @@ use weft_ir::interp::{Interp, Precision, Tensor};
 use weft_ir::module::{Init, Module, StoreKind};
 use weft_lang::elaborate::{Overrides, elaborate};
 use weft_lang::lower::{Purpose, Settings, Size, lower};
-use weft_passes::PassCx;
+use weft_passes::{Pages, PassCx};
 use weft_runtime::checkpoint::reader::CheckpointReader;
 use weft_runtime::checkpoint::tensor_file::TensorFile;
 
 const CAPACITY: u64 = 32;
+
+/// Pools of nine pages, four of which hold the capacity; and where the request's are, in order.
+const PAGES: Pages = Pages { size: 8, count: 9, in_order_from: None };
+const TABLE: [i64; 4] = [6, 1, 8, 3];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -22,7 +26,13 @@ fn case(name: &str) -> PathBuf {
 }
 
 /// `@forward` for `seq` tokens, and how often `absorb` fired.
-fn forward(model: &str, checkpoint: &CheckpointReader, seq: u64, cached: bool) -> (Module, usize) {
+fn forward(
+    model: &str,
+    checkpoint: &CheckpointReader,
+    seq: u64,
+    cached: bool,
+    pages: Option<Pages>,
+) -> (Module, usize) {
     let path = root().join("models").join(model);
     let (program, map, mut diags) = weft_lang::load(&path, &|p| std::fs::read_to_string(p));
     let config = Some(checkpoint.config().clone());
@@ -38,9 +48,11 @@ fn forward(model: &str, checkpoint: &CheckpointReader, seq: u64, cached: bool) -
     assert!(diags.is_empty());
     let mut module = lowered.expect("no diagnostics").module;
     let mut absorbed = 0;
-    for name in ["canonicalize", "cse", "dce", "absorb", "canonicalize", "cse", "dce"] {
+    let cx = PassCx { pages, ..PassCx::default() };
+    let tidy = ["canonicalize", "cse", "dce"];
+    for name in [&tidy[..], &["absorb", "page_caches"], &tidy].concat() {
         let pass = weft_passes::by_name(name).expect("a pass");
-        let step = weft_passes::run_pass(0, pass, &mut module, &PassCx::default());
+        let step = weft_passes::run_pass(0, pass, &mut module, &cx);
         let counts = step.expect("passes run").stats.counts;
         absorbed += counts.iter().filter(|(n, _)| *n == "absorbed").map(|(_, n)| n).sum::<usize>();
     }
@@ -60,6 +72,7 @@ fn args(
         match name {
             "tokens" => return Tensor::i32(&[1, tokens.len()], tokens.to_vec()),
             "start" => return Tensor::i32(&[1], vec![start as i64]),
+            "pages" => return Tensor::i32(&[1, TABLE.len()], TABLE.to_vec()),
             _ => {}
         }
         if let Some((_, cache)) = caches.iter().find(|(n, _)| n == name) {
@@ -107,14 +120,20 @@ fn run(module: &Module, args: Vec<Tensor>) -> (Vec<f64>, Vec<(String, Tensor)>) 
 
 /// Prefill 8 tokens, decode the other 16 one by one; compare every row with the uncached logits.
 fn check(model: &str, name: &str, absorbs: bool) {
+    for pages in [None, Some(PAGES)] {
+        check_caches(model, name, absorbs, pages);
+    }
+}
+
+fn check_caches(model: &str, name: &str, absorbs: bool, pages: Option<Pages>) {
     let checkpoint = CheckpointReader::open(&case(name)).expect("a checkpoint");
     let file = TensorFile::open(&case(name).join("expected.safetensors")).expect("a case");
     let tokens: Vec<i64> =
         file.read_i32("tokens").expect("tokens")[..24].iter().map(|t| i64::from(*t)).collect();
-    let (whole, _) = forward(model, &checkpoint, 24, false);
+    let (whole, _) = forward(model, &checkpoint, 24, false, None);
     let (expected, _) = run(&whole, args(&whole, &checkpoint, &tokens, 0, &[]));
-    let (prefill, _) = forward(model, &checkpoint, 8, true);
-    let (decode, fired) = forward(model, &checkpoint, 1, true);
+    let (prefill, _) = forward(model, &checkpoint, 8, true, pages);
+    let (decode, fired) = forward(model, &checkpoint, 1, true, pages);
     assert_eq!(fired > 0, absorbs, "{name}: absorb fired {fired} times");
     let (mut got, mut caches) = run(&prefill, args(&prefill, &checkpoint, &tokens[..8], 0, &[]));
     for at in 8..24 {
@@ -125,7 +144,7 @@ fn check(model: &str, name: &str, absorbs: bool) {
     }
     assert_eq!(got.len(), expected.len());
     let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(worst < 1e-10, "{name}: a decoded logit is off by {worst:.1e}");
+    assert!(worst < 1e-10, "{name}, {pages:?}: a decoded logit is off by {worst:.1e}");
 }
 
 #[test]

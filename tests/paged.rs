@@ -59,6 +59,19 @@ fn continued(
 
 const CONTEXT: [&str; 2] = ["--context", "32"];
 
+/// In the interpreter every value is the one of caches in one piece, before and after every pass.
+#[test]
+fn the_interpreter_computes_what_it_does_without_pages() {
+    for (name, _) in MODELS {
+        for entry in ["prefill", "decode"] {
+            let asked = ["--for", entry, "--page", "16", "--verify-passes"];
+            let (_, said) =
+                weft(&[&["compile", &model(name)], &asked[..]].concat()).expect("values");
+            assert!(said.contains("values compared, none moved"), "{name}, {entry}: {said}");
+        }
+    }
+}
+
 /// The report's numbers by the words behind them.
 fn report(said: &str) -> (u64, u64, u64) {
     let line = said.lines().find(|l| l.starts_with("caches: ")).expect("a report");
@@ -122,6 +135,33 @@ const NANO: [&str; 13] = [
     "kept_groups=1",
 ];
 
+fn nano_sets() -> Vec<&'static str> {
+    NANO.iter().flat_map(|set| ["--set", set]).collect()
+}
+
+/// The folder of a run that trained it for two steps.
+fn trained(dir: &Path) -> String {
+    let (run, nano) = (dir.join("run").display().to_string(), model("nano.model"));
+    let few = ["--set", "sequence=16", "--set", "batch=2", "--steps", "2"];
+    let train = ["train", &nano, "--data", &nano, "--out", &run];
+    weft(&[&train[..], &nano_sets(), &few].concat()).expect("weights");
+    run
+}
+
+#[test]
+fn texts_are_those_of_one_after_the_other() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (from, nano, sets) = (trained(dir.path()), model("nano.model"), nano_sets());
+    let run = |more: &[&str]| {
+        let prompts = ["--prompt", "Hello", "--prompt", "A", "--prompt", "Bye", "--seed", "5"];
+        let given = ["generate", &nano, "--checkpoint", &from, "--max-new", "20"];
+        weft(&[&given[..], &sets, &prompts, &CONTEXT, more].concat()).expect("texts").0
+    };
+    let texts = run(&[]);
+    assert!(texts.starts_with("Hello") && texts.contains("\nBye"), "{texts}");
+    assert_eq!(run(&["--page", "4", "--batch", "2"]), texts);
+}
+
 /// The names of the kernels of a graph for GPUs, compiled with `more`.
 fn kernels(model: &str, dir: &Path, more: &[&str]) -> Vec<String> {
     let file = dir.join("gpu.weft").display().to_string();
@@ -134,11 +174,7 @@ fn kernels(model: &str, dir: &Path, more: &[&str]) -> Vec<String> {
 #[test]
 fn on_gpus_latents_in_pages_are_decoded_on_tensor_cores() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (run, nano) = (dir.path().join("run").display().to_string(), model("nano.model"));
-    let sets: Vec<&str> = NANO.iter().flat_map(|set| ["--set", set]).collect();
-    let few = ["--set", "sequence=16", "--set", "batch=2", "--steps", "2"];
-    let train = ["train", &nano, "--data", &nano, "--out", &run];
-    weft(&[&train[..], &sets, &few].concat()).expect("weights");
+    let (run, nano, sets) = (trained(dir.path()), model("nano.model"), nano_sets());
     // One prompt goes from its first page into its second.
     let long: Vec<String> = (1..62).map(|id| id.to_string()).collect();
     let given = ["--max-new", "5", "--context", "128", "--precision", "bf16", "--device", "ptx"];

@@ -32,6 +32,13 @@ pub struct Batch {
     page_bytes: u64,
 }
 
+/// What a request has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Token(u32),
+    End,
+}
+
 /// What requests took of the caches.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
@@ -128,8 +135,13 @@ impl Batch {
         })
     }
 
-    /// Continues all prompts; what came of each, in their order, and what caches it took.
-    pub fn run(&mut self, work: &Work) -> Result<(Vec<Generated>, Report), GenerateError> {
+    /// Continues all prompts; what came of each, in their order, and what caches it took. `each`
+    /// is told of every token as it comes, with the place of its prompt, and of every end.
+    pub fn run(
+        &mut self,
+        work: &Work,
+        each: &mut dyn FnMut(usize, Event),
+    ) -> Result<(Vec<Generated>, Report), GenerateError> {
         work.prompts.iter().try_for_each(|prompt| self.entries.check(prompt))?;
         let sampler = Sampler::new(work.sampling)?;
         let mut waiting: VecDeque<usize> = (0..work.prompts.len()).collect();
@@ -150,9 +162,15 @@ impl Batch {
             }
             requests = requests.max(open.len());
             self.step(&mut open, &sampler, work)?;
+            for request in &open {
+                request.made.last().iter().for_each(|id| each(request.number, Event::Token(**id)));
+            }
             let (still, mut ended): (Vec<Request>, Vec<Request>) =
                 open.into_iter().partition(|r| r.open);
-            ended.iter_mut().for_each(|r| self.pool.take_back(&mut r.pages));
+            for request in &mut ended {
+                self.pool.take_back(&mut request.pages);
+                each(request.number, Event::End);
+            }
             made.extend(ended.into_iter().map(Request::generated));
             open = still;
         }

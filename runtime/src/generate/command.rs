@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use weft_graph::Graph;
 
-use super::batch::Batch;
+use super::batch::{Batch, Event};
+use super::shown::Shown;
 use super::unit::{Unit, Work};
 use super::{DECODE, GenerateError, Generated, Generator, RANKS, Sampling, tokenizer};
 use crate::checkpoint::reader::CheckpointReader;
@@ -212,15 +213,26 @@ fn together(graph: Graph, args: &TextArgs, folder: &Path, n: usize) -> Result<()
     Ok(())
 }
 
-/// Several requests over caches in pages; texts are shown when all are there.
+/// Several requests over caches in pages; texts are shown in the order of their prompts, as they
+/// come.
 fn at_once(
     program: &Arc<Program>,
     args: &TextArgs,
     checkpoint: &CheckpointReader,
 ) -> Result<(), GenerateError> {
     let (work, tokenizer) = work(args, checkpoint)?;
-    let (made, report) = Batch::load(program, checkpoint)?.run(&work)?;
-    show(&made, args, tokenizer.as_ref(), work.end);
+    let heads = match &tokenizer {
+        Some(_) => args.prompt.clone(),
+        None => vec![String::new(); work.prompts.len()],
+    };
+    let mut batch = Batch::load(program, checkpoint)?;
+    let out = std::io::stdout().lock();
+    let mut shown = Shown::new(out, &heads, tokenizer.as_ref(), work.end);
+    let (made, report) = batch.run(&work, &mut |number, event| match event {
+        Event::Token(id) => shown.token(number, id),
+        Event::End => shown.end(number),
+    })?;
+    made.iter().for_each(|made| eprintln!("{made}"));
     eprintln!("{report}");
     Ok(())
 }

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod command;
 pub mod pages;
 mod sample;
+mod shown;
 pub mod unit;
 
 use std::fmt;
