@@ -22,10 +22,13 @@ use crate::rewrite::callee;
 /// Transfers that have begun and are not done, at most.
 const IN_FLIGHT_MAX: usize = 4;
 
-/// Operations and bytes a second of all multiprocessors, and bytes a second of a rank's links.
+/// Operations and bytes a second of all multiprocessors, of operands of 8 bits and of others, and
+/// bytes a second of rows that ranks exchange: rather too few, since peers are waited for, and what
+/// is believed to be on its way for long is not asked for while there is anything else to do.
+const CODE_FLOPS: f64 = 1e15;
 const FLOPS: f64 = 5e14;
 const MEMORY_BYTES: f64 = 2.5e12;
-const LINK_BYTES: f64 = 4e10;
+const LINK_BYTES: f64 = 3e10;
 const MULTIPROCESSORS: f64 = 132.0;
 /// What a kernel or a transfer takes besides.
 const LAUNCH: f64 = 2e-6;
@@ -175,7 +178,9 @@ fn seconds(module: &Module, func: &Func, op: &OpData, sms: u64) -> f64 {
         return LATENCY + links;
     }
     let share = (MULTIPROCESSORS - sms as f64).max(1.0) / MULTIPROCESSORS;
-    let work = (cost.flops as f64 / (FLOPS * share)).max(cost.bytes() as f64 / MEMORY_BYTES);
+    let codes = op.operands.first().is_some_and(|x| func.ty(*x).dtype.bits() <= 8);
+    let flops = if codes { CODE_FLOPS } else { FLOPS };
+    let work = (cost.flops as f64 / (flops * share)).max(cost.bytes() as f64 / MEMORY_BYTES);
     LAUNCH + work + links
 }
 
