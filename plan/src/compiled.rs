@@ -27,8 +27,9 @@ pub struct Cell {
     pub streams: Streams,
 }
 
-/// The cells of a step, in the order in which it first calls them. `at` is where they run: those
-/// that exchange nothing have all multiprocessors.
+/// The cells of a step, in the order in which it first calls them. `at` is where they run. Those
+/// that exchange nothing have all multiprocessors; so do, as in a plan, those of one micro-batch
+/// alone, whose exchanges have nothing much beside them.
 pub fn cells(
     module: &Module,
     entry: &str,
@@ -43,7 +44,11 @@ pub fn cells(
     let mut found = vec![];
     for id in called.iter().copied().filter(|id| seen.insert(*id)) {
         let alone = Place { sms: cluster.sms, beside_exchange: false, ..*at };
-        let at = if exchanges(&even, id) { at } else { &alone };
+        let at = match parts(&even.func(id).name) {
+            Some(parts) if !is_pair(&parts) => &alone,
+            _ if !exchanges(&even, id) => &alone,
+            _ => at,
+        };
         let walk = Walk { module: &even, cluster, at, active: active(&even) };
         let func = even.func(id);
         let mut streams = Streams::default();
@@ -54,6 +59,12 @@ pub fn cells(
         }
     }
     Ok(found)
+}
+
+/// Whether a cell weaves a forward with a backward.
+fn is_pair(parts: &[(usize, &str)]) -> bool {
+    let of = |half: &dyn Fn(&str) -> bool| parts.iter().any(|(_, h)| half(h));
+    of(&|h| h == "fwd") && of(&|h| h.starts_with("bwd"))
 }
 
 /// Whether a function, or one that it calls, has an exchange on its way beside other ops.
@@ -184,4 +195,19 @@ impl Walk<'_> {
 
 fn name_of(op: &OpData) -> &'static str {
     op.op.def().name
+}
+
+/// The functions of stages that a cell's name has: `stage.2.fwd.stage.0.bwd_input`; a number behind
+/// them only tells it from others.
+pub(crate) fn parts(name: &str) -> Option<Vec<(usize, &str)>> {
+    let mut words = name.split('.').peekable();
+    let mut found = vec![];
+    while let Some(word) = words.next() {
+        if word == "stage" {
+            found.push((words.next()?.parse().ok()?, words.next()?));
+        } else if word.parse::<usize>().is_err() || found.is_empty() || words.peek().is_some() {
+            return None;
+        }
+    }
+    (!found.is_empty()).then_some(found)
 }

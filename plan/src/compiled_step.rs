@@ -113,7 +113,7 @@ impl<'a> Cells<'a> {
     fn put(&mut self, program: &'a [compiled::Cell]) {
         let mut sums: BTreeMap<usize, f64> = BTreeMap::new();
         for cell in program {
-            let Some(parts) = parts(&cell.name) else { continue };
+            let Some(parts) = compiled::parts(&cell.name) else { continue };
             let of = |half: &str| parts.iter().find(|(_, h)| *h == half).map(|(stage, _)| *stage);
             match of("sum_grads").or(of("sum")) {
                 Some(stage) => {
@@ -213,24 +213,9 @@ fn nearest<K, V>(all: &BTreeMap<K, V>, unlike: impl Fn(&K) -> (f64, usize)) -> O
     all.iter().min_by(|(a, _), (b, _)| by(unlike(a), unlike(b))).map(|(_, v)| v)
 }
 
-/// The functions of stages that a cell's name has: `stage.2.fwd.stage.0.bwd_input`; a number behind
-/// them only tells it from others.
-fn parts(name: &str) -> Option<Vec<(usize, &str)>> {
-    let mut words = name.split('.').peekable();
-    let mut found = vec![];
-    while let Some(word) = words.next() {
-        if word == "stage" {
-            found.push((words.next()?.parse().ok()?, words.next()?));
-        } else if word.parse::<usize>().is_err() || found.is_empty() || words.peek().is_some() {
-            return None;
-        }
-    }
-    (!found.is_empty()).then_some(found)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::parts;
+    use crate::compiled::parts;
 
     #[test]
     fn names_say_what_cells_are_of() {
