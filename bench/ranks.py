@@ -1,14 +1,16 @@
 """Trains `nano` on several ranks in every layout and says whether they wrote what one rank writes.
 
 usage: python3 bench/ranks.py --data TEXT... [--weft target/debug/weft] [--mpi] [--precision NAME...] [--only WORD...] [--steps N]
-                              [--set KEY=VALUE...] [--out runs/ranks] [--table FILE]
+                              [--model FILE [--train BLOCK]] [--set KEY=VALUE...] [--out runs/ranks] [--table FILE]
 
 Each run is held against one of a single rank with the same micro-batches: metrics, weights, moments and state byte for byte; where
-they are not equal, the largest relative difference of a step's loss and the norm-relative difference of the first moments, which
-are sums of gradients. With `--mpi` ranks are processes under `mpirun` (a build with `--features mpi`). A run that is finished is
-not made again; a layout that cannot run stops nothing and is a row of the table. What `--set` changes (a gentler rate: `lr=1e-4`) is
-changed in all runs and named in their rows. The exit status is that of the claim: 0 if every
-layout but tensor's is equal and none failed. A control run of one rank adds up in another order.
+they are not equal, the largest relative difference of a step's loss, the same over the steps before the loads of experts part (a
+token whom two experts suit alike goes to the other one, which is no rounding), and the norm-relative difference of the first
+moments, which are sums of gradients. With `--mpi` ranks are processes under `mpirun` (a build with `--features mpi`). A run that is
+finished is not made again; a layout that cannot run stops nothing and is a row of the table. Another train block
+(bench/recipes/ranks.model has one of a gentler rate) and what `--set` changes hold for all runs and are named in their rows. The
+exit status is that of the claim: 0 if every layout but tensor's is equal and none failed. A control run of one rank adds up in
+another order.
 """
 import argparse
 import array
@@ -24,7 +26,7 @@ MODEL = "models/nano.model"
 SETS = ["batch=16", "micro_batch=1", "sequence=64", "checkpoint_every=1000000", "held_out_every=1000000"]
 # No layout: the same run with sums in another order, which shows how far that alone leads.
 CONTROL = "one rank, micro-batches of two"
-SCHEDULES = ["gpipe", "1f1b", "interleaved", "zb-h1", "zb-interleaved", "zb-v", "dualpipe", "dualpipe-v"]
+SCHEDULES = ["gpipe", "1f1b", "interleaved", "interleaved-pairs", "zb-h1", "zb-interleaved", "zb-v", "dualpipe", "dualpipe-v"]
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
 
 
@@ -48,15 +50,17 @@ def layouts():
 
 def train(args, precision, name, ranks, more):
     """The folder of a finished run, or the last line of what it said."""
-    kind = "-".join(["mpi" if args.mpi and ranks > 1 else "threads", *args.set])
+    kind = "-".join(["mpi" if args.mpi and ranks > 1 else "threads", *args.named])
     out = args.out / kind / precision / name.replace(",", "").replace(" ", "-")
     if (out / step_folder(args)).exists():
         return out, None
     shutil.rmtree(out, ignore_errors=True)
-    command = [str(args.weft), "train", MODEL, "--precision", precision, "--data", *args.data, "--out", str(out)]
+    command = [str(args.weft), "train", args.model, "--precision", precision, "--data", *args.data, "--out", str(out)]
     command += ["--steps", str(args.steps), "--seed", "0", *(m for m in more if "micro_batch=" not in m)]
     changed = args.set + [m for m in more if "micro_batch=" in m]
     given = {setting.split("=")[0]: setting for setting in SETS + changed}
+    if args.train:
+        command += ["--train", args.train]
     for setting in given.values():
         command += ["--set", setting]
     if ranks > 1 and args.mpi:
@@ -79,9 +83,18 @@ def is_equal(args, one, several):
     return all((one / path).read_bytes() == (several / path).read_bytes() for path in paths)
 
 
-def losses(run):
-    records = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records if "loss" in record]
+def records(run):
+    """What was written of each step."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [record for record in lines if "loss" in record]
+
+
+def losses_apart(one, several):
+    """The largest relative difference of a step's loss; that of the steps before loads part, and how many these are."""
+    pairs = list(zip(records(one), records(several), strict=True))
+    apart = [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in pairs]
+    alike = next((i for i, (a, b) in enumerate(pairs) if a["max_vio"] != b["max_vio"]), len(pairs))
+    return max(apart), max(apart[:alike], default=math.nan), alike
 
 
 def tensors(path):
@@ -111,10 +124,11 @@ def moments_apart(args, one, several):
 
 
 def verdict(args, one, several):
+    """The cells of a row."""
     if is_equal(args, one, several):
-        return "equal", "equal"
-    loss = max(abs(a - b) / abs(a) for a, b in zip(losses(one), losses(several), strict=True))
-    return f"{loss:.1e}", f"{moments_apart(args, one, several):.1e}"
+        return ["equal", "equal", "equal"]
+    loss, before, alike = losses_apart(one, several)
+    return [f"{loss:.1e}", f"{before:.1e} ({alike} steps)" if alike else "(0 steps)", f"{moments_apart(args, one, several):.1e}"]
 
 
 def main():
@@ -125,13 +139,18 @@ def main():
     parser.add_argument("--precision", nargs="+", default=["bf16", "deepseek_fp8"])
     parser.add_argument("--only", nargs="+", help="layouts whose name has one of these words")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--train", help="the train block, if the model has several")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the train block, in all runs")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ranks"))
     parser.add_argument("--table", type=pathlib.Path)
     parser.add_argument("--moment", default=".m", help="how the name of a first moment ends")
     args = parser.parse_args()
+    args.named = [*([args.train] if args.train else []), *args.set]
 
-    head = [f"| layout, {args.steps} steps, {'processes' if args.mpi else 'threads'} | precision | losses | first moments |", "|---|---|---|---|"]
+    by = "processes" if args.mpi else "threads"
+    columns = [f"layout, {args.steps} steps, {by}", "precision", "losses", "while loads are equal", "first moments"]
+    head = [f"| {' | '.join(columns)} |", "|---|---|---|---|---|"]
     rows, good = [], True
     print(*head, sep="\n", flush=True)
     for precision in args.precision:
@@ -142,9 +161,9 @@ def main():
             if args.only and not any(word in name for word in args.only):
                 continue
             several, said = train(args, precision, name, ranks, more)
-            loss, moment = verdict(args, one, several) if several else (said, "")
-            good &= several is not None and (loss == "equal" or "tensor" in name or name == CONTROL)
-            rows.append(f"| {', '.join([name, *args.set])} | {precision} | {loss} | {moment} |")
+            cells = verdict(args, one, several) if several else [said, "", ""]
+            good &= several is not None and (cells[0] == "equal" or "tensor" in name or name == CONTROL)
+            rows.append(f"| {' | '.join([', '.join([name, *args.named]), precision, *cells])} |")
             print(rows[-1], flush=True)
     if args.table:
         args.table.write_text("\n".join(head + rows) + "\n")
