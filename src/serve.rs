@@ -84,8 +84,9 @@ impl ServeArgs {
                 _ => Ok(Caches { context, batch: 1, pages: None }),
             };
         };
-        let known = needs.map_or(BATCH, |needs| needs.len() as u64);
-        let batch = serve.batch.unwrap_or(known.clamp(1, BATCH));
+        // Places for more requests than there are would be of no use.
+        let known = needs.map(|needs| (needs.len() as u64).max(1));
+        let batch = serve.batch.unwrap_or(BATCH).min(known.unwrap_or(u64::MAX));
         let Some(context) = context.checked_next_multiple_of(size) else {
             bail!("--page {size}: a page of so many positions is too long");
         };

@@ -192,7 +192,7 @@ impl Batch {
             return Err(self.pool.exhausted(number, prompt.len(), 0));
         }
         let before = &prompt[..prompt.len() - 1];
-        if !before.is_empty() && work.max_new > 0 {
+        if !before.is_empty() {
             let ids: Vec<i32> = before.iter().map(|id| *id as i32).collect();
             let table = row(&pages, self.n_pages);
             let session = &mut self.entries.prefill;
@@ -216,6 +216,7 @@ impl Batch {
         work: &Work,
     ) -> Result<(), GenerateError> {
         if work.max_new == 0 {
+            open.iter_mut().for_each(|r| r.first = Some(Instant::now()));
             return Ok(());
         }
         let n = open.len();
