@@ -18,10 +18,18 @@
 //! Two products of one A may be done together, and a region may go on with their sums in registers
 //! (`epilogue`): gate and up, SiLU, and codes with their scales are one kernel.
 //!
+//! Where [`Gemm::shares`] says so, CTAs make clusters of two with neighbouring tiles: of the same
+//! columns, which share what they need of B, or of the same rows, which share A. Each copies half
+//! of the shared part of a stage into both (multicast). Where tiles are odd in number the last pair
+//! has one that lies beyond C: of an operand it gets zeros, and nothing of it is stored.
+//!
 //! Envelope: a stage of 128 rows and BN columns is `128 * BN` times 64 terms of bf16, or 128 of
 //! e4m3, in `(128 + BN) * 128` bytes. A multiprocessor multiplies 2048 pairs of bf16 or 4096 of
 //! e4m3 a cycle, so that a stage takes `4 BN` cycles: 64 bytes a cycle with BN = 128, about what
-//! the second-level cache gives, 48 with 256. Never timed: no GPU has run it.
+//! the second-level cache gives, 48 with 256. What two CTAs share is read from that cache once for
+//! both: with 256 columns and a shared B a CTA reads 256 lines a stage, not 384, a third less; with
+//! 128 a quarter less, whichever is shared. As many bytes come to each multiprocessor as before.
+//! Never timed: no GPU has run it.
 
 mod consume;
 pub mod ended;
@@ -102,6 +110,13 @@ pub enum Store {
     Tensor,
 }
 
+/// One side of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operand {
+    A,
+    B,
+}
+
 /// What a kernel's code depends on. Sizes, strides and addresses come at the launch.
 #[derive(Clone)]
 pub struct Gemm {
@@ -122,6 +137,9 @@ pub struct Gemm {
     pub tile_cols: u32,
     pub store: Store,
     pub epilogue: Option<Epilogue>,
+    /// CTAs come in clusters of two, whose tiles share what they need of this operand; each copies
+    /// half of it into both.
+    pub shares: Option<Operand>,
 }
 
 impl Gemm {
@@ -161,10 +179,29 @@ impl Gemm {
             Store::Tensor => "_tma",
         };
         name += &format!("_{TILE_ROWS}x{}", self.tile_cols);
+        name += match self.shares {
+            None => "",
+            Some(Operand::A) => "_shares_a",
+            Some(Operand::B) => "_shares_b",
+        };
         if let Some(epilogue) = &self.epilogue {
             name += &epilogue.name();
         }
         name
+    }
+
+    /// Tiles of a cluster, along m and n.
+    pub fn cluster_tiles(&self) -> [u32; 2] {
+        match self.shares {
+            None => [1, 1],
+            Some(Operand::A) => [1, 2],
+            Some(Operand::B) => [2, 1],
+        }
+    }
+
+    /// CTAs of a cluster.
+    pub fn cluster_ctas(&self) -> u32 {
+        self.cluster_tiles().iter().product()
     }
 
     /// Products of one A, each with its own B and C.
@@ -183,6 +220,11 @@ impl Gemm {
 
     fn b_tile(&self) -> OperandTile {
         self.tile(self.b_major, self.tile_cols)
+    }
+
+    /// CTAs that copy a part of the operand's tile each.
+    fn copiers(&self, operand: Operand) -> u32 {
+        if self.shares == Some(operand) { self.cluster_ctas() } else { 1 }
     }
 
     fn tile(&self, major: Major, rows: u32) -> OperandTile {
@@ -212,6 +254,9 @@ impl Gemm {
             if self.n_products() > 1 && self.scales.is_some_and(|[_, b]| b.rows == 1) {
                 return refuse("columns of two products have no scales of their own");
             }
+        }
+        if self.shares.is_some() && self.grouping != Grouping::Batch {
+            return refuse("CTAs whose numbers of blocks differ cannot fill their rings together");
         }
         if self.hopper14 == Some(Blocks::Whole) && self.grouping == Grouping::Inner {
             return refuse("segments of k may end anywhere in a block");

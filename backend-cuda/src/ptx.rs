@@ -8,6 +8,7 @@
 //! predicates.
 
 pub mod bulk;
+pub mod cluster;
 pub mod convert;
 pub mod matrix;
 pub mod mbarrier;

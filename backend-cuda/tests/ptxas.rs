@@ -11,7 +11,9 @@ use weft_backend_cuda::flash::backward::{Backward, Makes};
 use weft_backend_cuda::flash::decode::Decode;
 use weft_backend_cuda::flash::template::Template;
 use weft_backend_cuda::gemm::select::widths;
-use weft_backend_cuda::gemm::{Blocks, Gemm, Grouping, Kind, Output, ScaleType, Scales, Store};
+use weft_backend_cuda::gemm::{
+    Blocks, Gemm, Grouping, Kind, Operand, Output, ScaleType, Scales, Store,
+};
 use weft_backend_cuda::target::hopper;
 use weft_backend_cuda::tiles::shared::Major;
 use weft_codegen::object::{KernelSource, compile};
@@ -127,6 +129,7 @@ fn bf16(tile_cols: u32) -> Gemm {
         tile_cols,
         store: Store::Paired,
         epilogue: None,
+        shares: None,
     }
 }
 
@@ -154,6 +157,20 @@ fn faults(tools: &Path, gemm: &Gemm) -> Vec<String> {
     let blocks = |major: Major, rows: u32| if major == Major::K { 1 } else { rows as usize / 64 };
     let copies = blocks(gemm.a_major, 128) + blocks(gemm.b_major, gemm.tile_cols);
     assembled.expect("UTMALDG", copies, &mut faults);
+    // Of bf16 in the loop, and of the last stage behind it.
+    let lets_go = if gemm.kind == Kind::Bf16 { 2 } else { 1 };
+    let shared = |operand: Operand| gemm.shares == Some(operand);
+    let multicast = [
+        (Operand::A, blocks(gemm.a_major, 128)),
+        (Operand::B, blocks(gemm.b_major, gemm.tile_cols)),
+    ];
+    let multicast = multicast.iter().filter(|(operand, _)| shared(*operand)).map(|(_, n)| n).sum();
+    assembled.expect("UTMALDG.3D.MULTICAST", multicast, &mut faults);
+    // Once, before the first stage: what lets go of stages waits for no memory.
+    let clusters = usize::from(gemm.shares.is_some());
+    assembled.expect("MEMBAR.ALL.GPU", clusters, &mut faults);
+    assembled.expect("UCGABAR_ARV", 2 * clusters, &mut faults);
+    assembled.expect("SYNCS.ARRIVE.TRANS64.RED", lets_go * clusters, &mut faults);
     // A loop over the threads of a warp around an instruction that one thread should run.
     assembled.expect("BRA.U.ANY", 0, &mut faults);
     faults
@@ -194,6 +211,29 @@ fn products_of_every_form() {
     for grouping in [Grouping::Batch, Grouping::Rows, Grouping::Inner] {
         let form = |gemm: Gemm| Gemm { hopper14: Some(Blocks::Partial), grouping, ..gemm };
         gemms.extend([e4m3(192, 128), e4m3(96, 1)].map(form));
+    }
+    check(gemms);
+}
+
+#[test]
+fn products_on_clusters() {
+    use Major::{K, Rows};
+    let mut gemms = vec![];
+    for shares in [Operand::A, Operand::B] {
+        let form = |gemm: Gemm| Gemm { shares: Some(shares), ..gemm };
+        gemms.extend(widths(&bf16(64)).into_iter().map(|n| form(bf16(n))));
+        let codes = |rows| widths(&e4m3(64, rows)).into_iter().map(move |n| form(e4m3(n, rows)));
+        gemms.extend(codes(1).chain(codes(128)));
+        for (a_major, b_major) in [(Rows, K), (K, Rows), (Rows, Rows)] {
+            gemms.push(form(Gemm { a_major, b_major, ..bf16(256) }));
+        }
+        for gemm in [bf16(256), bf16(96), e4m3(192, 128)] {
+            gemms.push(form(Gemm { store: Store::Tensor, ..gemm.clone() }));
+            gemms.push(form(Gemm { accumulate: true, output: Output::F32, ..gemm }));
+        }
+        for gemm in [e4m3(192, 128), e4m3(96, 1)] {
+            gemms.push(form(Gemm { hopper14: Some(Blocks::Partial), ..gemm }));
+        }
     }
     check(gemms);
 }

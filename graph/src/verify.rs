@@ -333,6 +333,13 @@ impl EntryCheck<'_> {
             }
         }
         ensure(launch.sms != Some(0), &place, || "may use no multiprocessor".into())?;
+        let code = self.graph.kernels[launch.kernel.0 as usize].ptx.as_ref();
+        let of_cluster = code.and_then(|code| code.cluster).unwrap_or(1);
+        let whole = launch.sms.is_none_or(|sms| sms.is_multiple_of(of_cluster));
+        ensure(whole, &place, || {
+            let sms = launch.sms.unwrap_or(0);
+            format!("may use {sms} multiprocessors, in clusters of {of_cluster} CTAs")
+        })?;
         for at in launch.writes.iter().flatten() {
             ensure((*at as usize) < launch.args.len(), &place, || {
                 format!("writes argument {at} of {}", launch.args.len())

@@ -52,6 +52,30 @@ fn ids_are_in_range() {
     check(|g| g.kernels[0].variants.clear(), "kernel f32_scale: has no code");
 }
 
+/// CTAs of a cluster run at once: of an odd budget one multiprocessor would never have its pair.
+#[test]
+fn clusters_are_whole_within_a_budget() {
+    let with = |sms: u32| {
+        move |g: &mut Graph| {
+            g.kernels[0].ptx = Some(PtxCode {
+                object: ObjectId(0),
+                threads: 128,
+                dynamic_shared_bytes: 0,
+                cluster: Some(2),
+                begins_early: false,
+                hopper14: false,
+                maps: vec![],
+            });
+            launch(g).sms = Some(sms);
+        }
+    };
+    let said = "may use 131 multiprocessors, in clusters of 2 CTAs";
+    check(with(131), &format!("entry eval, step layers.mlp: {said}"));
+    let mut graph = sample::graph();
+    with(130)(&mut graph);
+    assert_eq!(graph.verify(), Ok(()));
+}
+
 #[test]
 fn expressions_are_finite() {
     check(

@@ -165,6 +165,19 @@ fn bf16_and_residuals_end_in_sums() {
     check(params, "h: bf16[131, 96], s: f32[131, 96]", body, ("_convert_add_", FEW));
 }
 
+/// Of tiles of the same columns CTAs share what each of both products reads of its own.
+#[test]
+fn a_pair_of_products_on_clusters() {
+    let shape = "512, 96";
+    let body = format!(
+        "%g = matmul %x, %wg {{ty = true}} : bf16[{shape}]\n\
+         %u = matmul %x, %wu {{ty = true}} : bf16[{shape}]\n{}return %h",
+        silu_up(shape)
+    );
+    let params = "%x: bf16[512, 64], %wg: bf16[96, 64], %wu: bf16[96, 64]";
+    check(params, "h: bf16[512, 96]", &body, ("_shares_b_pair_", FEW));
+}
+
 /// Of few rows and many terms a pair of tiles of 128 columns would leave most of the machine
 /// without work.
 #[test]

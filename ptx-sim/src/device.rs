@@ -165,6 +165,8 @@ pub struct Stats {
     /// Times that lanes came to an instruction for the whole warp apart and were gathered first.
     /// The hardware's assembler has to repair that; predicated instructions avoid it.
     pub n_late_convergences: u64,
+    /// Bytes that bulk copies into shared memory read, once however many CTAs get them.
+    pub copied_in_bytes: u64,
     pub(crate) ran_primitives: BTreeSet<u16>,
 }
 

@@ -334,6 +334,7 @@ impl Machine<'_> {
                 self.tick + self.next_random() % u64::from(delay_max.max(1))
             }
         };
+        self.stats.copied_in_bytes += n_bytes;
         let copy = PendingCopy { due, line: inst.line, from, n_bytes, targets };
         if due == 0 {
             return self.complete(copy);

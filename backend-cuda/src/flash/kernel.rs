@@ -6,7 +6,7 @@ use super::signature::{Argument, Bound, MapSpec, Signature, Tensor};
 use super::template::Template;
 use super::{Attention, TILE_QUERIES};
 use crate::tiles::ring::{Place, Ring};
-use crate::tiles::roles::{self, CONSUMER_WARPS, Registers};
+use crate::tiles::roles::{self, CONSUMER_WARPS, Reach, Registers};
 
 /// Blocks of keys, and of values, that shared memory holds.
 pub const STAGES: u32 = 2;
@@ -164,6 +164,7 @@ impl Attention {
             n_stages,
             stage_bytes,
             consumers: CONSUMER_WARPS,
+            peer_barriers: None,
         };
         Rings {
             q: ring(0, barriers, 1, q),
@@ -177,6 +178,7 @@ impl Attention {
         let init = || [rings.q, rings.k, rings.v].iter().for_each(|ring| ring.init(cg));
         roles::specialised(
             cg,
+            Reach::Cta,
             REGISTERS,
             init,
             || self.produce(cg, args, &rings),

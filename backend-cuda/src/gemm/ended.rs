@@ -16,7 +16,7 @@ use weft_lower::region::fingerprint;
 
 use super::epilogue::Epilogue;
 use super::plan::{Template, of_bf16, of_codes};
-use super::select::{Budget, cycles, n_tiles, select, widths};
+use super::select::{Budget, cycles, n_waves, select, sharing, widths};
 use super::{Gemm, Store, TILE_ROWS};
 
 /// Bytes a cycle between the machine and its memory: 3.35 TB/s at 1.7 GHz.
@@ -36,7 +36,7 @@ pub fn plan(ended: &Ended, budget: Budget, dims: &[DimDecl], label: &str) -> Opt
     if together(ended, &template, &chosen, budget) > apart(ended, &template, budget, dims) {
         return None;
     }
-    let mut planned = template.planned(&chosen, budget, label);
+    let mut planned = template.planned(&sharing(&chosen, template.sizes, budget), budget, label);
     planned.scalars.extend(ended.scalars.iter().cloned());
     let n = ended.keeps.len() as i64;
     planned.flops = planned.flops * n + ended.apart.flops.clone();
@@ -68,8 +68,7 @@ fn chosen(ended: &Ended, template: &Template, budget: Budget) -> Option<Gemm> {
 
 /// Cycles of one kernel for all.
 fn together(ended: &Ended, template: &Template, gemm: &Gemm, budget: Budget) -> u64 {
-    let tiles = n_tiles(gemm.grouping, template.sizes, gemm.tile_cols);
-    let waves = tiles.div_ceil(u64::from(budget.sms));
+    let waves = n_waves(gemm, template.sizes, budget);
     let elements = u64::from(TILE_ROWS) * u64::from(gemm.tile_cols);
     cycles(gemm, template.sizes, budget) + waves * elements * ended.region.ops() / PLAIN_OPS
 }

@@ -3,10 +3,11 @@
 use weft_codegen::emit::{Cg, Elem, Param, Ty, Val};
 use weft_codegen::object::{Cta, KernelSource, TensorMap};
 
-use super::{Gemm, Grouping, Kind, Store, TILE_ROWS};
+use super::{Gemm, Grouping, Kind, Operand, Store, TILE_ROWS};
+use crate::ptx::cluster;
 use crate::tiles::ring::Ring;
-use crate::tiles::roles::{self, CONSUMER_WARPS, Registers, THREADS};
-use crate::tiles::shared::{LINE_BYTES, Major, OperandTile, PERIOD_BYTES};
+use crate::tiles::roles::{self, CONSUMER_WARPS, Reach, Registers, THREADS};
+use crate::tiles::shared::{LINE_BYTES, Major, PERIOD_BYTES};
 
 /// A consumer holds `BN` sums (twice as many with scales), what it needs to address them, and
 /// scales.
@@ -103,6 +104,8 @@ pub struct Launch {
     pub arguments: Vec<Argument>,
     pub threads: u32,
     pub shared_bytes: u32,
+    /// CTAs of a cluster along the grid, which has whole ones.
+    pub cluster: u32,
 }
 
 impl Gemm {
@@ -128,18 +131,24 @@ impl Gemm {
         KernelSource { cta: self.cta(), ..source }
     }
 
-    /// How it is launched, on as many CTAs as one likes.
+    /// How it is launched, on as many CTAs, or clusters of them, as one likes.
     pub fn launch(&self) -> Launch {
         Launch {
             name: self.name(),
             arguments: self.arguments(),
             threads: THREADS,
             shared_bytes: self.barriers_offset_bytes() + Ring::barriers_bytes(self.n_stages()),
+            cluster: self.cluster_ctas(),
         }
     }
 
-    fn map(&self, tile: OperandTile, grouped: bool) -> MapSpec {
-        let mut box_dims = tile.box_dims().to_vec();
+    fn map(&self, operand: Operand, grouped: bool) -> MapSpec {
+        let tile = match operand {
+            Operand::A => self.a_tile(),
+            Operand::B => self.b_tile(),
+        };
+        let [line, _] = tile.box_dims();
+        let mut box_dims = vec![line, tile.part(self.copiers(operand)).lines];
         box_dims.extend(grouped.then_some(1));
         let element = match tile.kind {
             Kind::Bf16 => MapElement::Bf16,
@@ -167,7 +176,7 @@ impl Gemm {
     fn maps(&self) -> Vec<(Argument, Argument, MapSpec, usize)> {
         use Argument::*;
         let [a, b] = self.grouped_operands();
-        let (a, b) = (self.map(self.a_tile(), a), self.map(self.b_tile(), b));
+        let (a, b) = (self.map(Operand::A, a), self.map(Operand::B, b));
         let mut out = vec![(MapA(a.clone()), A, a, 0)];
         out.extend((0..self.n_products()).map(|p| (MapB(p, b.clone()), B(p), b.clone(), 1)));
         if self.store == Store::Tensor {
@@ -298,7 +307,7 @@ impl Gemm {
             threads: THREADS,
             dynamic_shared_bytes: self.launch().shared_bytes,
             grid_max: None,
-            cluster: None,
+            cluster: self.shares.map(|_| self.cluster_ctas()),
             begins_early: false,
             hopper14: self.hopper14.is_some(),
             maps: self.maps().into_iter().map(map).collect(),
@@ -310,6 +319,9 @@ impl Gemm {
             panic!("{why}");
         }
         cg.device_kernel(&self.name(), THREADS, &self.params(), |values| {
+            if self.shares.is_some() {
+                cg.require_clusters(self.cluster_ctas());
+            }
             self.body(cg, &self.args(cg, values));
         });
     }
@@ -317,15 +329,19 @@ impl Gemm {
     fn body<'c>(&self, cg: &Cg<'c>, args: &Args<'c>) {
         let stages = cg.dynamic_shared();
         let (n_stages, stage_bytes) = (self.n_stages(), self.stage_bytes());
+        let barriers = cg.add(stages, self.barriers_offset_bytes() as i32);
+        let in_peer = |at: Val<'c>| cluster::address_in(cg, cg.xor(cluster::rank(cg), 1), at);
         let ring = Ring {
             stages,
-            barriers: cg.add(stages, self.barriers_offset_bytes() as i32),
+            barriers,
             n_stages,
             stage_bytes,
             consumers: CONSUMER_WARPS,
+            peer_barriers: self.shares.map(|_| in_peer(barriers)),
         };
         roles::specialised(
             cg,
+            if self.shares.is_some() { Reach::Cluster } else { Reach::Cta },
             REGISTERS,
             || ring.init(cg),
             || self.produce(cg, args, &ring),

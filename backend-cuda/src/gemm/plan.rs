@@ -7,7 +7,7 @@
 use weft_graph::{DType, DimDecl, DimExpr, Scalar};
 use weft_lower::describe::product::{self, Form, Matrix, Planned, ScaledGemm, Sum};
 
-use super::select::{Budget, Sizes, select};
+use super::select::{Budget, Sizes, select, sharing};
 use super::{
     Argument, BLOCK_K, Blocks, Gemm, Grouping, Kind, Output, ScaleType, Scales, Store, TILE_ROWS,
 };
@@ -27,7 +27,7 @@ pub fn plan(
         return None;
     }
     let template = of_bf16(gemm, dims)?;
-    Some(template.planned(&select(&template.shape, template.sizes, budget), budget, label))
+    Some(template.planned(&template.chosen(budget), budget, label))
 }
 
 /// Plans a product of codes.
@@ -38,7 +38,7 @@ pub fn plan_scaled(
     label: &str,
 ) -> Option<Planned> {
     let template = of_codes(gemm, dims)?;
-    Some(template.planned(&select(&template.shape, template.sizes, budget), budget, label))
+    Some(template.planned(&template.chosen(budget), budget, label))
 }
 
 pub(super) fn of_bf16(gemm: &product::Gemm, dims: &[DimDecl]) -> Option<Template> {
@@ -185,6 +185,7 @@ fn template(
         tile_cols: if kind == Kind::Bf16 { 64 } else { 32 },
         store,
         epilogue: None,
+        shares: None,
     };
     shape.check().ok()?;
     let groups = product::groups(&gemm.form);
@@ -196,10 +197,15 @@ fn template(
 }
 
 impl Template {
+    /// The kernel that is fastest.
+    fn chosen(&self, budget: Budget) -> Gemm {
+        sharing(&select(&self.shape, self.sizes, budget), self.sizes, budget)
+    }
+
     /// The launch of a kernel that was chosen.
     pub fn planned(&self, chosen: &Gemm, budget: Budget, label: &str) -> Planned {
         let mut kernel = chosen.source(label);
-        kernel.cta.grid_max = Some(budget.sms);
+        kernel.cta.grid_max = Some(budget.ctas(chosen));
         let arguments = chosen.launch().arguments;
         Planned {
             kernel,
@@ -211,15 +217,16 @@ impl Template {
         }
     }
 
-    /// Tiles of the launch, at least one where there are none.
+    /// Tiles of the launch, at least one where there are none; those of whole clusters.
     fn tiles(&self, chosen: &Gemm) -> DimExpr {
-        let rows = self.gemm.m.clone().ceil_div(TILE_ROWS.into());
+        let [of_m, of_n] = chosen.cluster_tiles().map(i64::from);
+        let rows = self.gemm.m.clone().ceil_div(i64::from(TILE_ROWS) * of_m) * of_m;
         let rows = match chosen.grouping {
             // Every group may end inside a tile.
             Grouping::Rows => rows + self.groups.clone(),
             _ => rows * self.groups.clone(),
         };
-        rows * self.gemm.n.clone().ceil_div(chosen.tile_cols.into())
+        rows * (self.gemm.n.clone().ceil_div(i64::from(chosen.tile_cols) * of_n) * of_n)
     }
 
     fn scalar(&self, argument: &Argument) -> Option<DimExpr> {

@@ -2,14 +2,15 @@
 //! through the same list, each by itself.
 //!
 //! Tiles of equal products are counted in bands of eight tile rows, column after column within a
-//! band: what runs at once then shares rows of A and columns of B in the second-level cache. Of
+//! band: what runs at once then shares rows of A and columns of B in the second-level cache. The
+//! tiles of a cluster are neighbours and are counted as one; each CTA takes its own of them. Of
 //! groups with their own number of rows a CTA learns the tiles by walking the groups in order.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Ty, Val};
 
 use super::kernel::Args;
-use super::{Gemm, Grouping, TILE_ROWS};
-use crate::ptx::sync;
+use super::{Gemm, Grouping, Operand, TILE_ROWS};
+use crate::ptx::{cluster, sync};
 
 /// Tile rows of a band.
 const BAND: i32 = 8;
@@ -37,21 +38,26 @@ impl Gemm {
         init: &[Val<'c>],
         body: impl FnOnce(Tile<'c>, &[Val<'c>]) -> Vec<Val<'c>>,
     ) {
-        let first = cg.cta_index();
-        let step = cg.intrinsic("llvm.nvvm.read.ptx.sreg.nctaid.x", &[], &[], Ty::I32);
         let tiles_n = cg.div_ceil(args.n, self.tile_cols as i32);
+        let [first, step] = match self.shares {
+            None => {
+                let n = cg.intrinsic("llvm.nvvm.read.ptx.sreg.nctaid.x", &[], &[], Ty::I32);
+                [cg.cta_index(), n]
+            }
+            Some(_) => cluster::index(cg),
+        };
         if matches!(self.grouping, Grouping::Batch | Grouping::Inner) {
-            let tiles_m = cg.div_ceil(args.m, TILE_ROWS as i32);
-            let per_group = cg.mul(tiles_m, tiles_n);
+            let [rows, cols] = self.cluster_extents().map(|n| n as i32);
+            let per_group = cg.mul(cg.div_ceil(args.m, rows), cg.div_ceil(args.n, cols));
             let total = cg.mul(per_group, args.groups);
             cg.for_(first, total, step, init, |t, carried| {
                 // Counted anew for each tile: through the products registers are dear.
                 let [m, n] = [args.m, args.n].map(|v| sync::from_here(cg, v));
-                let tiles_m = cg.div_ceil(m, TILE_ROWS as i32);
-                let tiles_n = cg.div_ceil(n, self.tile_cols as i32);
+                let (tiles_m, tiles_n) = (cg.div_ceil(m, rows), cg.div_ceil(n, cols));
                 let per_group = cg.mul(tiles_m, tiles_n);
                 let group = cg.div(t, per_group);
-                let (m, n) = banded(cg, cg.rem(t, per_group), tiles_m, tiles_n);
+                let band = BAND / self.cluster_tiles()[0] as i32;
+                let (m, n) = banded(cg, cg.rem(t, per_group), tiles_m, tiles_n, band);
                 body(self.uniform_tile(cg, args, group, m, n), carried)
             });
             return;
@@ -84,6 +90,12 @@ impl Gemm {
         });
     }
 
+    /// Rows and columns of the tiles of a cluster.
+    fn cluster_extents(&self) -> [u32; 2] {
+        let [m, n] = self.cluster_tiles();
+        [m * TILE_ROWS, n * self.tile_cols]
+    }
+
     fn uniform_tile<'c>(
         &self,
         cg: &Cg<'c>,
@@ -96,14 +108,16 @@ impl Gemm {
             Grouping::Inner => bounds(cg, args, group),
             _ => (cg.i32(0), args.k),
         };
-        Tile {
-            group,
-            row: cg.mul(m, TILE_ROWS as i32),
-            row_end: args.m,
-            col: cg.mul(n, self.tile_cols as i32),
-            k_begin,
-            k_end,
+        // The cluster's first, and this CTA's from there.
+        let [rows, cols] = self.cluster_extents().map(|n| n as i32);
+        let (mut row, mut col) = (cg.mul(m, rows), cg.mul(n, cols));
+        let further = |extent: u32| cg.mul(cluster::rank(cg), extent as i32);
+        match self.shares {
+            None => {}
+            Some(Operand::A) => col = cg.add(col, further(self.tile_cols)),
+            Some(Operand::B) => row = cg.add(row, further(TILE_ROWS)),
         }
+        Tile { group, row, row_end: args.m, col, k_begin, k_end }
     }
 
     /// Tile `t` of its group, column after column.
@@ -150,11 +164,17 @@ fn load<'c>(cg: &Cg<'c>, args: &Args<'c>, i: Val<'c>) -> Val<'c> {
     cg.load(Ty::I32, cg.at(offsets, Elem::I32, cg.cast(i, Elem::I64)))
 }
 
-/// Tile row and column of the `t`-th tile.
-fn banded<'c>(cg: &Cg<'c>, t: Val<'c>, tiles_m: Val<'c>, tiles_n: Val<'c>) -> (Val<'c>, Val<'c>) {
-    let per_band = cg.mul(tiles_n, BAND);
-    let first = cg.mul(cg.div(t, per_band), BAND);
-    let rows = cg.min(cg.sub(tiles_m, first), BAND);
+/// Tile row and column of the `t`-th tile, in bands of `band` rows.
+fn banded<'c>(
+    cg: &Cg<'c>,
+    t: Val<'c>,
+    tiles_m: Val<'c>,
+    tiles_n: Val<'c>,
+    band: i32,
+) -> (Val<'c>, Val<'c>) {
+    let per_band = cg.mul(tiles_n, band);
+    let first = cg.mul(cg.div(t, per_band), band);
+    let rows = cg.min(cg.sub(tiles_m, first), band);
     let within = cg.rem(t, per_band);
     (cg.add(first, cg.rem(within, rows)), cg.div(within, rows))
 }

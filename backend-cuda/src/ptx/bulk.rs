@@ -15,6 +15,28 @@ pub fn load<'c>(cg: &Cg<'c>, to: Val<'c>, map: Val<'c>, barrier: Val<'c>, coordi
     cg.asm(&text, &[], &args, 0, Effect::Memory);
 }
 
+/// As [`load`], to each CTA of the cluster that has its bit in `ctas`, at the place that `to` has
+/// in its shared memory; each one's bytes are reported to its own mbarrier at the place of
+/// `barrier`.
+pub fn load_multicast<'c>(
+    cg: &Cg<'c>,
+    to: Val<'c>,
+    map: Val<'c>,
+    barrier: Val<'c>,
+    coordinates: &[Val<'c>],
+    ctas: u16,
+) {
+    let text = format!(
+        "{{\n\t.reg .b16 ctas;\n\tmov.b16 ctas, {ctas};\n\t\
+         cp.async.bulk.tensor.{}d.shared::cluster.global.mbarrier::complete_tx::bytes\
+         .multicast::cluster [$0], [$1, {{{}}}], [$2], ctas;\n\t}}",
+        coordinates.len(),
+        operands(3, coordinates.len())
+    );
+    let args: Vec<Val> = [to, map, barrier].into_iter().chain(coordinates.to_vec()).collect();
+    cg.asm(&text, &[], &args, 0, Effect::Memory);
+}
+
 /// Copies `n_bytes` of consecutive global memory; all of both addresses and it are multiples of 16.
 pub fn load_line<'c>(cg: &Cg<'c>, to: Val<'c>, from: Val<'c>, n_bytes: u32, barrier: Val<'c>) {
     let text = format!(

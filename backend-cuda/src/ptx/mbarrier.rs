@@ -27,6 +27,15 @@ pub fn arrive_if<'c>(cg: &Cg<'c>, when: Val<'c>, address: Val<'c>) {
     cg.asm(text, &[], &[when, address], 0, Effect::Memory);
 }
 
+/// Arrives, where `when` holds, at an mbarrier of any CTA of the cluster
+/// ([`super::cluster::address_in`]). It tells that CTA of reads that have ended, not of what this
+/// one has written: the assembler would have it wait for all of the device's memory
+/// (`.release.cluster`).
+pub fn arrive_in_cluster_if<'c>(cg: &Cg<'c>, when: Val<'c>, address: Val<'c>) {
+    let text = "@$0 mbarrier.arrive.shared::cluster.b64 _, [$1];";
+    cg.asm(text, &[], &[when, address], 0, Effect::Memory);
+}
+
 /// Arrives, and lets the phase end only when `n_bytes` more have been copied.
 pub fn arrive_expecting<'c>(cg: &Cg<'c>, address: Val<'c>, n_bytes: u32) {
     let text = format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {n_bytes};");

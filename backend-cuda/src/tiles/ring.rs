@@ -3,6 +3,11 @@
 //! Each stage has two mbarriers. `full` ends a phase when the stage's bytes have come, `empty` when
 //! every consumer warp has let go of it. Both sides walk the ring by themselves; a [`Place`] is
 //! where one of them is.
+//!
+//! Rings of two CTAs of a cluster may be filled together, each producer copying a part of what both
+//! need into both. A stage is then free once the consumers of both CTAs have let go of it, so each
+//! warp arrives at its own ring's `empty` and at the peer's; `full` still counts the bytes that
+//! come to its own stage, whoever copied them.
 
 use weft_codegen::emit::{Cg, Cmp, Elem, Val};
 
@@ -17,8 +22,10 @@ pub struct Ring<'c> {
     pub barriers: Val<'c>,
     pub n_stages: u32,
     pub stage_bytes: u32,
-    /// Warps that let go of a stage.
+    /// Warps that let go of a stage, of each CTA.
     pub consumers: u32,
+    /// The barriers of the CTA whose ring is filled together with this one.
+    pub peer_barriers: Option<Val<'c>>,
 }
 
 /// A stage, and the parity of the phase it is in.
@@ -50,10 +57,11 @@ impl<'c> Ring<'c> {
 
     /// Initialises the barriers; of one thread.
     pub fn init(&self, cg: &Cg<'c>) {
+        let ctas = 1 + u32::from(self.peer_barriers.is_some());
         for stage in 0..self.n_stages {
             let stage = cg.i32(stage as i32);
             mbarrier::init(cg, self.full(cg, stage), 1);
-            mbarrier::init(cg, self.empty(cg, stage), self.consumers);
+            mbarrier::init(cg, self.empty(cg, stage), ctas * self.consumers);
         }
     }
 
@@ -62,15 +70,20 @@ impl<'c> Ring<'c> {
     }
 
     fn empty(&self, cg: &Cg<'c>, stage: Val<'c>) -> Val<'c> {
-        cg.add(self.full(cg, stage), (self.n_stages * MBARRIER_BYTES) as i32)
+        self.empty_of(cg, self.barriers, stage)
+    }
+
+    fn empty_of(&self, cg: &Cg<'c>, barriers: Val<'c>, stage: Val<'c>) -> Val<'c> {
+        let full = cg.add(barriers, cg.mul(stage, MBARRIER_BYTES as i32));
+        cg.add(full, (self.n_stages * MBARRIER_BYTES) as i32)
     }
 
     pub fn stage(&self, cg: &Cg<'c>, stage: Val<'c>) -> Val<'c> {
         cg.add(self.stages, cg.mul(stage, self.stage_bytes as i32))
     }
 
-    /// The producer's turn: waits until the stage is free, and gives its address and the barrier
-    /// that `n_bytes` of copies must be reported to.
+    /// The producer's turn: waits until the stage is free, in the peer's ring too, and gives its
+    /// address and the barrier that `n_bytes` of copies must be reported to.
     pub fn acquire(&self, cg: &Cg<'c>, at: Place<'c>, n_bytes: u32) -> (Val<'c>, Val<'c>) {
         let full = self.full(cg, at.stage);
         mbarrier::wait(cg, self.empty(cg, at.stage), cg.xor(at.parity, 1));
@@ -87,6 +100,9 @@ impl<'c> Ring<'c> {
     /// Lets go of a stage, in the threads where `when` holds: one of each consumer warp.
     pub fn release_if(&self, cg: &Cg<'c>, when: Val<'c>, stage: Val<'c>) {
         mbarrier::arrive_if(cg, when, self.empty(cg, stage));
+        if let Some(barriers) = self.peer_barriers {
+            mbarrier::arrive_in_cluster_if(cg, when, self.empty_of(cg, barriers, stage));
+        }
     }
 
     /// Lets go of the stage before `stage`: that whose products have ended when those of `stage`

@@ -3,7 +3,7 @@
 use weft_codegen::emit::{Cg, Cmp, Val};
 
 use super::fragment::Lanes;
-use crate::ptx::sync;
+use crate::ptx::{cluster, sync};
 
 /// Warps that multiply, and let go of stages.
 pub const CONSUMER_WARPS: u32 = 8;
@@ -62,10 +62,19 @@ impl<'c> Consumer<'c> {
     }
 }
 
+/// Whose barriers the threads of a CTA use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Cta,
+    /// Those of the cluster: its CTAs begin when all barriers are ready, and end together.
+    Cluster,
+}
+
 /// The body of a kernel of [`THREADS`] threads: one thread runs `init`, which prepares barriers,
 /// then one produces and the consumers consume.
 pub fn specialised<'c>(
     cg: &Cg<'c>,
+    reach: Reach,
     registers: Registers,
     init: impl FnOnce(),
     produce: impl FnOnce(),
@@ -78,7 +87,10 @@ pub fn specialised<'c>(
         init();
         sync::fence_init(cg);
     });
-    sync::cta_barrier(cg);
+    match reach {
+        Reach::Cta => sync::cta_barrier(cg),
+        Reach::Cluster => cluster::barrier(cg),
+    }
     cg.if_else(
         cg.cmp(Cmp::Ge, warp, CONSUMER_WARPS as i32),
         || {
@@ -94,6 +106,11 @@ pub fn specialised<'c>(
             vec![]
         },
     );
+    if reach == Reach::Cluster {
+        // A peer's warps may yet arrive at this CTA's barriers.
+        sync::warp_barrier(cg);
+        cluster::meet(cg);
+    }
 }
 
 const _: () = assert!(!Registers { producer: 40, consumer: 240 }.fit());

@@ -40,6 +40,16 @@ pub struct Copy {
     pub k: u32,
 }
 
+/// One of equal parts of a tile, each of the same share of every block's lines, as CTAs divide the
+/// copying of a tile that all of them need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Of a block.
+    pub lines: u32,
+    /// Bytes from the start of one part of a block to the next.
+    pub bytes: u32,
+}
+
 /// Fields of a matrix descriptor, in 16-byte units: start at bit 0, offset along the leading
 /// dimension at 16, along the other at 32, and the permutation at 62 (1: of 128 bytes).
 const LEADING_BIT: u32 = 16;
@@ -66,6 +76,14 @@ impl OperandTile {
 
     fn block_bytes(&self) -> u32 {
         self.lines() * LINE_BYTES
+    }
+
+    /// A part of `n`: whole periods of the permutation.
+    pub fn part(&self, n: u32) -> Part {
+        let lines = self.lines() / n;
+        let bytes = lines * LINE_BYTES;
+        assert!(lines * n == self.lines() && bytes.is_multiple_of(PERIOD_BYTES), "{self:?} in {n}");
+        Part { lines, bytes }
     }
 
     /// The box of one copy, innermost dimension first.

@@ -15,7 +15,7 @@ fn fault(change: impl Fn(&str) -> String) -> Error {
     fault_of(&problem(), change)
 }
 
-fn fault_of(problem: &Problem, change: impl Fn(&str) -> String) -> Error {
+pub fn fault_of(problem: &Problem, change: impl Fn(&str) -> String) -> Error {
     match wrong(problem, change) {
         Wrong::Stopped(error) => error,
         Wrong::Numbers(what) => panic!("the fault was noticed by its numbers alone: {what}"),
@@ -36,7 +36,7 @@ fn wrong(problem: &Problem, change: impl Fn(&str) -> String) -> Wrong {
 }
 
 /// The `n`-th line that holds `what`, changed.
-fn line(text: &str, what: &str, n: usize, change: impl Fn(&str) -> String) -> String {
+pub fn line(text: &str, what: &str, n: usize, change: impl Fn(&str) -> String) -> String {
     let mut seen = 0;
     let mut out = String::new();
     for line in text.lines() {
@@ -50,7 +50,7 @@ fn line(text: &str, what: &str, n: usize, change: impl Fn(&str) -> String) -> St
     out
 }
 
-fn without(text: &str, what: &str, n: usize) -> String {
+pub fn without(text: &str, what: &str, n: usize) -> String {
     line(text, what, n, |_| String::new())
 }
 

@@ -1,6 +1,7 @@
 //! Products of the Hopper template on the interpreter, with its checks for races and missing waits
 //! on, to the last bit of a reference written apart.
 
+mod clusters;
 mod faults;
 mod problem;
 mod reference;

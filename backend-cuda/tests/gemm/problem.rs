@@ -27,6 +27,7 @@ pub fn bf16(tile_cols: u32) -> Gemm {
         tile_cols,
         store: Store::Paired,
         epilogue: None,
+        shares: None,
     }
 }
 
@@ -258,6 +259,7 @@ impl Problem {
         };
         let args: Vec<Arg> = launch.arguments.iter().map(arg).collect();
         let mut sim = Launch::new(self.grid, launch.threads);
+        sim.cluster = [launch.cluster, 1, 1];
         sim.dynamic_shared_bytes = launch.shared_bytes;
         sim.completion = completion;
         if gemm.hopper14.is_some() {

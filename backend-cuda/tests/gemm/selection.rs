@@ -1,7 +1,9 @@
 //! Which tiles are chosen.
 
-use weft_backend_cuda::gemm::select::{Budget, Sizes, cycles, grid, n_tiles, select, widths};
-use weft_backend_cuda::gemm::{Gemm, Grouping};
+use weft_backend_cuda::gemm::select::{
+    Budget, Sizes, cycles, grid, n_tiles, n_waves, select, sharing, widths,
+};
+use weft_backend_cuda::gemm::{Gemm, Grouping, Operand};
 
 use crate::problem::{bf16, e4m3};
 
@@ -21,7 +23,7 @@ fn a_narrow_product_is_cut_until_it_fills_the_machine() {
     // 128 x 4096: 16 tiles of 256 columns leave 116 multiprocessors without work.
     let sizes = sizes(128, 4096, 7168);
     let chosen = select(&bf16(16), sizes, Budget::WHOLE);
-    let tiles = n_tiles(Grouping::Batch, sizes, chosen.tile_cols);
+    let tiles = n_tiles(&chosen, sizes);
     assert!(tiles >= 86, "{tiles} tiles of {} columns", chosen.tile_cols);
 }
 
@@ -38,6 +40,44 @@ fn the_choice_is_the_fastest_of_those_that_can_be() {
             }
         }
     }
+}
+
+#[test]
+fn neighbours_share_what_more_bytes_have() {
+    let of = |gemm: &Gemm, m, n, sms| sharing(gemm, sizes(m, n, 4096), Budget { sms }).shares;
+    assert_eq!(of(&bf16(256), 4096, 8192, 132), Some(Operand::B));
+    assert_eq!(of(&bf16(96), 4096, 96 * 40, 132), Some(Operand::A));
+    // An odd number of tiles along m, or along n.
+    assert_eq!(of(&bf16(256), 128 * 33, 256 * 32, 132), Some(Operand::A));
+    assert_eq!(of(&bf16(96), 4096, 96 * 41, 132), Some(Operand::B));
+    assert_eq!(of(&bf16(256), 128 * 33, 256 * 31, 132), None);
+    // Few rows, or a machine that is not full.
+    assert_eq!(of(&bf16(64), 256, 64 * 200, 132), None);
+    assert_eq!(of(&bf16(256), 1024, 256 * 16, 132), None);
+    // Groups' numbers of rows are known on the device alone.
+    let rows = Gemm { grouping: Grouping::Rows, ..bf16(256) };
+    assert_eq!(of(&rows, 4096, 8192, 132), None);
+}
+
+#[test]
+fn clusters_are_whole_within_the_budget() {
+    // 512 tiles, of which 131 CTAs do as many at a time as 130: four waves.
+    let sizes = sizes(4096, 4096, 4096);
+    let odd = Budget { sms: 131 };
+    let chosen = sharing(&bf16(256), sizes, odd);
+    assert_eq!(chosen.shares, Some(Operand::B));
+    assert_eq!(grid(&chosen, sizes, odd), 130);
+    for sms in 1..132 {
+        let budget = Budget { sms };
+        let chosen = sharing(&bf16(256), sizes, budget);
+        let grid = grid(&chosen, sizes, budget);
+        assert!(grid <= sms && grid % chosen.cluster_ctas() == 0, "{grid} of {sms}");
+        let waves = |g: &Gemm| n_waves(g, sizes, budget);
+        assert!(waves(&chosen) <= waves(&bf16(256)), "{sms}");
+    }
+    // 114 tiles are two turns of 57 CTAs, and three of 56.
+    let exact = Sizes { m: 128 * 2 * 57, n: 256, ..sizes };
+    assert_eq!(sharing(&bf16(256), exact, Budget { sms: 57 }).shares, None);
 }
 
 #[test]

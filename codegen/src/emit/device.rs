@@ -83,6 +83,13 @@ impl<'c> Cg<'c> {
         self.finish();
     }
 
+    /// Says of the kernel being emitted that its CTAs come in clusters of `n` along the grid: no
+    /// launch without them runs it.
+    pub fn require_clusters(&self, n: u32) {
+        let f = self.function.get().expect("a kernel is being emitted");
+        self.function_attribute(f, "nvvm.cluster_dim", &n.to_string());
+    }
+
     fn param_type(&self, param: Param) -> inkwell::types::BasicTypeEnum<'c> {
         let pointer = |space: u16| self.ctx.ptr_type(AddressSpace::from(space)).into();
         match param {

@@ -7,7 +7,7 @@ use crate::flash::sight::Masks;
 use crate::flash::signature::{Argument, Bound, MapSpec, Signature, Tensor};
 use crate::flash::template::Template;
 use crate::tiles::ring::Ring;
-use crate::tiles::roles::{self, CONSUMER_WARPS, Registers};
+use crate::tiles::roles::{self, CONSUMER_WARPS, Reach, Registers};
 
 pub const REGISTERS: Registers = Registers { producer: 40, consumer: 232 };
 
@@ -86,6 +86,7 @@ impl Template for Backward {
         let rings = self.rings(cg);
         roles::specialised(
             cg,
+            Reach::Cta,
             REGISTERS,
             || [rings.kept, rings.moved].iter().for_each(|ring| ring.init(cg)),
             || self.produce(cg, args, &rings),
@@ -106,6 +107,7 @@ impl Backward {
             n_stages,
             stage_bytes,
             consumers: CONSUMER_WARPS,
+            peer_barriers: None,
         };
         Rings {
             kept: ring(0, barriers, 1, kept),

@@ -7,7 +7,7 @@ use crate::flash::backward::kernel::REGISTERS;
 use crate::flash::signature::{Argument, Bound, MapSpec, Signature};
 use crate::flash::template::Template;
 use crate::tiles::ring::{Place, Ring};
-use crate::tiles::roles::{self, CONSUMER_WARPS};
+use crate::tiles::roles::{self, CONSUMER_WARPS, Reach};
 
 /// 64 heads of a query, over a piece of the keys.
 #[derive(Clone, Copy)]
@@ -93,6 +93,7 @@ impl Template for Decode {
         let shared = self.shared(cg);
         roles::specialised(
             cg,
+            Reach::Cta,
             REGISTERS,
             || {
                 shared.q.init(cg);
@@ -116,6 +117,7 @@ impl Decode {
             n_stages,
             stage_bytes: self.stage_bytes(),
             consumers: CONSUMER_WARPS / 2,
+            peer_barriers: None,
         };
         Shared {
             q: Ring {
@@ -124,6 +126,7 @@ impl Decode {
                 n_stages: 1,
                 stage_bytes: self.q_bytes(),
                 consumers: CONSUMER_WARPS,
+                peer_barriers: None,
             },
             halves: [0, Ring::barriers_bytes(n_stages)].map(|right| blocks(k + right)),
             exchange: at(self.exchange_at()),
