@@ -167,7 +167,6 @@ pub fn for_training(
         save: saved(train.recompute),
         policy,
         watch,
-        exchange_capacity: mesh.and_then(|m| m.exchange_capacity),
         mesh,
         ..PassCx::default()
     };

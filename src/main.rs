@@ -8,6 +8,7 @@ mod cut_table;
 mod devices;
 mod eplb;
 mod eval;
+mod exchange;
 mod explain;
 mod export;
 mod fmt;

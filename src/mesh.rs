@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use clap::builder::PossibleValuesParser;
 use weft_ir::module::Module;
 use weft_lang::elaborate::Tree;
-use weft_lang::settings::{self, ExpertGradients, GradientSums, Parallel, TrainSettings};
-use weft_passes::{self as passes, Copies, Mesh, PassCx};
+use weft_lang::settings::{self, GradientSums, Parallel, TrainSettings};
+use weft_passes::{Copies, Mesh, PassCx};
 use weft_runtime::ranks::start;
 
+use crate::exchange::{ExchangeArgs, contracted};
 use crate::frontend::{self, Source};
 use crate::placement;
 use crate::stages::{Stages, StagesArgs};
@@ -19,6 +19,8 @@ use crate::stages::{Stages, StagesArgs};
 pub struct MeshArgs {
     #[command(flatten)]
     axes: AxesArgs,
+    #[command(flatten)]
+    exchange: ExchangeArgs,
     #[command(flatten)]
     stages: StagesArgs,
 }
@@ -33,30 +35,13 @@ pub struct AxesArgs {
     #[arg(long, value_name = "AXIS=N", value_delimiter = ',')]
     mesh: Vec<String>,
     /// The same from a parallel block of the model
-    #[arg(long, value_name = "NAME",
-          conflicts_with_all = ["mesh", "zero", "expert_gradients", "gradient_sums",
-                                "exchange_capacity"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["mesh", "zero"])]
     parallel: Option<String>,
     /// What ranks along data divide: 0 nothing; 1 weights and the optimizer's states, gathered for
     /// each step (ZeRO-1)
     #[arg(long, value_name = "STAGE", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=1))]
     zero: u8,
-    /// Where ranks along experts contract rows to gradients of experts' weights: where the rows
-    /// come from, which gives the bits of one rank; or with the experts, which takes less memory
-    /// and fewer transfers [default: at_source]
-    #[arg(long, value_name = "PLACE",
-          value_parser = PossibleValuesParser::new(ExpertGradients::WORDS.map(|w| w.0)))]
-    expert_gradients: Option<String>,
-    /// How each of several ranks adds its micro-batches: in halves of halves, which gives the bits
-    /// of one rank, or one after the other, with one sum in memory [default: tree]
-    #[arg(long, value_name = "ORDER",
-          value_parser = PossibleValuesParser::new(GradientSums::WORDS.map(|w| w.0)))]
-    gradient_sums: Option<String>,
-    /// Room for rows that come to the experts of a rank, as a multiple of those that it sends, from
-    /// 1; a step to which more come stops with an error [default: room for all]
-    #[arg(long, value_name = "N")]
-    exchange_capacity: Option<f64>,
 }
 
 const AXES: &[&str] = &["data", "experts", "tensor", "sequence", "pipeline"];
@@ -66,7 +51,7 @@ const ORDER: &[&str] = &["pipeline", "data", "context", "tensor"];
 
 impl MeshArgs {
     pub fn is_given(&self) -> bool {
-        self.axes.is_given() || self.stages.is_given()
+        self.axes.is_given() || self.exchange.is_given() || self.stages.is_given()
     }
 
     /// That the model has what the parallel block divides; `entry` is the function with the layers.
@@ -93,7 +78,7 @@ impl MeshArgs {
         tree: &Tree,
     ) -> Result<Option<Serving>> {
         let hint = "give --mesh experts=N: each rank has requests of its own, and its experts";
-        if self.axes.zero > 0 || self.axes.sums_gradients() || self.stages.is_given() {
+        if self.axes.zero > 0 || self.exchange.sums() || self.stages.is_given() {
             bail!("ranks that serve have no stages, no gradients and no optimizer: {hint}");
         }
         let mut serving = Serving::default();
@@ -112,7 +97,7 @@ impl MeshArgs {
             let n = number(text, n)?;
             (serving.mesh.data, serving.mesh.experts) = (n, n);
         }
-        serving.exchange_capacity = self.axes.capacity()?.or(serving.exchange_capacity);
+        self.exchange.put(&mut serving.mesh)?;
         let n = serving.mesh.n_ranks();
         match ranks {
             Some(given) if given as u64 != n => bail!(
@@ -148,6 +133,7 @@ impl MeshArgs {
             mesh.data = n.max(1) as u64;
         }
         self.axes.given(&mut mesh)?;
+        self.exchange.put(&mut mesh)?;
         check_experts(&mesh)?;
         match ranks {
             Some(given) if given as u64 != mesh.n_ranks() => bail!(
@@ -165,22 +151,7 @@ impl MeshArgs {
 
 impl AxesArgs {
     pub fn is_given(&self) -> bool {
-        let more = self.sums_gradients() || self.exchange_capacity.is_some();
-        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0 || more
-    }
-
-    fn sums_gradients(&self) -> bool {
-        self.expert_gradients.is_some() || self.gradient_sums.is_some()
-    }
-
-    /// `--exchange-capacity`, as a parallel block checks its own.
-    fn capacity(&self) -> Result<Option<f64>> {
-        match self.exchange_capacity {
-            Some(n) if !(1.0..=1024.0).contains(&n) => {
-                bail!("--exchange-capacity {n}: expected a number from 1 to 1024")
-            }
-            capacity => Ok(capacity),
-        }
+        !self.mesh.is_empty() || self.parallel.is_some() || self.zero > 0
     }
 
     /// Who says what ranks there are.
@@ -219,24 +190,6 @@ impl AxesArgs {
             }
             mesh.sequence = true;
         }
-        if let Some(order) = &self.gradient_sums {
-            let order = GradientSums::WORDS.iter().find(|w| w.0 == order).map(|w| w.1);
-            mesh.sums_in_order = order == Some(GradientSums::InOrder);
-            if mesh.sums_in_order && mesh.n_ranks() == 1 {
-                bail!("--gradient-sums in_order is for several ranks; give --ranks N or --mesh");
-            }
-        }
-        mesh.exchange_capacity = self.capacity()?.or(mesh.exchange_capacity);
-        if let Some(place) = &self.expert_gradients {
-            let experts = ExpertGradients::WORDS.iter().find(|w| w.0 == place);
-            mesh.expert_gradients = contracted(experts.map_or(Default::default(), |w| w.1));
-            if mesh.experts == 1 {
-                bail!(
-                    "--expert-gradients {place}: no ranks have the experts between them; give \
-                     --mesh data=N,experts=N, or leave it out"
-                );
-            }
-        }
         Ok(())
     }
 
@@ -266,7 +219,6 @@ impl AxesArgs {
 pub struct Serving {
     pub mesh: Mesh,
     pub copies: Option<Copies>,
-    pub exchange_capacity: Option<f64>,
 }
 
 impl Serving {
@@ -276,7 +228,6 @@ impl Serving {
         PassCx {
             two_batches: mesh.is_some(),
             staggered: decodes,
-            exchange_capacity: self.exchange_capacity.filter(|_| mesh.is_some()),
             copies: self.copies.clone(),
             mesh,
             ..PassCx::default()
@@ -308,20 +259,12 @@ fn serves(layout: &Parallel) -> Result<Serving> {
         mesh: Mesh {
             data,
             experts,
+            exchange_capacity: layout.exchange_capacity,
             communication_sms: layout.communication_sms,
             ..Mesh::default()
         },
         copies: (redundant > 0 || layout.placement.is_some()).then_some(copies),
-        exchange_capacity: layout.exchange_capacity,
     })
-}
-
-/// What the passes call the place where gradients of experts are contracted.
-pub fn contracted(place: ExpertGradients) -> passes::ExpertGradients {
-    match place {
-        ExpertGradients::AtSource => passes::ExpertGradients::AtSource,
-        ExpertGradients::AtExperts => passes::ExpertGradients::AtExperts,
-    }
 }
 
 /// The number that an axis of `--mesh` is given.

@@ -19,7 +19,7 @@ use weft_schedule::{Table, UnitCosts, check, csv, generate, picture};
 
 use crate::frontend::{self, ModelArgs, Source};
 use crate::policy;
-use crate::{eplb, graphs, mesh, placement};
+use crate::{eplb, exchange, graphs, placement};
 
 /// Simulate a training step of a parallel block on a cluster
 #[derive(clap::Args)]
@@ -375,7 +375,7 @@ fn planned(args: &Args, recompute: Option<Recompute>) -> Result<Planned> {
     // One rank's module, which saves what a rank among those of the experts saves.
     let mesh = Mesh {
         experts: parallel.experts,
-        expert_gradients: mesh::contracted(parallel.expert_gradients),
+        expert_gradients: exchange::contracted(parallel.expert_gradients),
         ..Mesh::ONE
     };
     let cx = PassCx {

@@ -88,7 +88,7 @@ fn ranks_that_cannot_divide_the_experts_are_refused_with_the_nearest_that_can() 
     assert!(of.contains("the nearest is experts = 4"), "{of}");
     let full = why(&["--ranks", "4", "--mesh", "data=4,experts=4", "--exchange-capacity", "1"]);
     assert!(full.contains(" rows come to the experts of rank "), "{full}");
-    assert!(full.contains("give a larger exchange_capacity"), "{full}");
+    assert!(full.contains("give a larger exchange capacity"), "{full}");
     let none = why(&["--ranks", "2", "--expert-gradients", "at_experts"]);
     assert!(none.contains("no ranks have the experts between them"), "{none}");
     assert!(none.contains("give --mesh data=N,experts=N"), "{none}");

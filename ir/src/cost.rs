@@ -36,8 +36,8 @@ pub struct Cost {
 }
 
 /// The module with as many rows behind an `exchange` as before it, to be counted, not to be run: a
-/// program has room there for the rows of all places, and has those of one if experts are evenly
-/// loaded.
+/// program has room there for more rows than it sends, for those of all places where no capacity
+/// bounds it, and has as many as it sends if experts are evenly loaded.
 pub fn evenly(module: &Module) -> Module {
     let mut rows: BTreeMap<Dim, Dim> = BTreeMap::new();
     for f in &module.funcs {
@@ -45,7 +45,9 @@ pub fn evenly(module: &Module) -> Module {
         for (_, op) in f.body_ops().filter(|(_, op)| exchanges(op)) {
             let [sent, got] = [op.operands[0], op.results[0]].map(|v| f.ty(v).dims[0]);
             let (few, most) = if op.attrs.get_flag("back") { (got, sent) } else { (sent, got) };
-            if most.as_fixed() > few.as_fixed() {
+            // Rows that are data may stand as symbols; their totals say how many there are at most.
+            let total = |dim| module.eval_dim(dim, &|_| None);
+            if most != few && total(most) > total(few) {
                 rows.insert(most, few);
             }
         }

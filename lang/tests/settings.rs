@@ -296,6 +296,29 @@ fn wrong_layouts_are_explained() {
         "nodes_per_token = 3, and 16 ranks with experts lie on 2 nodes of 8; at most \
          nodes_per_token = 2",
     );
+    assert_eq!(
+        parallel("data = 4  experts = 4  expert_gradients = at_experts  exchange_capacity = 1.5"),
+        [""; 0]
+    );
+    one(
+        "data = 4  experts = 4  expert_gradients = at_expert",
+        "`expert_gradients` takes at_source or at_experts, found `at_expert`; did you mean \
+         `at_experts`?",
+    );
+    one(
+        "data = 4  expert_gradients = at_experts",
+        "`expert_gradients`: no ranks have the experts between them, experts = 1; give experts = \
+         2, or leave it out",
+    );
+    one(
+        "data = 4  exchange_capacity = 2",
+        "`exchange_capacity`: no ranks have the experts between them, experts = 1; give experts = \
+         2, or leave it out",
+    );
+    one(
+        "gradient_sums = in_order",
+        "`gradient_sums` is for several ranks, and there is one; give data = 2, or leave it out",
+    );
     one(
         "placement = near",
         "`placement` takes the name of a JSON file in quotes; `weft eplb LOADS --gpus N --json` \

@@ -63,7 +63,7 @@ pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     };
     let filled = Filled::of(module);
     let trains = module.find("train_step").is_some();
-    let rooms = match cx.exchange_capacity.filter(|_| trains) {
+    let rooms = match cx.mesh.and_then(|m| m.exchange_capacity).filter(|_| trains) {
         Some(capacity) => rooms(module, capacity, n),
         None => BTreeMap::new(),
     };
@@ -107,12 +107,16 @@ fn rooms(module: &mut Module, capacity: f64, n: u64) -> BTreeMap<SymId, Dim> {
         let unit = total.checked_div(Dim::fixed(total.coeff()));
         let total = unit.and_then(|unit| unit.checked_mul(Dim::fixed(wanted)));
         let Some(total) = total.filter(|_| capacity < n as f64) else { continue };
-        let name = (1..).map(|i| if i == 1 { "C".to_string() } else { format!("C{i}") });
-        let name = name.into_iter().find(|n| module.find_sym(n).is_none()).expect("one is free");
         let kind = SymKind::Ragged { segments: segments / n, total };
-        rooms.insert(sym, Dim::sym(module.add_sym(&name, kind)));
+        rooms.insert(sym, Dim::sym(module.add_sym(&free_room(module), kind)));
     }
     rooms
+}
+
+/// A free name for a number of rows that there is room for: C, C2, ..
+pub fn free_room(module: &Module) -> String {
+    let mut names = (1..).map(|i| if i == 1 { "C".to_string() } else { format!("C{i}") });
+    names.find(|n| module.find_sym(n).is_none()).expect("one is free")
 }
 
 /// Values of a function that hold weights of experts, with the dim of these: from where they are
@@ -370,8 +374,14 @@ impl Send<'_> {
 
     /// Is a value made of less, which is sent in its place?
     fn repeats(&self, v: ValueId) -> bool {
-        let op = self.func.def_op(v).map(|id| self.func.op(id));
-        op.is_some_and(|op| op.op == Op::Broadcast && rows::one_by_one(self.func, op))
+        let Some(op) = self.func.def_op(v).map(|id| self.func.op(id)) else { return false };
+        let bits = |v: ValueId| self.func.ty(v).dtype.bits();
+        let less = match op.op {
+            Op::Broadcast => true,
+            Op::Convert => bits(op.operands[0]) < bits(v),
+            _ => false,
+        };
+        less && rows::one_by_one(self.func, op)
     }
 
     fn made_by(&self, v: ValueId) -> Result<OpData, PassError> {

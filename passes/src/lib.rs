@@ -88,9 +88,6 @@ pub struct PassCx {
     pub pipeline: Option<Pipeline>,
     /// Experts that have several copies each.
     pub copies: Option<Copies>,
-    /// Rows that a rank takes of an exchange at once, as a multiple of what it sends; room for all
-    /// where nothing is said.
-    pub exchange_capacity: Option<f64>,
     /// Entries that serve take two halves of a batch, each with caches of its own.
     pub two_batches: bool,
     /// The second half of a batch is half a layer behind the first, as in decoding.
@@ -173,10 +170,11 @@ pub struct Mesh {
     pub expert_gradients: ExpertGradients,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
-    /// Room for rows that come to a rank's experts, as a multiple of those that it sends; for all
-    /// where nothing is said.
+    /// Room for rows that come to a rank's experts at once, as a multiple of those that it sends; for
+    /// all where nothing is said.
     pub exchange_capacity: Option<f64>,
-    /// Each rank adds its micro-batches one after the other, not in halves.
+    /// Each rank adds its micro-batches one after the other, not in halves: what `Train::sums` is
+    /// made of.
     pub sums_in_order: bool,
     /// Multiprocessors that carry what ranks send each other; 0 where nothing is said.
     pub communication_sms: u64,

@@ -36,6 +36,7 @@ use weft_ir::module::{Func, FuncId, Module, OpData, OpId, ValueId};
 use weft_ir::op::{Op, Trait};
 use weft_ir::ty::{AxisId, DType, Type};
 
+use crate::experts::free_room;
 use crate::inline::splice;
 use crate::rewrite::{Copier, made_of_nothing, retarget};
 use crate::{Pass, PassCx, PassError, Stats};
@@ -45,7 +46,7 @@ pub const PASS: Pass = Pass { name: "rounds", requires: &[], establishes: &[], r
 pub fn run(module: &mut Module, cx: &PassCx) -> Result<Stats, PassError> {
     // Ranks that train have room for so many rows and no other rounds (`experts`).
     let serves = module.find("train_step").is_none();
-    let Some(capacity) = cx.exchange_capacity.filter(|_| serves) else {
+    let Some(capacity) = cx.mesh.and_then(|m| m.exchange_capacity).filter(|_| serves) else {
         return Ok(Stats::default());
     };
     let (mut n, mut at) = (0, 0);
@@ -169,9 +170,7 @@ impl<'a> Trip<'a> {
         let unit = total.checked_div(Dim::fixed(total.coeff()));
         let total = unit.and_then(|unit| unit.checked_mul(Dim::fixed(wanted)));
         let total = total.ok_or_else(|| PassError::new("a capacity that is no number of rows"))?;
-        let name = (1..).map(|i| if i == 1 { "C".into() } else { format!("C{i}") });
-        let name: String =
-            name.into_iter().find(|n: &String| module.find_sym(n).is_none()).expect("one is free");
+        let name = free_room(module);
         let segments = self.n_experts() / self.n;
         let room = Dim::sym(module.add_sym(&name, SymKind::Ragged { segments, total }));
         Ok(Some(Round { room, rows, all, n_max: most.div_ceil(wanted) }))

@@ -49,9 +49,8 @@ fn compiled(fp8: bool, mesh: Option<Mesh>) -> Module {
 }
 
 fn compiled_with(recipe: Option<Recipe>, mesh: Option<Mesh>) -> Module {
-    let exchange_capacity = mesh.and_then(|m| m.exchange_capacity);
     let train = Train { micro_batches: 4, ..TRAIN };
-    let mut cx = PassCx { train: Some(train), mesh, exchange_capacity, ..PassCx::default() };
+    let mut cx = PassCx { train: Some(train), mesh, ..PassCx::default() };
     if let Some(recipe) = recipe {
         cx.policy = ["up", "down"].map(|site| (site.to_string(), recipe.clone())).into();
     }
@@ -181,6 +180,15 @@ fn check_at_experts(fp8: bool, mesh: Mesh, most: f64) {
     let several = &outcome.several;
     let n = n_exchanges(several);
     assert!(n < at_source, "{n} exchanges, {at_source} where rows are contracted at their source");
+    // Of the tokens' width (in codes, 8 bits of it): to the experts and back, forward in `@loss`'s
+    // layer and the step's, and backward; the others are a number for each row.
+    let wide = |f: &weft_ir::module::Func, op: &weft_ir::module::OpData| {
+        f.ty(op.operands[0]).last().and_then(|d| d.as_fixed()) == Some(8)
+    };
+    let of_rows = several.funcs.iter().map(|f| {
+        f.body_ops().filter(|(_, op)| exchanges(op.op) && wide(f, op)).count()
+    });
+    assert_eq!(of_rows.sum::<usize>(), 6, "rows go once each way");
     let n_own = 4 / mesh.experts;
     for func in &several.funcs {
         for (_, op) in func.body_ops().filter(|(_, op)| op.op == Op::GroupedOuter) {
@@ -303,12 +311,11 @@ fn serve(n: u64, how: &How) {
         let names: Vec<&str> = PIPELINE.iter().map(|p| p.name).collect();
         let cx = match mesh {
             None => PassCx::default(),
-            Some(_) => PassCx {
+            Some(mesh) => PassCx {
                 two_batches: true,
                 staggered,
-                mesh,
+                mesh: Some(Mesh { exchange_capacity, ..mesh }),
                 copies: copies.clone(),
-                exchange_capacity,
                 ..PassCx::default()
             },
         };

@@ -5,7 +5,7 @@
 //! collectives: an exchange is on its way from its start to whoever needs what it brings, and every
 //! other op runs on the compute stream when that is free and its operands are there. What an op
 //! takes is the same rule ([`crate::kernel`]). Rows of an exchange, for which the program has room
-//! for all at one rank, are counted as evenly spread.
+//! for more than it sends, are counted as evenly spread.
 
 use std::collections::BTreeSet;
 
@@ -170,7 +170,8 @@ impl Walk<'_> {
         let back = op.attrs.get_flag("back");
         let moved = f.ty(if back { op.results[0] } else { op.operands[0] });
         let row_bytes = kernel::bytes(self.module, moved)?;
-        let rows = moved.dims[0].as_fixed().unwrap_or(1) as f64;
+        let rows = self.module.eval_dim(moved.dims[0], &|_| None);
+        let rows = rows.ok_or(PlanError("rows that are exchanged have no number".into()))? as f64;
         let tokens = rows / self.active;
         let exchange = Exchange { tokens, token_bytes: row_bytes / rows, row_bytes };
         let work = if back { Work::Combine(exchange) } else { Work::Dispatch(exchange) };

@@ -1,11 +1,11 @@
 //! The step of programs as they were compiled: the schedule's clock with what their cells take.
 //!
 //! A program has the stages of its rank, and its cells say in their names which they are of:
-//! `stage.3.fwd`, `stage.3.bwd_input.stage.3.bwd_weight`, `stage.4.fwd.stage.3.bwd_input.stage
-//! .3.bwd_weight`. A stage that no given program has takes what another takes, of those that the
-//! plan gives a time most like its own the nearest: the programs of a rank at an end and of one in
-//! the middle are enough for most. What adds gradients up over
-//! micro-batches goes with the backwards, each with its share.
+//! `stage.3.fwd`, `stage.3.bwd_input.stage.3.bwd_weight`, or a forward and a backward with its two
+//! halves. A stage that no given program has takes what another takes, of those that the plan gives
+//! a time most like its own the nearest: the programs of a rank at an end and of one in the middle
+//! are enough for most. What adds gradients up over micro-batches goes with the backwards, each
+//! with its share.
 
 use std::collections::BTreeMap;
 

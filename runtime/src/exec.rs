@@ -50,7 +50,7 @@ pub enum ExecError {
     NoRanks { label: String },
     #[error(
         "step {label}: {rows} rows come to the experts of rank {rank}, which has room for {room}; \
-         give a larger exchange_capacity, or leave it out, which is room for all"
+         give a larger exchange capacity, or none, which is room for all"
     )]
     NoRoom { label: String, rank: usize, rows: usize, room: usize },
     #[error("step {label}: bytes {least}..{greatest} of {buffer}, which has {size_bytes}")]

@@ -55,7 +55,7 @@ fn context(options: &str) -> Result<PassCx, String> {
             }
             ("exchange_capacity", n) => {
                 let capacity = n.parse().map_err(|_| "exchange_capacity is a number")?;
-                cx.exchange_capacity = Some(capacity);
+                cx.mesh.get_or_insert_default().exchange_capacity = Some(capacity);
             }
             // As `pages=PAGESxPOSITIONS`.
             ("pages", pool) => {

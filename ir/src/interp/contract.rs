@@ -72,7 +72,7 @@ fn segments(offsets: &Tensor, rows: usize) -> Result<Vec<(usize, usize)>, Fault>
     let o = offsets.ints()?;
     let ascends = o.windows(2).all(|w| w[0] <= w[1]);
     if o.first() != Some(&0) || o.last().is_none_or(|last| *last > rows as i64) || !ascends {
-        return Err(format!("offsets do not ascend from 0 to the {rows} rows"));
+        return Err(format!("offsets do not ascend from 0 to at most the {rows} rows"));
     }
     Ok(o.windows(2).map(|w| (w[0] as usize, w[1] as usize)).collect())
 }

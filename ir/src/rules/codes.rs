@@ -37,10 +37,10 @@ pub fn recode(cx: &RuleCx) -> Types {
     cx.check(codes.quant.is_none() && codes.rank() >= 2, "codes are plain, of two dims at least")?;
     let through = cx.attrs.get_dtype("through").expect("required by the row");
     cx.check(matches!(through, DType::F32 | DType::Bf16), "codes are read as f32 or bf16")?;
-    let group = cx.attrs.get_ints("x_group").map(|g| g.iter().map(|n| *n as u64));
-    let sides: Vec<u64> = group.into_iter().flatten().collect();
-    let [rows, cols] = sides[..] else { return cx.err("`x_group` has rows and columns") };
-    let grid = grid(&codes.dims, [rows.max(1), cols.max(1)]);
+    let group = cx.attrs.get_ints("x_group").unwrap_or(&[]);
+    let [rows, cols] = group[..] else { return cx.err("`x_group` has rows and columns") };
+    cx.check(rows > 0 && cols > 0, "sides of `x_group` are 1 at least")?;
+    let grid = grid(&codes.dims, [rows as u64, cols as u64]);
     cx.check(grid.as_ref() == Some(&scales.dims), "a scale for each group of the codes")?;
     cx.check(matches!(scales.dtype, DType::F32 | DType::Ue8m0), "scales are f32 or ue8m0")?;
     coded(cx)

@@ -4,7 +4,7 @@
 //! The ranks of a stage are `data x context x tensor`; `experts` divides them into groups, each of
 //! which has all experts between them. A block is checked by itself when it is read and against the
 //! model (`check_model`) once that is lowered. Whether its layout can be run is for who runs it to
-//! say: a plan can use all of it.
+//! say.
 
 use serde::Serialize;
 use weft_ir::module::Module;
@@ -327,9 +327,17 @@ impl Reader<'_, '_> {
                 format!("the nearest is experts = {}", divisors_near(stage_ranks, p.experts));
             self.say("experts", why, near);
         }
-        if p.experts == 1 && p.expert_gradients == ExpertGradients::AtExperts {
-            let why = "no ranks have the experts between them: experts = 1".to_string();
-            self.say("expert_gradients", why, "give experts = 2, or leave it out".into());
+        let of_experts = [
+            ("expert_gradients", p.expert_gradients == ExpertGradients::AtExperts),
+            ("exchange_capacity", p.exchange_capacity.is_some()),
+        ];
+        for (key, _) in of_experts.into_iter().filter(|(_, said)| *said && p.experts == 1) {
+            let why = format!("`{key}`: no ranks have the experts between them, experts = 1");
+            self.say(key, why, "give experts = 2, or leave it out".into());
+        }
+        if p.gradient_sums == GradientSums::InOrder && p.n_ranks() == 1 {
+            let why = "`gradient_sums` is for several ranks, and there is one".to_string();
+            self.say("gradient_sums", why, "give data = 2, or leave it out".into());
         }
         if p.sequence > 1 && p.sequence != p.tensor {
             let why = format!(

@@ -7,8 +7,8 @@ use weft_ir::op::Op;
 
 use crate::rewrite::{callee, carry};
 
-/// By function: rows that are as `dispatch` makes them, or codes or copies of such. Sent, they have
-/// zeros behind them (`exchange`).
+/// By function: rows that are as `dispatch` makes them, of values or of codes, or what is read from
+/// such codes. Sent, they have zeros behind them (`exchange`).
 pub struct Filled(Vec<BTreeSet<ValueId>>);
 
 impl Filled {

@@ -100,7 +100,7 @@ impl Gradients {
             || matches!(op.op, Op::AllReduce | Op::ReduceScatter | Op::AllGather)
             || matches!(op.op, Op::Slice | Op::Concat | Op::Send | Op::Recv)
                 && op.attrs.get_int("dim") != Some(dim as i64);
-        if !each && !is_remade(func, v) {
+        if !each {
             let why = "reads the gradients of all experts, and ranks have those of their own";
             return Err(PassError::new(why));
         }

@@ -1,4 +1,4 @@
-//! What a step adds up over its micro-batches, in the tree in which `train_step`'s loops add it.
+//! What a step adds up over its micro-batches, in the order in which `train_step`'s loops add it.
 
 use std::collections::BTreeMap;
 
