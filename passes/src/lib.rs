@@ -170,8 +170,8 @@ pub struct Mesh {
     pub expert_gradients: ExpertGradients,
     /// Ranks along `data` each keep a part of the weights and of the optimizer's states.
     pub zero: bool,
-    /// Room for rows that come to a rank's experts at once, as a multiple of those that it sends; for
-    /// all where nothing is said.
+    /// Room for rows that come to a rank's experts at once, as a multiple of those that it sends;
+    /// for all where nothing is said.
     pub exchange_capacity: Option<f64>,
     /// Each rank adds its micro-batches one after the other, not in halves: what `Train::sums` is
     /// made of.

@@ -13,10 +13,10 @@
 //! Why: everything a step does is in the graph. Metrics add up: a loss's mean is over the global
 //! batch, so a micro-batch holds its share. Micro-batches are added in one binary tree over their
 //! index, as loops of two turns within one another (`turns`): any half of the batch is one summand,
-//! so ranks that share a batch get the bits that one rank gets. `Sums::InOrder` has fewer halves and
-//! adds the micro-batches of each one after the other, which takes one sum in place of one a level,
-//! and gives the bits of as many halves alone. Weight decay is for weights with at
-//! least two dims without the layers they are stacked over: gains and biases are not pulled to
+//! so ranks that share a batch get the bits that one rank gets. `Sums::InOrder` has fewer halves
+//! and adds the micro-batches of each one after the other, which takes one sum in place of one a
+//! level, and gives the bits of as many halves alone. Weight decay is for weights with at least two
+//! dims without the layers they are stacked over: gains and biases are not pulled to
 //! zero.
 //! The parameters are data, schedules, `lr` and `step`, then states by store name; the results
 //! metrics, side outputs that `@update` reads, and the states that changed, each donated. Moments

@@ -185,9 +185,10 @@ fn check_at_experts(fp8: bool, mesh: Mesh, most: f64) {
     let wide = |f: &weft_ir::module::Func, op: &weft_ir::module::OpData| {
         f.ty(op.operands[0]).last().and_then(|d| d.as_fixed()) == Some(8)
     };
-    let of_rows = several.funcs.iter().map(|f| {
-        f.body_ops().filter(|(_, op)| exchanges(op.op) && wide(f, op)).count()
-    });
+    let of_rows = several
+        .funcs
+        .iter()
+        .map(|f| f.body_ops().filter(|(_, op)| exchanges(op.op) && wide(f, op)).count());
     assert_eq!(of_rows.sum::<usize>(), 6, "rows go once each way");
     let n_own = 4 / mesh.experts;
     for func in &several.funcs {

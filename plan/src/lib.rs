@@ -18,8 +18,8 @@
 //!   from, for the bits of one rank: it sends three more values of the inner width back for each
 //!   row, and keeps gradients of all experts until the end of the step.)
 //! - A rank holds one sum of each gradient, as with `gradient_sums = in_order`, to which products
-//!   add as they end (a compiled step adds behind them), and room for as many rows of an exchange as
-//!   come on average, whatever `exchange_capacity` says.
+//!   add as they end (a compiled step adds behind them), and room for as many rows of an exchange
+//!   as come on average, whatever `exchange_capacity` says.
 //! - Rows that travel plain (`dispatched = bf16`) are encoded where they arrive. (A compiled step
 //!   encodes each copy and sends codes: the same bits.)
 //! - Further rounds of an exchange (`rounds`) take their time on average, with nothing under them.
