@@ -71,13 +71,13 @@ fn outcomes(module: &Module, unit: Option<Unit>) -> Result<IndexMap<String, Outc
 
 fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
     let func = module.func(id);
-    let table = Table::of(func);
+    let table = Table::of(module, func);
     let args = func.params.iter().map(|p| {
         let data = func.value(*p);
         let name = data.name.as_deref().unwrap_or("");
         match &table {
             Some(table) if name == TABLE => Ok(table.tensor()),
-            Some(table) if data.ty.state => {
+            Some(table) if table.has(name) => {
                 table.pool(&data.ty, levels(module, name), |whole| drawn(module, name, whole))
             }
             _ => drawn(module, name, &data.ty),
@@ -93,8 +93,8 @@ fn outcome(module: &Module, id: FuncId) -> Result<Outcome> {
     };
     let results = Interp::new(module, Precision::F64).watched(&watch).run(id, args?)?;
     let results = func.results.iter().zip(&func.result_names).zip(results);
-    let results = results.map(|((r, name), value)| {
-        let pool = table.as_ref().filter(|_| func.ty(*r).state);
+    let results = results.map(|((_, name), value)| {
+        let pool = table.as_ref().filter(|table| table.has(name));
         let whole = pool.map(|table| table.in_order(&value, levels(module, name)));
         (name.clone(), whole.unwrap_or(value))
     });

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use weft_ir::dim::Dim;
 use weft_ir::interp::{Data, Tensor};
-use weft_ir::module::{Func, Module};
+use weft_ir::module::{Func, Module, ValueId};
 use weft_ir::ty::Type;
 use weft_passes::page_caches::TABLE;
 
@@ -13,20 +13,33 @@ pub struct Table {
     pages: Vec<usize>,
     /// Requests, and pages of each.
     dims: [usize; 2],
+    /// The names of the caches.
+    caches: Vec<String>,
 }
 
 impl Table {
     /// That of `func`, where its caches are pools.
-    pub fn of(func: &Func) -> Option<Table> {
-        let named = |p: &&weft_ir::module::ValueId| func.value(**p).name.as_deref() == Some(TABLE);
-        let ty = func.params.iter().find(named).map(|p| func.ty(*p))?;
-        let pool = func.params.iter().map(|p| func.ty(*p)).find(|ty| ty.state)?;
-        let sizes: Option<Vec<u64>> = ty.dims.iter().map(|d| d.as_fixed()).collect();
+    pub fn of(module: &Module, func: &Func) -> Option<Table> {
+        let name = |p: ValueId| func.value(p).name.as_deref().unwrap_or("");
+        let table = func.params.iter().find(|p| name(**p) == TABLE)?;
+        let sizes: Option<Vec<u64>> = func.ty(*table).dims.iter().map(|d| d.as_fixed()).collect();
         let [batch, n] = sizes?[..] else { return None };
-        // A stack has its layers first, then pages.
-        let n_pages = pool.dims.iter().filter_map(|d| d.as_fixed()).find(|d| *d >= batch * n)?;
-        let pages = (0..batch * n).map(|i| (n_pages - 1 - i) as usize).collect();
-        Some(Table { pages, dims: [batch as usize, n as usize] })
+        // An entry gives its caches back; of other states it only reads.
+        let caches: Vec<ValueId> =
+            func.donated.iter().map(|(p, _)| func.params[*p as usize]).collect();
+        let pool = *caches.first()?;
+        let n_pages = func.ty(pool).dims.get(levels(module, name(pool)))?.as_fixed()?;
+        let pages = (0..batch * n).map(|i| Some(n_pages.checked_sub(1 + i)? as usize));
+        Some(Table {
+            pages: pages.collect::<Option<_>>()?,
+            dims: [batch as usize, n as usize],
+            caches: caches.into_iter().map(|p| name(p).to_string()).collect(),
+        })
+    }
+
+    /// Whether what has this name is a cache.
+    pub fn has(&self, name: &str) -> bool {
+        self.caches.iter().any(|cache| cache == name)
     }
 
     pub fn tensor(&self) -> Tensor {
