@@ -14,7 +14,7 @@ use crate::graphs::{self, Taken, Target};
 use crate::mesh::MeshArgs;
 use crate::pipeline::{self, Recorder, ShowArgs, Start, Way};
 use crate::policy;
-use crate::serve::{BATCH, ServeArgs};
+use crate::serve::{BATCH, Caches, ServeArgs};
 use crate::verify_passes;
 
 /// Compile a model; with --stop-after, print the IR there
@@ -29,9 +29,9 @@ pub struct Args {
     /// where caches are in one piece]
     #[arg(long)]
     batch: Option<u64>,
-    /// Tokens in a sequence (of a cache: positions kept)
-    #[arg(long, default_value_t = 256)]
-    sequence: u64,
+    /// Tokens in a sequence (of a cache: positions kept) [default: 256]
+    #[arg(long)]
+    sequence: Option<u64>,
     /// Stop after this pass (`lower` is before the first) and print the IR
     #[arg(long, value_name = "PASS")]
     stop_after: Option<String>,
@@ -86,6 +86,10 @@ enum For {
 }
 
 impl Args {
+    fn sequence(&self) -> u64 {
+        self.sequence.unwrap_or(256)
+    }
+
     fn start(&self) -> Result<Option<Start>> {
         let from = self.from.as_deref();
         from.map(|path| Start::read(path, self.after.as_deref())).transpose()
@@ -111,7 +115,12 @@ pub fn run(args: Args) -> Result<()> {
     };
     let cx = serving.unwrap_or_default().cx(matches!(args.purpose, For::Decode));
     let mesh = cx.mesh;
-    let n = args.batch.unwrap_or(BATCH);
+    let n_ranks = mesh.map_or(1, |mesh| mesh.n_ranks());
+    let sequence = args.sequence();
+    let Caches { context, batch: n, pages } = match serves {
+        true => args.serve.printed((&source, &tree), n_ranks, sequence, args.batch)?,
+        false => Caches { context: sequence, batch: args.batch.unwrap_or(BATCH), pages: None },
+    };
     // Ranks take their batch in two halves.
     let batch = match mesh {
         Some(_) if n % 2 == 1 => bail!(
@@ -121,21 +130,17 @@ pub fn run(args: Args) -> Result<()> {
         Some(_) => Size::Fixed(n / 2),
         None => Size::Fixed(n),
     };
-    let pages = match serves {
-        true => args.serve.pools((&source, &tree), args.sequence, n)?,
-        false => None,
-    };
     let (purpose, settings) = match args.purpose {
         For::Train => {
-            let seq = Size::Fixed(args.sequence);
+            let seq = Size::Fixed(sequence);
             (Purpose::Train, Settings { batch, seq, segments: true, cache: None })
         }
         For::Prefill | For::Decode => {
             let seq = match args.purpose {
                 For::Decode => Size::Fixed(1),
-                _ => Size::Bounded(args.sequence),
+                _ => Size::Bounded(context),
             };
-            let cache = Some(Size::Fixed(args.sequence));
+            let cache = Some(Size::Fixed(context));
             (Purpose::Infer, Settings { batch, seq, segments: false, cache })
         }
     };
@@ -165,6 +170,11 @@ pub fn run(args: Args) -> Result<()> {
 
 /// `-o`: the graph that `weft train` or `weft generate` would run here, for any machine.
 fn write_graph(args: &Args, path: &Path) -> Result<()> {
+    let given = [("batch", args.batch), ("sequence", args.sequence)];
+    let given = given.into_iter().find_map(|(key, n)| Some((key, n?)));
+    if let (For::Train, Some((key, n))) = (args.purpose, given) {
+        bail!("--{key} {n}: the train block says what a step takes; give --set {key}={n}");
+    }
     let checkpoint = args.checkpoint.as_deref();
     let target = match args.device {
         Machine::Cpu if args.gpu.given().iter().any(|(_, given)| *given) => {
@@ -186,8 +196,8 @@ fn write_graph(args: &Args, path: &Path) -> Result<()> {
         )?,
         For::Prefill | For::Decode => {
             let ranks = (&args.mesh, None);
-            let caches = |source: &Source, tree: &Tree| {
-                args.serve.caches((source, tree), args.sequence, args.batch, None)
+            let caches = |source: &Source, tree: &Tree, n_ranks| {
+                args.serve.caches((source, tree), n_ranks, args.sequence(), args.batch, None)
             };
             graphs::for_generation(&args.model, checkpoint, caches, ranks, target, &way)?
         }

@@ -65,7 +65,10 @@ pub fn run(args: Args) -> Result<()> {
         graphs::for_generation(
             &args.model,
             Some(&folder),
-            |source, tree| args.serve.caches((source, tree), context, args.batch, Some(&needs)),
+            |source, tree, n_ranks| {
+                let of = (source, tree);
+                args.serve.caches(of, n_ranks, context, args.batch, Some(&needs))
+            },
             (&args.mesh, Some(args.text.ranks.n_ranks()?)),
             args.gpu.target(args.text.device)?,
             &Way::from(&args.show),

@@ -233,11 +233,12 @@ pub fn first_of_stages(graph: &Graph) -> Result<Vec<usize>> {
     Ok((0..n_ranks).step_by(n_ranks / n_places).collect())
 }
 
-/// Reading a prompt and continuing it, over caches that `caches` chooses for a model.
+/// Reading a prompt and continuing it, over caches that `caches` chooses for a model and a number
+/// of ranks.
 pub fn for_generation(
     model: &ModelArgs,
     checkpoint: Option<&Path>,
-    caches: impl FnOnce(&Source, &Tree) -> Result<Caches>,
+    caches: impl FnOnce(&Source, &Tree, u64) -> Result<Caches>,
     (ranks, n_ranks): (&MeshArgs, Option<usize>),
     target: Target,
     way: &Way,
@@ -250,10 +251,8 @@ pub fn for_generation(
     settings::check(&tree, &mut diags);
     frontend::show(&source.map, &diags)?;
     let serving = ranks.serving(n_ranks, &source, &tree)?.unwrap_or_default();
-    let Caches { context, batch, pages } = caches(&source, &tree)?;
-    if pages.is_some() && serving.mesh.n_ranks() > 1 {
-        bail!("not available yet: caches in pages on several ranks; leave --page out");
-    }
+    let n_ranks = serving.mesh.n_ranks();
+    let Caches { context, batch, pages } = caches(&source, &tree, n_ranks)?;
     let batch = if batch > 1 { Size::Bounded(batch) } else { Size::Fixed(1) };
     let mut recorder = Recorder::new(&way.show)?;
     let (mut whole, mut last): (Option<Graph>, Option<Module>) = (None, None);

@@ -61,7 +61,11 @@ fn any_file_of_a_dump_goes_on_to_the_same_graph() {
     for purpose in ["train", "decode"] {
         let folder = tempfile::tempdir().unwrap();
         let dump = folder.path().join("dump");
-        let aim = ["--for", purpose, "--sequence", "16"];
+        let short = match purpose {
+            "train" => ["--set", "sequence=16"],
+            _ => ["--sequence", "16"],
+        };
+        let aim = [&["--for", purpose], &short[..]].concat();
         let show = ["--dump", dump.to_str().unwrap()];
         let whole = graph(folder.path(), "x.weft", &[&aim[..], &show].concat());
         let files = std::fs::read_dir(&dump).unwrap().flatten().map(|f| f.path());
@@ -74,6 +78,17 @@ fn any_file_of_a_dump_goes_on_to_the_same_graph() {
             let again = graph(folder.path(), "x.weft", &[&aim[..], &from].concat());
             assert!(again == whole, "{} goes elsewhere", file.display());
         }
+    }
+}
+
+#[test]
+fn a_step_takes_what_its_train_block_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("x.weft").display().to_string();
+    for (option, hint) in [("--batch", "give --set batch=3"), ("--sequence", "--set sequence=3")] {
+        let done = weft(folder.path(), &["compile", MODEL, "-o", &out, option, "3"]);
+        let said = text(&done.stderr);
+        assert!(!done.status.success() && said.contains(hint), "{said}");
     }
 }
 

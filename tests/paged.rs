@@ -72,6 +72,17 @@ fn the_interpreter_computes_what_it_does_without_pages() {
     }
 }
 
+/// A stack has its layers first, also where they are more than the pages.
+#[test]
+fn the_pages_of_a_deep_stack_are_told_from_its_layers() {
+    let llama = model("llama.model");
+    let asked = ["compile", &llama, "--for", "decode", "--page", "16", "--verify-passes"];
+    let deep = ["--set", "depth=8", "--stop-after", "page_caches"];
+    let (ir, said) = weft(&[&asked[..], &deep].concat()).expect("values");
+    assert!(said.contains("values compared, none moved"), "{said}");
+    assert!(ir.contains("state f32[8, 128, 16, "), "{ir}");
+}
+
 /// The report's numbers by the words behind them.
 fn report(said: &str) -> (u64, u64, u64) {
     let line = said.lines().find(|l| l.starts_with("caches: ")).expect("a report");
@@ -241,12 +252,53 @@ fn what_does_not_go_together_is_refused() {
     assert!(batch.contains("several requests at once have their caches in pages"), "{batch}");
     let pages = refused(&["--pages", "4"]);
     assert!(pages.contains("give --page 64 too"), "{pages}");
+    let long = refused(&["--context", "32", "--page", "100000000000000"]);
+    assert!(long.contains("which has 32 positions at most; give --page 32 or less"), "{long}");
+    // Hints do not lead from one refusal to the next.
     let ranks = refused(&["--page", "4", "--ranks", "2"]);
-    assert!(ranks.contains("not available yet: caches in pages on several ranks"), "{ranks}");
+    assert!(ranks.contains("caches in pages on several ranks; leave it out"), "{ranks}");
+    let ranks = refused(&["--batch", "2", "--ranks", "2"]);
+    assert!(ranks.contains("--batch 2: each of several ranks continues two texts"), "{ranks}");
+    let ranks = refused(&["--pages", "2", "--ranks", "2"]);
+    assert!(ranks.contains("several ranks have caches in one piece; leave it out"), "{ranks}");
 }
 
-/// A graph that was written, with what a serve block says.
-fn written(dir: &Path) -> PathBuf {
+/// Where IR is printed options and blocks say what they say of a graph.
+#[test]
+fn printed_ir_has_the_caches_of_a_graph() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (served, graph) = (served(dir.path()), dir.path().join("x.weft").display().to_string());
+    let compile = |more: &[&str]| {
+        let given = ["compile", &served, "--for", "decode"];
+        weft(&[&given[..], more].concat())
+    };
+    let printed = |more: &[&str]| {
+        let stop = ["--stop-after", "page_caches"];
+        compile(&[&stop, more].concat()).expect("IR").0
+    };
+    let ir = printed(&["--serve", "pages", "--sequence", "30"]);
+    assert!(ir.contains("%pages: i32[2, 8]") && ir.contains(", 20, 4, "), "{ir}");
+    let ir = printed(&["--page", "100"]);
+    assert!(ir.contains("%pages: i32[8, 3]") && ir.contains(", 24, 100, "), "{ir}");
+    for output in [&["--stop-after", "page_caches"][..], &["-o", &graph]] {
+        let refused = |more: &[&str], why: &str| {
+            let said = compile(&[output, more].concat()).expect_err("it is refused");
+            assert!(said.contains(why), "{output:?}, {more:?}: {said}");
+        };
+        refused(&["--pages", "5"], "give --page 64 too");
+        refused(&["--page", "512"], "which has 256 positions at most; give --page 256 or less");
+        let ranks = ["--page", "16", "--mesh", "experts=2"];
+        refused(&ranks, "--page 16: not available yet: caches in pages on several ranks");
+        let ranks = ["--serve", "pages", "--mesh", "experts=2"];
+        refused(&ranks, "--serve pages, paged = 4: not available yet: caches in pages");
+    }
+    let ranks = compile(&["--batch", "4", "--mesh", "experts=2", "-o", &graph]);
+    let why = ranks.expect_err("it is refused");
+    assert!(why.contains("--batch 4: each of several ranks continues two texts"), "{why}");
+}
+
+/// A model with a serve block.
+fn served(dir: &Path) -> String {
     let path = dir.join("served.model");
     let text = format!(
         "weft 1\nuse \"{}\"\nmodel Served from DeepSeekV3 {{\n\
@@ -254,8 +306,13 @@ fn written(dir: &Path) -> PathBuf {
         model("deepseek_v3.model")
     );
     std::fs::write(&path, text).expect("a file");
+    path.display().to_string()
+}
+
+/// A graph that was written, with what a serve block says.
+fn written(dir: &Path) -> PathBuf {
     let graph = dir.join("served.weft");
-    let (from, to) = (path.display().to_string(), graph.display().to_string());
+    let (from, to) = (served(dir), graph.display().to_string());
     let checkpoint = checkpoint("v3-grouped");
     let compile = ["compile", &from, "--for", "decode", "--serve", "pages", "--sequence", "32"];
     weft(&[&compile[..], &["--checkpoint", &checkpoint, "-o", &to]].concat()).expect("a graph");
