@@ -302,7 +302,8 @@ fn served(dir: &Path) -> String {
     let path = dir.join("served.model");
     let text = format!(
         "weft 1\nuse \"{}\"\nmodel Served from DeepSeekV3 {{\n\
-         serve pages {{ batch = 2  paged = 4  pages = 20 }}\n}}\n",
+         serve pages {{ batch = 2  paged = 4  pages = 20 }}\n  serve two {{ batch = 2 }}\n  \
+         serve pool {{ pages = 20 }}\n}}\n",
         model("deepseek_v3.model")
     );
     std::fs::write(&path, text).expect("a file");
@@ -329,6 +330,40 @@ fn a_graph_keeps_what_a_serve_block_says() {
     assert_eq!(report(&said).1, 20, "{said}");
     let why = generate(&graph, "v3-grouped", &["--page", "8"]).expect_err("it has its own");
     assert!(why.contains("--page changes what is compiled"), "{why}");
+}
+
+#[test]
+fn options_go_before_what_a_serve_block_says() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let served = served(dir.path());
+    let run = |more: &[&str]| generate(&served, "v3-grouped", &[&CONTEXT, more].concat());
+    let (whole, _) = run(&[]).expect("in one piece");
+    for (block, pages) in [("two", 16), ("pool", 20)] {
+        let (paged, said) = run(&["--serve", block, "--page", "4"]).expect("in pages");
+        assert_eq!((paged, report(&said).1 <= pages), (whole.clone(), true), "{block}: {said}");
+    }
+    let why = run(&["--serve", "two"]).expect_err("without pages");
+    let batch = "--serve two, batch = 2: several requests at once have their caches in pages; give \
+                 --page 64 too";
+    assert!(why.contains(batch), "{why}");
+    let why = run(&["--serve", "pool"]).expect_err("without pages");
+    assert!(why.contains("--serve pool, pages = 20: there are no pages without"), "{why}");
+}
+
+#[test]
+fn a_graph_whose_pages_have_no_positions_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = written(dir.path());
+    for key in ["page", "pool"] {
+        let mut graph = Graph::open(&path).expect("a graph");
+        for entry in &mut graph.entries {
+            entry.meta.insert(key.into(), 0.into());
+        }
+        let broken = dir.path().join("broken.weft");
+        graph.save(&broken).expect("it is written");
+        let why = generate(&broken.display().to_string(), "v3-grouped", &[]).expect_err("broken");
+        assert!(why.contains("was not compiled for generation; compile"), "{key}: {why}");
+    }
 }
 
 /// The entries of a graph over one store, with the weights of its model.

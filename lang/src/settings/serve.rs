@@ -2,7 +2,8 @@
 //!
 //! `paged = N` puts caches into pages of N positions, `pages = P` into pools of P of them, which
 //! `batch = B` requests share. A key that is not available takes the one value that says what is
-//! done anyway.
+//! done anyway. What `batch` and `pages` need besides is checked where options have gone before the
+//! block.
 
 use super::keys::Keys;
 use super::{kind, named};
@@ -56,16 +57,6 @@ pub fn read(tree: &Tree, block: &ast::Block, diags: &mut Vec<Diag>) -> Option<Se
             }
             _ => keys.unknown(&entry.key, kind(block), KEYS),
         }
-    }
-    let given = |key: &str| block.entries.iter().find(|e| e.key.text == key);
-    let paged = given("paged").is_some();
-    let several = serve.batch.is_some_and(|n| n > 1).then(|| given("batch")).flatten();
-    for entry in [several, given("pages")].into_iter().flatten().filter(|_| !paged) {
-        let why = match entry.key.text.as_str() {
-            "batch" => "several requests at once have their caches in pages",
-            _ => "there are no pages without their size",
-        };
-        diags.push(Diag::error(entry.span, why).hint("add `paged = 64`, the positions of a page"));
     }
     (diags.len() == known).then_some(serve)
 }

@@ -121,7 +121,8 @@ impl Batch {
             Some(buffer.dims.iter().map(|d| d.eval(&dims)).collect())
         };
         let [places, n_pages] = sizes(PAGES).ok_or_else(not)?[..] else { return Err(not()) };
-        let [n, size] = [super::POOL, super::PAGE].map(|key| entry.meta.get(key)?.as_u64());
+        let number = |key| entry.meta.get(key)?.as_u64().filter(|n| *n > 0);
+        let [n, size] = [super::POOL, super::PAGE].map(number);
         let (n, size) = (n.ok_or_else(not)?, size.ok_or_else(not)?);
         // Of all states the caches are those that the entry changes.
         let caches = entry.buffers.iter().filter_map(|b| b.alias).map(|id| entry.buffer(id));
@@ -130,7 +131,7 @@ impl Batch {
             pool: Pool::new(n as usize, size as usize),
             places: places as usize,
             n_pages: n_pages as usize,
-            page_bytes: bytes / n.max(1),
+            page_bytes: bytes / n,
             entries,
         })
     }
