@@ -27,10 +27,10 @@ pub struct Args {
     purpose: For,
     /// Sequences in a batch; of a graph that continues texts (-o) those at once [default: 8, or 1
     /// where caches are in one piece]
-    #[arg(long)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     batch: Option<u64>,
     /// Tokens in a sequence (of a cache: positions kept) [default: 256]
-    #[arg(long)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     sequence: Option<u64>,
     /// Stop after this pass (`lower` is before the first) and print the IR
     #[arg(long, value_name = "PASS")]
