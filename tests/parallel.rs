@@ -70,7 +70,7 @@ fn a_layout_must_fit_the_model() {
 fn a_search_finds_a_layout_for_a_small_model() {
     let args = ["plan", "--parallel", "p", "--cluster", "h800", "--search"];
     let (ok, said) = with_block("data = 4", &args);
-    assert!(ok && said.contains("layouts simulated") && said.contains("1f1b"), "{said}");
+    assert!(ok && said.contains("layouts cut into stages") && said.contains("1f1b"), "{said}");
     // A plan that nothing fits is no failure of the command, a search is.
     let (ok, said) = with_block("data = 4", &["plan", "--parallel", "p", "--cluster", "h200"]);
     assert!(ok && said.contains("tokens/s on each GPU"), "{said}");
